@@ -1,0 +1,45 @@
+# make demo        trains the tiny default and writes runs/tiny/report.html
+# make test        linter and test suite
+# make smoke       a minute of training in a temporary folder
+# make test-heavy  the tests that take minutes
+# make clean       removes the environment and the demo's run
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test smoke test-heavy clean
+
+demo: $(VENV)/installed
+	$(RUN) -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
+
+test: $(VENV)/installed-test
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+test-heavy: $(VENV)/installed-test
+	$(RUN) -m pytest -m heavy
+
+smoke: $(VENV)/installed
+	workdir=$$(mktemp -d) && trap 'rm -rf "$$workdir"' EXIT && \
+	$(RUN) -m experiments.train --config=configs/tiny.py --workdir="$$workdir" \
+		--config.rl.updates=3 --config.train.eval_tasks=64 && \
+	test -s "$$workdir/summary.json" && test -s "$$workdir/report.html"
+
+clean:
+	rm -rf $(VENV) runs/tiny
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed." \
+			"Name one with: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.py | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: setup.py | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	touch $@
+	touch $(VENV)/installed

@@ -1,0 +1,382 @@
+"""The config of a run, checked before anything compiles: a refusal names field, value and what would be right.
+
+`validate` holds the checks that need the config alone, `check_prompt` the one that needs the tokenised prompt, and
+`check_fields` and `check_override` those against misspelt names and wrong types. `derive` has the sizes that follow.
+"""
+
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from agemem_jax.types import TOOL_NAMES
+
+CHOICES = {
+    "policy.dtype": ("float32", "bfloat16", "float16"),
+    "policy.param_dtype": ("float32", "bfloat16", "float16"),
+    "tools.format": ("paper", "hermes"),
+    "tools.summary_by": ("policy", "call"),
+    "store.duplicates": ("refuse", "add"),
+    "store.encoder": ("lexical", "policy"),
+    "reward.task_metric": ("f1", "exact_match", "judge"),
+    "rl.schedule": ("chained", "sequential"),
+    "rl.credit": ("broadcast", "per_stage", "return_to_go"),
+    "rl.zero_variance": ("keep", "drop"),
+    "rl.loss_average": ("token", "sequence", "constant"),
+}
+
+# Smallest values. Fields that are not listed here or below only have to be finite.
+AT_LEAST = {
+    "seed": 0,
+    "num_seeds": 1,
+    "policy.vocab_size": 0,
+    "policy.hidden_size": 1,
+    "policy.intermediate_size": 1,
+    "policy.num_layers": 1,
+    "policy.num_heads": 1,
+    "policy.num_kv_heads": 1,
+    "policy.head_dim": 2,
+    "tools.max_calls": 1,
+    "tools.min_calls": 0,
+    "tools.max_tags": 0,
+    "tools.body_tokens": 0,
+    "tools.max_top_k": 1,
+    "tools.default_top_k": 1,
+    "store.entries": 1,
+    "store.entry_tokens": 1,
+    "store.tag_tokens": 1,
+    "store.embedding_size": 1,
+    "context.limit": 1,
+    "context.capacity": 1,
+    "context.messages": 4,  # what a turn adds (tool results, user, assistant) beside the pinned query
+    "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
+    "task.train_size": 1,
+    "task.test_size": 1,
+    "task.facts": 2,  # a question takes two hops
+    "task.chatter": 0,
+    "task.distractors": 1,
+    "task.message_tokens": 1,
+    "task.answer_tokens": 1,
+    "task.auto_top_k": 0,
+    "task.owners": 1,
+    "rollout.action_tokens": 1,
+    "rollout.summary_tokens": 1,
+    "rollout.stage1_extra_turns": 0,
+    "rollout.stage2_extra_turns": 0,
+    "rollout.stage3_turns": 1,
+    "rollout.summary_slots": 0,
+    "rollout.prefill_chunk": 1,
+    "rollout.history_widths": 1,
+    "rollout.prefill_rows": 0,
+    "rl.updates": 0,
+    "rl.tasks_per_update": 1,
+    "rl.clip_high": 0,
+    "rl.kl_coef": 0,
+    "rl.epochs": 1,
+    "rl.micro_batch": 1,
+    "rl.logit_chunk": 1,
+    "optim.warmup_updates": 0,
+    "optim.weight_decay": 0,
+    "warm.steps": 0,
+    "warm.batch": 1,
+    "warm.warmup_steps": 1,
+    "train.checkpoint_every": 1,
+    "train.keep_checkpoints": 1,
+    "train.eval_every": 0,
+    "train.eval_tasks": 1,
+    "train.eval_temperature": 0,
+    "train.traces": 0,
+}
+
+ABOVE_ZERO = (
+    "policy.rope_theta",
+    "policy.rms_norm_eps",
+    "rollout.temperature",
+    "rl.advantage_eps",
+    "optim.learning_rate",
+    "optim.max_grad_norm",
+    "warm.learning_rate",
+)
+
+# Lowest and highest value.
+WITHIN = {
+    "context.filter_threshold": (0, 1),
+    "task.auto_min_score": (-1, 1),
+    "task.test_fraction": (0, 1),
+    "reward.good_entry": (0, 1),
+    "rl.clip_low": (0, 1),
+    "optim.b1": (0, 1),
+    "optim.b2": (0, 1),
+}
+
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
+
+
+class ConfigError(ValueError):
+    """A config that cannot run. The message has the field's dotted name, its value and what would be right."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Sizes that follow from a config."""
+
+    rows: int  # B, rollouts of an update
+    max_calls: int  # calls that a turn can hold in the configured format
+    sequences: int  # segments that an update can record
+    micro_batch: int  # of these, in a gradient-accumulation step
+    observation_tokens: int  # most content tokens that a row is shown before a turn, chat marks not counted
+    turn_tokens: int  # most content tokens that one turn needs beside the pinned query
+
+
+def derive(config: ConfigDict) -> Derived:
+    """The sizes that follow from a checked config."""
+    tools, task, rollout = config.tools, config.task, config.rollout
+    rows = config.rl.tasks_per_update * config.rl.group_size
+    sequences = rows * config.context.max_segments
+    max_calls = tools.max_calls if tools.format == "paper" else 1
+    shown = max(max_calls * tools.max_top_k, task.auto_top_k)
+    observation = task.message_tokens + shown * config.store.entry_tokens
+    return Derived(
+        rows=rows,
+        max_calls=max_calls,
+        sequences=sequences,
+        micro_batch=min(config.rl.micro_batch, sequences),
+        observation_tokens=observation,
+        turn_tokens=observation + max(rollout.action_tokens, rollout.summary_tokens),
+    )
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError for a value or a combination of values that cannot run."""
+    fields = flatten(config)
+    for name, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            refuse(name, value, "a finite number is needed")
+        if name in CHOICES and value not in CHOICES[name]:
+            known = CHOICES[name]
+            refuse(name, value, f"must be {' or '.join(map(repr, known))}{nearest_of(str(value), known)}")
+        if name in AT_LEAST and value < AT_LEAST[name]:
+            refuse(name, value, f"must be at least {AT_LEAST[name]}")
+        if name in ABOVE_ZERO and value <= 0:
+            refuse(name, value, "must be greater than 0")
+        if name in WITHIN:
+            low, high = WITHIN[name]
+            if not low <= value <= high:
+                refuse(name, value, f"must lie between {low} and {high}")
+    check_policy(config)
+    check_tools(config)
+    check_task(config)
+    check_context(config)
+    check_learning(config)
+
+
+def check_policy(config: ConfigDict) -> None:
+    """Sizes of a fresh policy; with weights they come from the file."""
+    p = config.policy
+    if p.weights:
+        return
+    if p.num_heads % p.num_kv_heads:
+        refuse(
+            "policy.num_heads", p.num_heads,
+            f"must be a multiple of policy.num_kv_heads = {p.num_kv_heads}, since every key-value head serves as many "
+            "query heads",
+        )  # fmt: skip
+    if p.head_dim % 2:
+        refuse("policy.head_dim", p.head_dim, "must be even, since rotary embeddings turn pairs of dimensions")
+
+
+def check_tools(config: ConfigDict) -> None:
+    """Tool names, and how many calls and results a turn may have."""
+    t = config.tools
+    for tool in t.enabled:
+        if tool not in TOOL_NAMES:
+            refuse(
+                "tools.enabled", tuple(t.enabled),
+                f"there is no tool {tool!r}; the tools are {', '.join(TOOL_NAMES)}{nearest_of(str(tool), TOOL_NAMES)}",
+            )  # fmt: skip
+    if len(set(t.enabled)) < len(t.enabled):
+        refuse("tools.enabled", tuple(t.enabled), "names a tool twice; name each once")
+    max_calls = derive(config).max_calls
+    if t.min_calls > max_calls:
+        refuse("tools.min_calls", t.min_calls, f"a turn can hold {max_calls} calls (tools.max_calls)")
+    if t.default_top_k > t.max_top_k:
+        refuse("tools.default_top_k", t.default_top_k, f"must be at most tools.max_top_k = {t.max_top_k}")
+
+
+def check_task(config: ConfigDict) -> None:
+    """What is told in stage 1, which questions are asked, and who scores the answers."""
+    t, r = config.task, config.reward
+    if t.chatter > t.facts - 2:
+        refuse(
+            "task.chatter", t.chatter,
+            f"with task.facts = {t.facts} messages there is no place for two supporting facts; set task.chatter <= "
+            f"{t.facts - 2} or task.facts >= {t.chatter + 2}",
+        )  # fmt: skip
+    if t.path and not 0 < t.test_fraction < 1:
+        refuse("task.test_fraction", t.test_fraction, "must lie between 0 and 1, so that neither split is empty")
+    if not t.path and config.train.eval_tasks > t.test_size:
+        refuse(
+            "train.eval_tasks", config.train.eval_tasks,
+            f"only task.test_size = {t.test_size} test questions are generated; ask for at most as many, or raise "
+            "task.test_size",
+        )  # fmt: skip
+    if r.task_metric == "judge" and not r.judge.startswith(("http://", "https://")):
+        refuse(
+            "reward.judge", r.judge,
+            'reward.task_metric = "judge" needs the base URL of an OpenAI-compatible endpoint, such as '
+            "http://localhost:8000/v1",
+        )  # fmt: skip
+    if r.task_metric == "judge" and not r.judge_model:
+        refuse("reward.judge_model", r.judge_model, "must name a model that the endpoint reward.judge serves")
+
+
+def check_context(config: ConfigDict) -> None:
+    """Whether one turn fits the context."""
+    c, sizes = config.context, derive(config)
+    pinned = config.task.message_tokens if c.pin_query else 0
+    need = pinned + sizes.turn_tokens
+    if c.capacity < need:
+        refuse(
+            "context.capacity", c.capacity,
+            f"must hold the pinned query ({pinned} tokens), the largest observation ({sizes.observation_tokens}: a "
+            f"message and the entries retrieved) and one turn ({sizes.turn_tokens - sizes.observation_tokens}), chat "
+            f"marks not counted; set context.capacity > {need}, or lower task.message_tokens, store.entry_tokens, "
+            "tools.max_top_k or rollout.action_tokens",
+        )  # fmt: skip
+
+
+def check_learning(config: ConfigDict) -> None:
+    """Groups and schedule."""
+    r = config.rl
+    if r.group_size < 2:
+        refuse(
+            "rl.group_size", r.group_size,
+            "a group needs at least 2 rollouts, since the advantage compares them; set rl.group_size >= 2",
+        )  # fmt: skip
+    if r.schedule == "sequential" and r.updates % 3:
+        refuse(
+            "rl.updates", r.updates,
+            f'rl.schedule = "sequential" splits them evenly over three stages; set {r.updates // 3 * 3} or '
+            f"{r.updates // 3 * 3 + 3}",
+        )  # fmt: skip
+
+
+def check_prompt(config: ConfigDict, prompt_tokens: int) -> None:
+    """Raises ConfigError if limit and capacity of the context do not suit the shared prompt.
+
+    The limit counts the prompt, the capacity is what each row has beside it.
+
+    Args:
+      prompt_tokens: tokens of the system message, tool schemas included.
+    """
+    c = config.context
+    need = prompt_tokens + config.task.message_tokens + config.rollout.action_tokens
+    if c.limit < need:
+        refuse(
+            "context.limit", c.limit,
+            f"shorter than the prompt ({prompt_tokens} tokens), one message (task.message_tokens = "
+            f"{config.task.message_tokens}) and one turn (rollout.action_tokens = {config.rollout.action_tokens}); set "
+            f"context.limit >= {need}",
+        )  # fmt: skip
+    if c.capacity + prompt_tokens < c.limit:
+        refuse(
+            "context.capacity", c.capacity,
+            f"with the prompt's {prompt_tokens} tokens less than context.limit = {c.limit}: past the limit a context "
+            f"costs a penalty, past the capacity it cannot grow; set context.capacity >= {c.limit - prompt_tokens}",
+        )  # fmt: skip
+
+
+def check_fields(config: ConfigDict, known: ConfigDict) -> None:
+    """Raises ConfigError for a field that `known` lacks or has with another type, or that `config` lacks."""
+    fields, reference = flatten(config), flatten(known)
+    for name, value in fields.items():
+        if name not in reference:
+            refuse(name, value, f"there is no such field{nearest_of(name, reference)}")
+        if not fits(value, reference[name]):
+            refuse(name, value, f"{WANTED[type(reference[name])]} is needed, such as {reference[name]!r}")
+    for name in reference:
+        if name not in fields:
+            raise ConfigError(f"{name} is missing from the config; start from configs/base.py's get_config()")
+
+
+def check_override(config: ConfigDict, name: str, text: str) -> None:
+    """Raises ConfigError if the command line's `--config.NAME=TEXT` names no field, or its text is of another type."""
+    node: Any = config
+    for part in name.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            refuse(name, text, f"there is no such field{nearest_of(name, flatten(config))}")
+        node = node[part]
+    if isinstance(node, ConfigDict):
+        refuse(name, text, f"a group of fields; set one of them: {', '.join(f'{name}.{key}' for key in node)}")
+    kind = type(node)
+    if kind is bool:
+        right = text.lower() in ("true", "false", "t", "f", "1", "0", "")
+    else:
+        right = kind not in (int, float) or parses(kind, text)
+    if not right:
+        refuse(name, text, f"{WANTED[kind]} is needed, such as {str(node).lower() if kind is bool else node}")
+
+
+def difference(a: ConfigDict, b: ConfigDict) -> list[str]:
+    """Dotted names of the fields that differ between two configs, or that one of them lacks; sorted."""
+    x, y = flatten(a), flatten(b)
+    return sorted(name for name in x.keys() | y.keys() if name not in x or name not in y or x[name] != y[name])
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of every field."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            fields |= flatten(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=1)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config of `to_json`; lists come back as the tuples that they were."""
+
+    def restored(node):
+        if isinstance(node, dict):
+            return {name: restored(value) for name, value in node.items()}
+        return tuple(node) if isinstance(node, list) else node
+
+    return ConfigDict(restored(json.loads(text)))
+
+
+def refuse(name: str, value: Any, why: str) -> None:
+    """Raises the ConfigError of a field."""
+    raise ConfigError(f"{name} = {value!r}: {why}")
+
+
+def nearest_of(name: str, known) -> str:
+    """A question that offers the known name most like `name`, or nothing."""
+    match = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def fits(value: Any, example: Any) -> bool:
+    """Whether a value has the type of an example; a whole number will do for a float."""
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(example)) or (isinstance(example, tuple) and isinstance(value, list))
+
+
+def parses(kind: type, text: str) -> bool:
+    """Whether a text is a number of a kind."""
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,227 @@
+"""Axis legend, named sentinels, and every pytree that passes between the parts of the project.
+
+Axes, one letter each in the whole package:
+
+    B  rollouts (rows); the K rollouts of a task are consecutive rows
+    N  store entries          L  tokens of a store entry      E  embedding width
+    K  group size             J  calls in one turn            G  tag slots of an entry (slot 0 is memory_type)
+    C  context tokens         M  messages in a context        W  tokens of a piece of text (any fixed width)
+    A  tokens of one action   S  segments of a trajectory     P  tokens of the shared prompt (prefix)
+    D  model width            V  vocabulary                   F  facts (stage-1 messages) of a task
+
+Every array is padded to a static shape; what is real is told by a `length`, a `valid` mask or a count beside it.
+"""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PAD_ID = 0  # the token that fills unused places; never attended to and never scored
+NO_ID = -1  # no store entry
+NO_MESSAGE = -1  # this context place holds no message
+
+
+class Role(enum.IntEnum):
+    """Who wrote a message (Qwen's chat roles)."""
+
+    SYSTEM = 0
+    USER = 1
+    ASSISTANT = 2
+    TOOL = 3
+
+
+class Op(enum.IntEnum):
+    """What one call of a turn asks for. The first six are the paper's memory tools."""
+
+    NONE = -1
+    ADD = 0
+    UPDATE = 1
+    DELETE = 2
+    RETRIEVE = 3
+    SUMMARY = 4
+    FILTER = 5
+    ANSWER = 6  # <answer>: the task action of a question-answering task
+    PASS = 7  # an empty array of calls: nothing to do this turn
+    WRITE_SUMMARY = 8  # the text of a generation slot under the summarising prompt
+
+
+NUM_OPS = 9
+TOOL_NAMES = ("Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "Summary_context", "Filter_context")
+
+
+class Status(enum.IntEnum):
+    """What became of a call. The agent reads it as text; an operation that is not OK changed nothing."""
+
+    OK = 0
+    UNKNOWN_ID = 1  # no live entry of this owner has that id
+    STORE_FULL = 2
+    TEXT_TOO_LONG = 3  # longer than an entry can hold; nothing was cut, nothing was stored
+    EMPTY_TEXT = 4
+    DUPLICATE = 5  # the same text is already stored for this owner
+    NOT_CONFIRMED = 6
+    NOTHING_FOUND = 7  # a retrieval or a filter that matched nothing
+    NOTHING_TO_EDIT = 8  # a summary of a span without messages
+    NO_ROOM = 9  # the context cannot hold the result
+    EDIT_LIMIT = 10  # the trajectory's last segment: no further context edits
+    MALFORMED = 11  # the turn is not in the tool format
+    NOT_RUN = 12  # no such call, or the row is inactive
+
+
+NUM_STATUSES = 13
+
+
+class Mode(enum.IntEnum):
+    """What a row generates in its next slot."""
+
+    ACT = 0
+    SUMMARIZE = 1
+    DONE = 2
+
+
+@struct.dataclass
+class Text:
+    """Padded token sequences. Positions at or after `length` hold PAD_ID."""
+
+    tokens: jax.Array  # [..., W] int32
+    length: jax.Array  # [...] int32
+
+
+@struct.dataclass
+class Task:
+    """One problem a row. Rows of a group hold the same task (arrays repeated)."""
+
+    facts: Text  # [B, F, W] stage-1 messages, in the order they are told (body only, no chat marks)
+    num_facts: jax.Array  # [B] int32
+    fact_is_gold: jax.Array  # [B, F] bool: this message tells a supporting fact
+    distractors: Text  # [B, D2, W] stage-2 messages
+    num_distractors: jax.Array  # [B] int32
+    query: Text  # [B, W] the stage-3 message
+    gold: Text  # [B, Gf, W] the supporting facts as told, for memory quality
+    num_gold: jax.Array  # [B] int32
+    key_tokens: jax.Array  # [B, Kq] int32 key tokens of the query (entities, dates); PAD_ID where unused
+    answer: Text  # [B, W] the gold answer's tokens (demonstrations and traces)
+    answer_words: jax.Array  # [B, Wa, 2] uint32 hashes of the gold answer's normalised words (envs/scoring.py)
+    num_answer_words: jax.Array  # [B] int32
+    answer_is_closed: jax.Array  # [B] bool: the normalised answer is yes, no or noanswer
+    owner: jax.Array  # [B] int32 whose memory this is
+    session: jax.Array  # [B] int32
+    index: jax.Array  # [B] int32 row of the record in its file, for traces
+
+
+@struct.dataclass
+class ToolCalls:
+    """One parsed turn. Calls are in the order written; `op` is Op.NONE after the last."""
+
+    op: jax.Array  # [B, J] int32
+    content: Text  # [B, J, A] content, query, criteria, answer or summary
+    tags: Text  # [B, J, G, 2, Lt] (key, value) pairs; slot 0 is memory_type; length 0 = absent; a filter for RETRIEVE
+    memory_id: jax.Array  # [B, J] int32, NO_ID if absent
+    top_k: jax.Array  # [B, J] int32, 0 if absent
+    span: jax.Array  # [B, J] int32: 0 = all, n = the last n rounds
+    confirmed: jax.Array  # [B, J] bool
+    malformed: jax.Array  # [B] bool: the turn does not parse; op is NONE throughout
+    think_tokens: jax.Array  # [B] int32
+
+
+@struct.dataclass
+class Segments:
+    """Append-only pieces of trajectories, the learner's unit.
+
+    A token is trainable in exactly one segment: the one in which it was sampled. Forced tokens (grammar states with one
+    way on) have log-probability 0 and are not trainable.
+    """
+
+    tokens: jax.Array  # [B, S, C] int32, without the shared prefix
+    length: jax.Array  # [B, S] int32; 0 = unused
+    trainable: jax.Array  # [B, S, C] bool
+    logp: jax.Array  # [B, S, C] float32, of the sampling distribution; 0 where not trainable
+    state: jax.Array  # [B, S, C] int16 grammar state before the token
+    remaining: jax.Array  # [B, S, C] int16 action tokens left before the token, itself included
+    ops: jax.Array  # [B, S, C] int16 bit mask of the operations allowed in that turn
+    turn: jax.Array  # [B, S, C] int16 turn within the stage
+    stage: jax.Array  # [B, S, C] int8 stage 1, 2 or 3 in which the token was sampled
+    count: jax.Array  # [B] int32 segments in use
+
+
+@struct.dataclass
+class EpisodeStats:
+    """Raw facts of an episode; rewards.py turns them into terms. Stages add to the same record."""
+
+    calls: jax.Array  # [B, NUM_OPS] int32 calls made
+    calls_ok: jax.Array  # [B, NUM_OPS] int32 calls whose status was OK
+    added: jax.Array  # [B] int32 entries added in stage 1
+    added_good: jax.Array  # [B] int32 of these, entries that hold a supporting fact
+    relevance_sum: jax.Array  # [B] float32 sum over entries retrieved by call of their overlap with the gold facts
+    relevance_count: jax.Array  # [B] int32
+    reduced_in_time: jax.Array  # [B] bool: FILTER or SUMMARY succeeded while the context was within its limit
+    answered: jax.Array  # [B] bool
+    exact_match: jax.Array  # [B] float32
+    f1: jax.Array  # [B] float32
+    preservation: jax.Array  # [B] float32: share of the query's key tokens in the context at the end
+    context_tokens: jax.Array  # [B] int32 context length (prefix included) at the answer, or at the end
+    peak_context_tokens: jax.Array  # [B] int32
+    memory_coverage: jax.Array  # [B] float32: gold facts found in the store after stage 1
+    memory_precision: jax.Array  # [B] float32: stored entries that hold a gold fact
+    memory_quality: jax.Array  # [B] float32: harmonic mean of the two
+    turns: jax.Array  # [B] int32 generations of all stages
+    over_turns: jax.Array  # [B] bool: stage 3 ran out of turns without an answer
+    over_context: jax.Array  # [B] bool: the context passed its limit
+    malformed: jax.Array  # [B] int32 turns that did not parse
+    generated_tokens: jax.Array  # [B] int32 tokens written by the policy, forced ones included
+    sampled_tokens: jax.Array  # [B] int32 of these, sampled ones
+
+
+def empty_stats(batch: int) -> EpisodeStats:
+    """Neutral statistics of `batch` rows that have not begun."""
+    i = lambda: jnp.zeros((batch,), jnp.int32)  # noqa: E731
+    f = lambda: jnp.zeros((batch,))  # noqa: E731
+    b = lambda: jnp.zeros((batch,), bool)  # noqa: E731
+    ops = lambda: jnp.zeros((batch, NUM_OPS), jnp.int32)  # noqa: E731
+    return EpisodeStats(
+        calls=ops(), calls_ok=ops(), added=i(), added_good=i(), relevance_sum=f(), relevance_count=i(),
+        reduced_in_time=b(), answered=b(), exact_match=f(), f1=f(), preservation=f(), context_tokens=i(),
+        peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(), memory_quality=f(), turns=i(),
+        over_turns=b(), over_context=b(), malformed=i(), generated_tokens=i(), sampled_tokens=i(),
+    )  # fmt: skip
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run changes. `params` is a plain nested dict with Hugging Face names."""
+
+    step: jax.Array  # [] int32 updates done
+    params: dict
+    opt_state: tuple
+
+
+@struct.dataclass
+class WeightedSum:
+    """A sum and its weight; divide once, at the end, so that padding and micro-batches change nothing."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def mean(self) -> jax.Array:
+        return self.total / jnp.maximum(self.weight, 1e-9)
+
+
+@struct.dataclass
+class Pieces:
+    """Tokenised fixed strings that observations are composed of (built by data/prompts.py)."""
+
+    prefix: Text  # [1, P] the system message, shared by all rows
+    user_open: Text  # [w]
+    assistant_open: Text  # [w]
+    tool_open: Text  # [w]
+    close: Text  # [w] end of a message written by the environment
+    tool_close: Text  # [w] end of a tool message
+    after_turn: Text  # [w] what follows the policy's end-of-turn token in the chat template
+    summary_prompt: Text  # [w] body of the user message that asks for a summary
+    summary_open: Text  # [w] said before a summary in the message that replaces the span
+    statuses: Text  # [NUM_OPS, NUM_STATUSES, w] what the agent reads after a call
+    numbers: Text  # [max_id + 1, w] memory ids as text
+    id_end: Text  # [w] between an id and its text, e.g. ":"
+    line_end: Text  # [w] after each line of a tool message
+    related: Text  # [w] said before automatically retrieved entries

@@ -1,0 +1,168 @@
+"""Every field of a run, with the paper's value as default where the paper gives one. Other configs change some of them.
+
+Not a run of its own: see tiny.py (a laptop, minutes) and hotpotqa.py (real weights and questions).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "base"
+    c.seed = 0
+    c.num_seeds = 1  # seeds seed, seed + 1, ... are trained one after another; the table needs 3
+
+    # What acts. With `weights` (a .safetensors file or index, a Hugging Face folder, or a .gguf file) the architecture
+    # fields come from the file; without, a fresh policy of these sizes is made.
+    c.policy = ConfigDict()
+    c.policy.weights = ""
+    c.policy.tokenizer = ""  # "" = the one in `weights`; a sentencepiece .model, a tokenizer.json, or a folder
+    c.policy.vocab_size = 0  # 0 = the tokenizer's
+    c.policy.hidden_size = 128
+    c.policy.intermediate_size = 384
+    c.policy.num_layers = 4
+    c.policy.num_heads = 4
+    c.policy.num_kv_heads = 2
+    c.policy.head_dim = 32
+    c.policy.qkv_bias = False  # Qwen2/2.5: True
+    c.policy.qk_norm = True  # Qwen3: True
+    c.policy.tie_word_embeddings = True
+    c.policy.rope_theta = 10000.0
+    c.policy.rms_norm_eps = 1e-6
+    c.policy.dtype = "float32"  # of activations and the KV cache
+    c.policy.param_dtype = "float32"
+    c.policy.remat = False  # recompute layers in the backward pass
+
+    # The turn format: <think>, then a JSON array of calls, or an answer.
+    c.tools = ConfigDict()
+    c.tools.format = "paper"  # "paper" or "hermes" (Qwen's own: one call object a turn)
+    c.tools.constrained = True  # False: free sampling; a malformed turn is an observation and a penalty
+    c.tools.enabled = (
+        "Add_memory",
+        "Update_memory",
+        "Delete_memory",
+        "Retrieve_memory",
+        "Summary_context",
+        "Filter_context",
+    )
+    c.tools.max_calls = 3  # calls in one turn
+    c.tools.min_calls = 1  # 0 also admits an empty array: a turn without a call
+    c.tools.max_tags = 2  # pairs in metadata and in metadata_filter
+    c.tools.max_top_k = 5
+    c.tools.default_top_k = 3
+    c.tools.think = True  # False: the think block is always empty
+    c.tools.body_tokens = 0  # of a turn's budget, that thinking leaves for the calls or answer; constrained only
+    c.tools.optional_arguments = True  # memory_type, metadata, metadata_filter, top_k may be written
+    c.tools.summary_by = "policy"  # "policy": a generation slot of its own; "call": the call carries the text
+
+    # Long-term memory.
+    c.store = ConfigDict()
+    c.store.entries = 64
+    c.store.entry_tokens = 64
+    c.store.tag_tokens = 8
+    c.store.duplicates = "refuse"  # the same text again: "refuse" (status DUPLICATE) or "add" (a row of its own)
+    c.store.encoder = "lexical"  # "lexical" (idf-weighted random projection) or "policy" (frozen token embeddings)
+    c.store.embedding_size = 256  # of the lexical encoder
+
+    # Short-term memory.
+    c.context = ConfigDict()
+    c.context.limit = 8192  # T_max, tokens, the shared prompt included
+    c.context.capacity = 10240  # tokens a row can hold beside the prompt; past it the oldest messages go
+    c.context.messages = 64
+    c.context.filter_threshold = 0.6  # theta
+    c.context.pin_query = True
+    c.context.max_segments = 4  # per row: first context + edits in stage 1, the same again in stages 2 and 3
+
+    # The task: HotpotQA records into three stages.
+    c.task = ConfigDict()
+    c.task.path = ""  # a HotpotQA JSON file (either published layout), or "" = questions generated from `task.seed`
+    c.task.seed = 0
+    c.task.train_size = 4096  # generated questions
+    c.task.test_size = 512
+    c.task.test_fraction = 0.2  # of a file's records, the last ones
+    c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter
+    c.task.chatter = 0  # of these, messages with no fact at all
+    c.task.distractors = 4  # stage-2 messages
+    c.task.message_tokens = 64
+    c.task.answer_tokens = 16
+    c.task.auto_top_k = 3  # stage 1: entries put before the agent with each message; 0 = none
+    c.task.auto_min_score = 0.0  # cosine below which automatic retrieval shows nothing
+    c.task.owners = 1  # rows are spread over this many owners
+
+    c.rollout = ConfigDict()
+    c.rollout.action_tokens = 2048  # generated in one turn, think included
+    c.rollout.summary_tokens = 256
+    c.rollout.stage1_extra_turns = 0  # turns after the last message
+    c.rollout.stage2_extra_turns = 0
+    c.rollout.stage3_turns = 6  # N_max of stage 3
+    c.rollout.stage1_answer_ends = True  # the paper: an answer ends stage 1 early; False: answers are not allowed there
+    c.rollout.summary_slots = 2  # generation slots a stage may spend on summaries
+    c.rollout.temperature = 1.0
+    c.rollout.prefill_chunk = 256
+    c.rollout.prefill_rows = 0  # rows of a prefill chunk after the first, those that need most; 0 = all
+    c.rollout.history_widths = 1  # the decode loop is compiled for so many context lengths, and runs on the shortest
+
+    # Rewards: R = w . (task, context, memory) + penalties. A weight of 0 switches a term off; every term has its curve.
+    c.reward = ConfigDict()
+    c.reward.task = 1.0
+    c.reward.context = 1.0
+    c.reward.memory = 1.0
+    c.reward.task_metric = "f1"  # "f1", "exact_match" or "judge" (host judge)
+    c.reward.no_answer = -1.0
+    c.reward.compression = 1 / 3  # within context
+    c.reward.preventive = 1 / 3
+    c.reward.preservation = 1 / 3
+    c.reward.storage = 1 / 3  # within memory
+    c.reward.maintenance = 1 / 3
+    c.reward.relevance = 1 / 3
+    c.reward.over_turns = -1.0  # penalties
+    c.reward.over_context = -0.5
+    c.reward.malformed = -0.1  # a turn, unconstrained only
+    c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality
+    c.reward.judge = ""  # base URL of an OpenAI-compatible endpoint, with task_metric "judge"
+    c.reward.judge_model = ""
+
+    # Step-wise GRPO.
+    c.rl = ConfigDict()
+    c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)
+    c.rl.updates = 100  # sequential: split evenly over the three stages
+    c.rl.tasks_per_update = 4
+    c.rl.group_size = 8
+    c.rl.credit = "broadcast"  # "broadcast" (paper), "per_stage", "return_to_go"
+    c.rl.advantage_eps = 1e-6
+    c.rl.advantage_std = True  # False: Dr.GRPO's, no division by the group's standard deviation
+    c.rl.zero_variance = "keep"  # groups of equal reward: "keep" (advantage 0) or "drop" (DAPO: not in the mean)
+    c.rl.clip_low = 0.2
+    c.rl.clip_high = 0.2
+    c.rl.kl_coef = 0.1  # beta, to the frozen starting policy; 0 = no reference pass
+    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: by a fixed length)
+    c.rl.epochs = 1
+    c.rl.micro_batch = 32  # segments a gradient-accumulation step
+    c.rl.logit_chunk = 512  # tokens whose logits exist at once
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 1e-6
+    c.optim.warmup_updates = 0
+    c.optim.weight_decay = 0.0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.max_grad_norm = 1.0
+
+    # Supervised warm start on scripted demonstrations (experiments/warm_start.py).
+    c.warm = ConfigDict()
+    c.warm.steps = 500
+    c.warm.batch = 128
+    c.warm.learning_rate = 4e-3
+    c.warm.final_learning_rate = 1.5e-4  # cosine decay to this
+    c.warm.warmup_steps = 40
+    c.warm.weight_decay = 0.01
+
+    c.train = ConfigDict()
+    c.train.checkpoint_every = 20  # updates
+    c.train.keep_checkpoints = 2
+    c.train.eval_every = 0  # updates; 0 = only before and after
+    c.train.eval_tasks = 512
+    c.train.eval_temperature = 0.0  # 0 = greedy
+    c.train.traces = 8  # trajectories kept for the report at each evaluation
+    c.train.transfer_guard = True
+    return c

@@ -1,0 +1,63 @@
+"""The built-in default: a policy of about a million parameters learns to use its memory on a laptop.
+
+    python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
+
+Hardware, minutes and the measured numbers are in the README ("The numbers").
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.name = "tiny"
+    # Made by experiments/warm_start.py. Weights "" begin from nothing.
+    c.policy.weights = "agemem_jax/assets/tiny"
+    c.policy.tokenizer = "agemem_jax/assets/tiny/tokenizer.model"
+
+    c.tools.max_calls = 2
+    c.tools.min_calls = 0  # a turn without a call lets a message pass
+    c.tools.max_tags = 1
+    c.tools.max_top_k = 2
+    c.tools.default_top_k = 2
+    c.tools.think = False
+    c.tools.optional_arguments = False
+
+    # Seven messages, two of them small talk, and five places: what to keep is a choice.
+    c.store.entries = 5
+    c.store.entry_tokens = 12
+    c.store.tag_tokens = 4
+    c.store.embedding_size = 128
+    c.task.facts = 7
+    c.task.chatter = 2
+    c.task.distractors = 2
+    c.task.message_tokens = 12
+    c.task.answer_tokens = 4
+    c.task.auto_top_k = 1
+    c.task.auto_min_score = 0.5
+
+    c.context.limit = 224
+    c.context.capacity = 256
+    c.context.messages = 48
+    c.rollout.action_tokens = 24
+    c.rollout.summary_tokens = 16
+    c.rollout.stage3_turns = 5
+    c.rollout.stage1_answer_ends = False
+    c.rollout.summary_slots = 1
+    c.rollout.prefill_chunk = 16
+    c.rollout.prefill_rows = 16
+    c.rollout.history_widths = 3
+
+    c.rl.updates = 100
+    c.rl.tasks_per_update = 16
+    c.rl.group_size = 8
+    c.rl.kl_coef = 0.0
+    c.rl.micro_batch = 16  # small pieces stay in the cache of a CPU core
+    # The answer counts most: the other terms at the paper's full weight would reward calls for their own sake.
+    c.reward.context = 0.2
+    c.reward.memory = 0.4
+    c.optim.learning_rate = 3e-4
+    c.optim.warmup_updates = 5
+    return c

@@ -1,0 +1,236 @@
+"""A config that cannot run is refused with the field's name, its value and what would be right; the others pass."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agemem_jax.config import (
+    ConfigError,
+    check_fields,
+    check_override,
+    check_prompt,
+    derive,
+    difference,
+    flatten,
+    from_json,
+    to_json,
+    validate,
+)
+from configs import base, tiny
+
+ROOT = Path(__file__).parent.parent
+
+REFUSED = {
+    # name of the case: (changes, what the message must hold beside the field and its value)
+    "group of one": ({"rl.group_size": 1}, "set rl.group_size >= 2"),
+    "empty group": ({"rl.group_size": 0}, "at least 2 rollouts"),
+    "empty store": ({"store.entries": 0}, "at least 1"),
+    "negative entry": ({"store.entry_tokens": -3}, "at least 1"),
+    "no layers": ({"policy.num_layers": 0}, "at least 1"),
+    "no messages": ({"context.messages": 2}, "at least 4"),
+    "one segment": ({"context.max_segments": 1}, "at least 2"),
+    "no seeds": ({"num_seeds": 0}, "at least 1"),
+    "negative updates": ({"rl.updates": -1}, "at least 0"),
+    "capacity for no turn": ({"context.capacity": 3100}, "pinned query"),
+    "heads": ({"policy.num_heads": 5}, "multiple of policy.num_kv_heads = 2"),
+    "odd head": ({"policy.head_dim": 31}, "even"),
+    "unknown tool": ({"tools.enabled": ("Add_memroy",)}, "did you mean Add_memory?"),
+    "tool twice": ({"tools.enabled": ("Add_memory", "Add_memory")}, "once"),
+    "calls": ({"tools.min_calls": 4}, "tools.max_calls"),
+    "top k": ({"tools.default_top_k": 9}, "at most tools.max_top_k = 5"),
+    "format": ({"tools.format": "hermess"}, "did you mean hermes?"),
+    "summary by": ({"tools.summary_by": "judge"}, "'policy' or 'call'"),
+    "duplicates": ({"store.duplicates": "keep"}, "'refuse' or 'add'"),
+    "encoder": ({"store.encoder": "bert"}, "'lexical' or 'policy'"),
+    "schedule": ({"rl.schedule": "chain"}, "did you mean chained?"),
+    "credit": ({"rl.credit": "step"}, "'return_to_go'"),
+    "average": ({"rl.loss_average": "mean"}, "'constant'"),
+    "zero variance": ({"rl.zero_variance": "skip"}, "'drop'"),
+    "metric": ({"reward.task_metric": "em"}, "'exact_match'"),
+    "dtype": ({"policy.dtype": "float64"}, "'bfloat16'"),
+    "chatter": ({"task.chatter": 7}, "task.chatter <= 6"),
+    "judge": ({"reward.task_metric": "judge"}, "http://"),
+    "cold": ({"rollout.temperature": 0.0}, "greater than 0"),
+    "threshold": ({"context.filter_threshold": 1.5}, "between 0 and 1"),
+    "entry share": ({"reward.good_entry": -0.1}, "between 0 and 1"),
+    "split": ({"task.path": "x.json", "task.test_fraction": 1.0}, "between 0 and 1"),
+    "not a number": ({"reward.no_answer": float("nan")}, "finite"),
+    "test tasks": ({"train.eval_tasks": 513}, "task.test_size = 512"),
+    "no checkpoint": ({"train.keep_checkpoints": 0}, "at least 1"),
+    "micro-batch": ({"rl.micro_batch": 0}, "at least 1"),
+    "thirds": ({"rl.updates": 100, "rl.schedule": "sequential"}, "set 99 or 102"),
+}
+
+
+def changed(changes: dict):
+    """The base config with some fields set."""
+    config = base.get_config()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    changes, hint = REFUSED[case]
+    name, value = list(changes.items())[0 if case != "split" else 1]
+    with pytest.raises(ConfigError) as refused:
+        validate(changed(changes))
+    message = str(refused.value)
+    assert hint in message
+    if case == "judge":
+        name, value = "reward.judge", ""
+    assert message.startswith(f"{name} = {value!r}: ")
+
+
+def test_judge_needs_a_model_too():
+    with pytest.raises(ConfigError, match="reward.judge_model"):
+        validate(changed({"reward.task_metric": "judge", "reward.judge": "http://localhost:8000/v1"}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rl.updates": 99, "rl.schedule": "sequential"},
+        {"rl.updates": 0},
+        {"tools.enabled": ()},
+        {"tools.format": "hermes"},
+        {"reward.task_metric": "judge", "reward.judge": "http://localhost:8000/v1", "reward.judge_model": "m"},
+        {"policy.weights": "some/folder", "policy.num_heads": 5},  # the file's sizes count
+    ],
+)
+def test_accepted(changes):
+    validate(changed(changes))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_shipped_configs_are_sound(path):
+    config = __import__(f"configs.{path.stem}", fromlist=["get_config"]).get_config()
+    check_fields(config, base.get_config())
+    if path.stem == "hotpotqa":
+        config.task.path = "some/file.json"
+    validate(config)
+
+
+def test_prompt_longer_than_the_context():
+    config = changed({"context.limit": 3000})
+    check_prompt(config, 800)
+    with pytest.raises(ConfigError) as refused:
+        check_prompt(config, 1000)
+    assert str(refused.value).startswith("context.limit = 3000: ")
+    assert "1000 tokens" in str(refused.value) and "context.limit >= 3112" in str(refused.value)
+
+
+def test_capacity_below_the_limit():
+    config = changed({"context.limit": 8192, "context.capacity": 7192})
+    check_prompt(config, 1000)  # the limit counts the prompt, the capacity does not
+    with pytest.raises(ConfigError) as refused:
+        check_prompt(config, 999)
+    assert str(refused.value).startswith("context.capacity = 7192: ")
+    assert "context.limit = 8192" in str(refused.value) and "context.capacity >= 7193" in str(refused.value)
+
+
+def test_derived_sizes():
+    sizes = derive(changed({"rl.micro_batch": 1000}))
+    assert (sizes.rows, sizes.sequences, sizes.micro_batch, sizes.max_calls) == (32, 128, 128, 3)
+    assert sizes.observation_tokens == 64 + 3 * 5 * 64
+    assert sizes.turn_tokens == sizes.observation_tokens + 2048
+    assert derive(changed({"tools.format": "hermes"})).max_calls == 1
+
+
+def test_fields_set_in_a_config_file():
+    config = base.get_config()
+    config.rl.gruop_size = 4
+    with pytest.raises(ConfigError, match="rl.gruop_size = 4: .*did you mean rl.group_size?"):
+        check_fields(config, base.get_config())
+    for name, value, right in (
+        ("rl.group_size", 4.5, "a whole number"),
+        ("rl.group_size", True, "a whole number"),
+        ("tools.think", 1, "true or false"),
+        ("reward.task", "x", "a number"),
+        ("name", 3, "a text"),
+    ):
+        config = base.get_config().to_dict()
+        group, _, field = name.rpartition(".")
+        (config[group] if group else config)[field] = value
+        with pytest.raises(ConfigError, match=f"{name} = .*{right}"):
+            check_fields(type(base.get_config())(config), base.get_config())
+    whole = base.get_config()
+    with whole.ignore_type():
+        whole.reward.task = 1
+    check_fields(whole, base.get_config())
+    del whole.rl.credit
+    with pytest.raises(ConfigError, match="rl.credit is missing"):
+        check_fields(whole, base.get_config())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "hint"),
+    [
+        ("rl.gruop_size", "4", "did you mean rl.group_size?"),
+        ("group_size", "4", "did you mean rl.group_size?"),
+        ("rll.group_size", "4", "did you mean rl.group_size?"),
+        ("rl.group_size.x", "4", "no such field"),
+        ("rl.group_size", "abc", "a whole number is needed, such as 8"),
+        ("rl.group_size", "4.0", "a whole number"),
+        ("reward.task", "much", "a number is needed, such as 1.0"),
+        ("tools.think", "maybe", "true or false is needed, such as true"),
+        ("rl", "3", "set one of them: rl.advantage_eps"),
+    ],
+)
+def test_overrides(name, text, hint):
+    with pytest.raises(ConfigError) as refused:
+        check_override(base.get_config(), name, text)
+    assert str(refused.value).startswith(f"{name} = {text!r}: ") and hint in str(refused.value)
+
+
+def test_good_overrides():
+    for name, text in (("rl.group_size", "4"), ("reward.task", "1"), ("tools.think", "false"), ("tools.enabled", "()")):
+        check_override(base.get_config(), name, text)
+
+
+def test_json_round_trip_and_difference():
+    config = tiny.get_config()
+    back = from_json(to_json(config))
+    assert flatten(back) == flatten(config)
+    assert isinstance(back.tools.enabled, tuple)
+    assert difference(config, back) == []
+    back.rl.group_size, back.tools.enabled = 4, ("Add_memory",)
+    del back.store.encoder
+    assert difference(config, back) == ["rl.group_size", "store.encoder", "tools.enabled"]
+
+
+COMMAND = """
+from absl import flags
+from agemem_jax.config import validate
+from experiments import cli
+WORKDIR = flags.DEFINE_string("workdir", None, "folder", required=True)
+def main(config):
+    validate(config)
+    print("ran with", config.rl.group_size, WORKDIR.value)
+cli.run(main)
+"""
+
+
+def command(*args: str) -> subprocess.CompletedProcess:
+    """A command that reads the flags as those in experiments/ do."""
+    return subprocess.run([sys.executable, "-c", COMMAND, *args], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_command_line():
+    ran = command("--config=configs/tiny.py", "--workdir=w", "--config.rl.group_size=4")
+    assert (ran.returncode, ran.stdout) == (0, "ran with 4 w\n"), ran.stderr
+    for args, hint in (
+        (["--config=configs/tiny.py", "--config.rl.gruop_size=4"], "rl.gruop_size = '4': there is no such field"),
+        (["--config=configs/tiny.py", "--config.rl.group_size=abc"], "rl.group_size = 'abc': a whole number"),
+        (["--config=configs/tiny.py", "--config.rl.group_size", "1"], "rl.group_size = 1: a group needs at least 2"),
+        (["--config=configs/tiny.py", "rl.group_size=4"], "'rl.group_size=4' is not a flag"),
+        (["--config=configs/tiny.py", "--workdri=x"], "workdri"),
+        (["--config=configs/tinny.py"], "--config=configs/tinny.py: there is no such file"),
+        ([], "--config is missing"),
+    ):
+        ran = command("--workdir=w", *args)
+        assert ran.returncode == 2 and ran.stdout == ""
+        assert ran.stderr.count("\n") == 1 and ran.stderr.startswith("error: ") and hint in ran.stderr, ran.stderr
