@@ -1,0 +1,358 @@
+"""The policy: a decoder that is Qwen2/2.5, Qwen3 or Llama by its config, for training and, with kv_cache.py, decoding.
+
+Parameters are a plain nested dict with Hugging Face's names; those of the layers are stacked on axis 0:
+
+    embed_tokens/embedding [V, D]      norm/weight [D]      lm_head/kernel [D, V] (absent when tied)
+    layers/input_layernorm/weight [L, D]                    layers/post_attention_layernorm/weight [L, D]
+    layers/self_attn/{q,k,v,o}_proj/kernel [L, in, out]     layers/self_attn/{q,k,v}_proj/bias [L, out] (Qwen2)
+    layers/self_attn/{q,k}_norm/weight [L, head_dim] (Qwen3)
+    layers/mlp/{gate,up,down}_proj/kernel [L, in, out]
+
+Axes here: B rows, Np prompts (prefixes) of R = B / Np consecutive rows each, W tokens of a row, D width, H heads, KV
+key-value heads, HD head size, S keys. Keys are [B, KV, HD, S] and values [B, KV, S, HD], so that attention is two plain
+batched matmuls.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+UNROLLED_LAYERS = 4  # models of up to so many layers are trained without a loop over them
+MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and variants of a decoder; hashable, so that it can be a static argument."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[tuple[str, object], ...] | None = None  # sorted items of Hugging Face's rope_scaling
+    rms_norm_eps: float = 1e-6
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
+    tie_word_embeddings: bool = True
+    dtype: str = "float32"  # of activations and caches; normalisation, softmax and logits are float32
+    param_dtype: str = "float32"
+    remat: bool = False  # recompute each layer in the backward pass
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of it")
+        scaling = dict(self.rope_scaling or ())
+        if self.rope_scaling is not None and scaling.get("rope_type") not in ROPE_FIELDS:
+            raise ValueError(f"rope_scaling has rope_type={scaling.get('rope_type')!r}; known: {sorted(ROPE_FIELDS)}")
+        missing = sorted(set(ROPE_FIELDS.get(scaling.get("rope_type"), ())) - set(scaling))
+        if missing:
+            raise ValueError(f"rope_scaling of type {scaling['rope_type']!r} lacks {missing}")
+
+
+ROPE_FIELDS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Radians per position of each rotated pair `[HD / 2]` float32, and the factor on cosine and sine.
+
+    Scaled as Hugging Face's `modeling_rope_utils` does: linear (position interpolation), llama3 (Llama 3.1: long wave
+    lengths are stretched, short ones kept, a ramp between) and yarn (arXiv 2309.00071, equations 15 to 22).
+    """
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
+    if config.rope_scaling is None:
+        return frequency.astype(np.float32), 1.0
+    scaling = dict(config.rope_scaling)
+    kind, factor = scaling["rope_type"], scaling["factor"]
+    if kind == "linear":
+        return (frequency / factor).astype(np.float32), 1.0
+    trained = scaling["original_max_position_embeddings"]
+    if kind == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = np.clip((trained * frequency / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
+        return (frequency * (kept + (1 - kept) / factor)).astype(np.float32), 1.0
+
+    def pair_turning(rotations: float) -> float:  # index of the pair that turns this often in the trained context
+        return half * math.log(trained / (rotations * 2 * math.pi)) / math.log(config.rope_theta)
+
+    first = max(math.floor(pair_turning(scaling.get("beta_fast", 32))), 0)
+    last = min(math.ceil(pair_turning(scaling.get("beta_slow", 1))), config.head_dim - 1)
+    stretched = np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    attention_factor = scaling.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    return (frequency * (1 - stretched + stretched / factor)).astype(np.float32), attention_factor
+
+
+def rope_table(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine `[..., HD / 2]` float32 of int32 positions `[...]`, made once for all layers."""
+    frequency, factor = rope_frequencies(config)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary embedding of `[B, W, heads, HD]`; cosine and sine broadcast to `[B, W, HD / 2]`."""
+    cos, sin = (r[..., None, :] for r in rope)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Keys(NamedTuple):
+    """Keys and values that queries may attend to: of n = B rows, or of n < B prompts, each shared by B / n rows."""
+
+    k: jax.Array  # [n, KV, HD, S]
+    v: jax.Array  # [n, KV, S, HD]
+    mask: jax.Array  # bool, broadcasts to [n, W, S]: the same for all rows of a prompt
+
+
+def attention(q: jax.Array, parts: list[Keys]) -> jax.Array:
+    """Softmax attention of `q [B, W, H, HD]` over the union of `parts`; returns `[B, W, H * HD]`.
+
+    The parts meet only in the softmax's maximum and denominator: they are not concatenated, and neither shared keys nor
+    grouped heads are repeated (a prompt's rows and a group's heads ride on the query axis of the matmul).
+    """
+    b, w, h, hd = q.shape
+    parts = [part for part in parts if part.k.shape[-1]]
+    kv = parts[0].k.shape[1]
+    g = h // kv
+    q = (q * hd**-0.5).reshape(b, w, kv, g, hd).transpose(0, 2, 3, 1, 4)  # [B, KV, G, W, HD]
+
+    def fold(x, n):  # [B, KV, G, W, ...] -> [n, KV, B / n * G, W, ...]
+        x = x.reshape(n, b // n, kv, g, *x.shape[3:]).swapaxes(1, 2)
+        return x.reshape(n, kv, -1, *x.shape[4:])
+
+    def unfold(x, n):
+        return x.reshape(n, kv, b // n, g, *x.shape[3:]).swapaxes(1, 2).reshape(b, kv, g, *x.shape[3:])
+
+    scores = []
+    for k, _, mask in parts:
+        n = k.shape[0]
+        s = jnp.matmul(fold(q, n).reshape(n, kv, -1, hd), k, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask[:, None, None], s.reshape(n, kv, -1, w, k.shape[-1]), MASKED))
+    top = functools.reduce(jnp.maximum, [unfold(s.max(-1), s.shape[0]) for s in scores])  # [B, KV, G, W]
+    top = jax.lax.stop_gradient(top)
+
+    total, out = 0.0, 0.0
+    for (_, v, _), s in zip(parts, scores, strict=True):
+        n = v.shape[0]
+        e = jnp.exp(s - fold(top, n)[..., None])
+        o = jnp.matmul(e.astype(v.dtype).reshape(n, kv, -1, v.shape[2]), v, preferred_element_type=jnp.float32)
+        total = total + unfold(e.sum(-1), n)
+        out = out + unfold(o.reshape(n, kv, -1, w, hd), n)
+    out = (out / total[..., None]).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, w, h * hd)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.param_dtype))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.config.rms_norm_eps)
+        return weight.astype(x.dtype) * y.astype(x.dtype)
+
+
+def _dense(config: ModelConfig, features: int, name: str, use_bias: bool = False) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nn.initializers.normal(0.02),
+        name=name,
+    )
+
+
+class SelfAttention(nn.Module):
+    """Projections around an attention that the caller supplies (see DecoderLayer)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
+        c = self.config
+        b, w, d = x.shape
+        # Two-dimensional operands: XLA's CPU backend halves its speed on weight gradients that contract several axes.
+        flat = x.reshape(-1, d)
+
+        def heads(count: int, name: str) -> jax.Array:
+            return _dense(c, count * c.head_dim, name, c.qkv_bias)(flat).reshape(b, w, count, c.head_dim)
+
+        q, k, v = heads(c.num_heads, "q_proj"), heads(c.num_kv_heads, "k_proj"), heads(c.num_kv_heads, "v_proj")
+        if c.qk_norm:
+            q, k = RMSNorm(c, name="q_norm")(q), RMSNorm(c, name="k_norm")(k)
+        q, k = rotate(q, rope), rotate(k, rope)
+        mixed, carry = attend(q, k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+        return _dense(c, d, "o_proj")(mixed.reshape(-1, mixed.shape[-1])).reshape(x.shape), carry
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) of `[tokens, D]`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        gate = _dense(c, c.intermediate_size, "gate_proj")(x)
+        up = _dense(c, c.intermediate_size, "up_proj")(x)
+        return _dense(c, c.hidden_size, "down_proj")(nn.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """One layer on `x [B, W, D]`; returns the new x and whatever `attend` carries.
+
+    `attend(q [B, W, H, HD], k [B, KV, HD, W], v [B, KV, W, HD]) -> (mixed [B, W, H * HD], carry)` decides what the W
+    tokens see and keeps the keys it wants: training, prefill and decoding differ only there.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
+        c = self.config
+        h = RMSNorm(c, name="input_layernorm")(x)
+        mixed, carry = SelfAttention(c, name="self_attn")(h, rope, attend)
+        x = x + mixed
+        h = RMSNorm(c, name="post_attention_layernorm")(x)
+        return x + MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape), carry
+
+
+def apply_layer(
+    layer: dict, config: ModelConfig, x: jax.Array, rope: tuple, attend: Callable
+) -> tuple[jax.Array, object]:
+    """DecoderLayer with the parameters of one layer (one slice of `params["layers"]`)."""
+    return DecoderLayer(config).apply({"params": layer}, x, rope, attend)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh parameters: matrices N(0, 0.02), biases 0, norms 1."""
+    keys = jax.random.split(key, 3)
+    normal, dtype = nn.initializers.normal(0.02), jnp.dtype(config.param_dtype)
+
+    def init_layer(key: jax.Array) -> dict:
+        x = jnp.zeros((1, 1, config.hidden_size), jnp.dtype(config.dtype))
+        mixed = jnp.zeros((1, 1, config.num_heads * config.head_dim), x.dtype)
+        rope = rope_table(config, jnp.zeros((1, 1), jnp.int32))
+        return DecoderLayer(config).init(key, x, rope, lambda q, k, v: (mixed, None))["params"]
+
+    params = {
+        "embed_tokens": {"embedding": normal(keys[0], (config.vocab_size, config.hidden_size), dtype)},
+        "layers": jax.vmap(init_layer)(jax.random.split(keys[1], config.num_layers)),
+        "norm": {"weight": jnp.ones((config.hidden_size,), dtype)},
+    }
+    if not config.tie_word_embeddings:
+        params["lm_head"] = {"kernel": normal(keys[2], (config.hidden_size, config.vocab_size), dtype)}
+    return params
+
+
+def logical_axes(config: ModelConfig) -> dict:
+    """The tree of `init_params` with a tuple of logical axis names in place of each parameter."""
+    proj = {"kernel": ("layers", "embed", "heads")}, {"kernel": ("layers", "embed", "kv_heads")}
+    q, k = ({**p, "bias": ("layers", p["kernel"][-1])} if config.qkv_bias else p for p in proj)
+    attn = {"q_proj": q, "k_proj": k, "v_proj": dict(k), "o_proj": {"kernel": ("layers", "heads", "embed")}}
+    if config.qk_norm:
+        attn |= {"q_norm": {"weight": ("layers", "head_dim")}, "k_norm": {"weight": ("layers", "head_dim")}}
+    axes = {
+        "embed_tokens": {"embedding": ("vocab", "embed")},
+        "layers": {
+            "input_layernorm": {"weight": ("layers", "norm")},
+            "mlp": {
+                "gate_proj": {"kernel": ("layers", "embed", "mlp")},
+                "up_proj": {"kernel": ("layers", "embed", "mlp")},
+                "down_proj": {"kernel": ("layers", "mlp", "embed")},
+            },
+            "post_attention_layernorm": {"weight": ("layers", "norm")},
+            "self_attn": attn,
+        },
+        "norm": {"weight": ("norm",)},
+    }
+    if not config.tie_word_embeddings:
+        axes["lm_head"] = {"kernel": ("embed", "vocab")}
+    return axes
+
+
+def embed(params: dict, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    """Token embeddings `[..., D]` of int32 tokens `[...]`."""
+    return params["embed_tokens"]["embedding"][tokens].astype(jnp.dtype(config.dtype))
+
+
+def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Final norm and head: `[..., D]`, the last layer's output, to `[..., V]` float32."""
+    h = RMSNorm(config).apply({"params": params["norm"]}, hidden.reshape(-1, hidden.shape[-1]))
+    if config.tie_word_embeddings:
+        kernel = params["embed_tokens"]["embedding"].T
+    else:
+        kernel = params["lm_head"]["kernel"]
+    out = jnp.matmul(h, kernel.astype(h.dtype), preferred_element_type=jnp.float32)
+    return out.reshape(*hidden.shape[:-1], config.vocab_size)
+
+
+def causal_mask(length: int) -> jax.Array:
+    """`[1, length, length]` bool: query i sees keys 0..i."""
+    return jnp.tril(jnp.ones((length, length), bool))[None]
+
+
+def rows_forward(
+    params: dict,
+    config: ModelConfig,
+    prefix_tokens: jax.Array,
+    prefix_length: jax.Array,
+    tokens: jax.Array,
+    valid: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The learner's forward: each prompt once, its rows attending to it and causally to themselves.
+
+    Args:
+      prefix_tokens: `[Np, P]` int32; P may be 0.
+      prefix_length: `[Np]` int32 real tokens of each prompt.
+      tokens: `[Np, R, T]` int32 what follows the prompt in each of its rows; token i has position prefix_length + i.
+      valid: `[Np, R, T]` bool; other tokens are not attended to, and their hidden states mean nothing.
+
+    Returns:
+      The last layer's output at the prompts `[Np, P, D]` and at the rows `[Np, R, T, D]`; `logits` takes it on.
+    """
+    p, (n, r, t) = prefix_tokens.shape[1], tokens.shape
+    x = embed(params, config, tokens.reshape(n * r, t))
+    xp = embed(params, config, prefix_tokens)
+    rope = rope_table(config, jnp.repeat(prefix_length, r)[:, None] + jnp.arange(t))
+    rope_prefix = rope_table(config, jnp.arange(p)[None])
+    seen = causal_mask(t) & valid.reshape(n * r, 1, t)
+    prefix_seen = (jnp.arange(p) < prefix_length[:, None])[:, None]
+
+    def step(carry, layer):
+        xp, x = carry
+        shared = []
+        if p:
+            attend = lambda q, k, v: (attention(q, [Keys(k, v, causal_mask(p))]), (k, v))  # noqa: E731
+            xp, kv = apply_layer(layer, config, xp, rope_prefix, attend)
+            shared = [Keys(*kv, prefix_seen)]
+        x, _ = apply_layer(layer, config, x, rope, lambda q, k, v: (attention(q, [*shared, Keys(k, v, seen)]), None))
+        return (xp, x), None
+
+    if config.remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+    # A scan stacks what the backward pass needs; unrolled, it stays where it is. Deep models compile faster as a loop.
+    unroll = config.num_layers <= UNROLLED_LAYERS
+    (xp, x), _ = jax.lax.scan(step, (xp, x), params["layers"], unroll=unroll)
+    return xp, x.reshape(n, r, t, -1)
