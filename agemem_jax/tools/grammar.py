@@ -1,0 +1,720 @@
+"""The turn format as a token automaton: built on the host, run on the device.
+
+A turn is a think block, then one JSON array of calls (format "paper") or one call (format "hermes"), or an answer:
+
+    <think>...</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "..."}}, ...]</tool_call><|im_end|>
+    <think>...</think><tool_call>\\n{"name": "Add_memory", "arguments": {"content": "..."}}\\n</tool_call><|im_end|>
+    <think>...</think><answer>...</answer><|im_end|>
+
+It is a chain of *literals* (everything up to where the policy writes next) and *fields* (what it writes). Each literal
+has one canonical token sequence; where several may follow, their sequences form a trie. A field admits tokens whose
+every byte stays inside the field, and the first tokens of the literals that may follow, never both in one token, so
+that a field's span is exact in tokens. Calls are unrolled over their index. UTF-8 is whole at a field's end: inside a
+character the state remembers what may follow (the UTF-8 automaton has eight states).
+
+Fields hold no `<`: nothing that the policy stores can look like a mark of the format when it is read again. JSON
+strings hold no quotation mark, no backslash and no control character, so there are no escapes.
+"""
+
+import enum
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.tools.schemas import MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
+from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
+
+ANY_OP = (1 << NUM_OPS) - 1
+FAR = np.iinfo(np.int16).max  # more tokens than any budget
+MAX_BUDGET = FAR - 1  # the largest `remaining` that is told apart from FAR
+TYPE_KEY = "memory_type"
+END_MARK = "\u0100"  # the end of a turn in a token's text; the other characters are bytes 0 .. 255
+
+
+class Part(enum.IntEnum):
+    """Which field of a turn a state is in. TAGS + 2 * slot + side is the key (side 0) or value (1) of a tag slot."""
+
+    NONE = 0  # inside a literal
+    THINK = 1
+    CONTENT = 2
+    MEMORY_ID = 3
+    TOP_K = 4
+    SPAN = 5
+    CONFIRMED = 6
+    TAGS = 7
+
+
+@struct.dataclass
+class ToolGrammar:
+    """Tables of the automaton. S states, Kc token classes; tokens of a class lead to the same states everywhere."""
+
+    token_class: jax.Array  # [V] int32
+    class_size: jax.Array  # [Kc] int32 tokens of the class
+    class_token: jax.Array  # [Kc] int32 one token of the class
+    class_digit: jax.Array  # [Kc] int32 value of a digit, -1 for other tokens
+    class_ends: jax.Array  # [Kc] bool: the token ends a turn
+    next_state: jax.Array  # [S, Kc] int16, -1 = not in the language
+    need: jax.Array  # [S or 1, Kc] int16 tokens to the end of the turn, this one included; FAR = not allowed
+    reach: jax.Array  # [S or 1, Kc] int16 bit mask of the operations that the token may begin; all ones if it need not
+    part: jax.Array  # [S] int32 Part
+    call: jax.Array  # [S] int32 index of the call, -1 outside calls
+    op: jax.Array  # [S] int32 Op of the call that the state is in, Op.NONE outside fields
+    value: jax.Array  # [S] int32 of a top_k, span or confirmation just written, else -1
+    type_key: jax.Array  # [n] int32 tokens of the key "memory_type"
+    shortest: tuple[int, ...] = struct.field(pytree_node=False)  # by Op: see max_distance
+    start_act: int = struct.field(pytree_node=False)  # state before a turn
+    start_summary: int = struct.field(pytree_node=False)  # state before a summary: plain text, then the end of the turn
+    end: int = struct.field(pytree_node=False)  # state after a turn
+    dead: int = struct.field(pytree_node=False)  # state outside the language (reached only by unconstrained turns)
+    max_calls: int = struct.field(pytree_node=False)
+    tag_slots: int = struct.field(pytree_node=False)  # 1 + max_tags
+    constrained: bool = struct.field(pytree_node=False)
+
+
+def build_grammar(config, tokenizer: Tokenizer) -> ToolGrammar:
+    """Builds the tables for a vocabulary.
+
+    Args:
+      config: the `tools` group of the run config. With `constrained` False every token but control tokens is allowed
+        until the end of the turn, and the automaton follows literals in any tokenisation in which no token straddles
+        a field's boundary; with True it follows canonical tokenisations only.
+
+    Raises:
+      ValueError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
+    """
+    return _Builder(config, tokenizer).build()
+
+
+def literals(config, end: str) -> list[str]:
+    """Every literal of the grammar, for a vocabulary that holds each as one symbol (`end` is its end-of-turn marker).
+
+    Bare values (" true", " 3") are not among them: as symbols they would cut words and numbers of ordinary text.
+    """
+    layout = _Layout(config, end)
+    texts = [exit.text for place in layout.places() for exit in layout.exits(place) if not exit.text[1:].isalnum()]
+    return list(dict.fromkeys([*texts, *([TYPE_KEY] if config.optional_arguments else [])]))
+
+
+def max_distance(grammar: ToolGrammar, op: Op) -> int:
+    """Fewest tokens in which a turn that begins with `op` can be written, with empty fields; 0 if it cannot be.
+
+    A turn's budget must be at least the largest of these over all enabled operations, also when fewer are allowed in
+    that turn: a smaller one allows no token.
+    """
+    return grammar.shortest[op]
+
+
+# Device functions.
+
+
+def allowed_classes(grammar: ToolGrammar, state: jax.Array, remaining: jax.Array, ops: jax.Array) -> jax.Array:
+    """Token classes that may be written next.
+
+    Args:
+      state: [...] int32 grammar state.
+      remaining: [...] int32 tokens left, this one included (at most MAX_BUDGET): a token is allowed if the turn can
+        still end within them.
+      ops: [...] int32 bit mask of the operations that may be called; bit o is Op o.
+
+    Returns:
+      [..., Kc] bool; nothing is allowed after the end of a turn.
+    """
+    row = state if grammar.constrained else jnp.zeros_like(state)  # free sampling: the same tokens anywhere
+    fits = grammar.need[row] <= remaining[..., None]
+    permitted = (grammar.reach[row].astype(jnp.int32) & ops.astype(jnp.int32)[..., None]) != 0
+    return fits & permitted & (state != grammar.end)[..., None]
+
+
+def allowed_tokens(grammar: ToolGrammar, state: jax.Array, remaining: jax.Array, ops: jax.Array) -> jax.Array:
+    """Tokens that may be written next, [..., V] bool; arguments as in `allowed_classes`."""
+    return jnp.take(allowed_classes(grammar, state, remaining, ops), grammar.token_class, axis=-1)
+
+
+def is_forced(
+    grammar: ToolGrammar, state: jax.Array, remaining: jax.Array, ops: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Whether exactly one token is allowed, [...] bool, and that token, [...] int32 (else PAD_ID)."""
+    classes = allowed_classes(grammar, state, remaining, ops)
+    forced = jnp.sum(jnp.where(classes, grammar.class_size, 0), axis=-1) == 1
+    token = grammar.class_token[jnp.argmax(classes & (grammar.class_size == 1), axis=-1)]
+    return forced, jnp.where(forced, token, PAD_ID)
+
+
+def ends_turn(grammar: ToolGrammar, token: jax.Array) -> jax.Array:
+    """Whether a token ends a turn, [...] bool. A symbol that holds a literal and the end marker does."""
+    return grammar.class_ends[grammar.token_class[token]]
+
+
+def advance(grammar: ToolGrammar, state: jax.Array, token: jax.Array) -> jax.Array:
+    """State after a token, [...] int32. One outside the language leads to `dead`, left only by the end of a turn."""
+    after, _ = _step(grammar, state, token)
+    return after
+
+
+def _step(grammar: ToolGrammar, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The state after a token, and whether the token was in the language."""
+    kind = grammar.token_class[token]
+    after = grammar.next_state[state, kind].astype(jnp.int32)
+    astray = jnp.where(grammar.class_ends[kind], grammar.end, grammar.dead)
+    return jnp.where(state == grammar.end, grammar.end, jnp.where(after >= 0, after, astray)), after >= 0
+
+
+def parse(
+    grammar: ToolGrammar, tokens: jax.Array, count: jax.Array, start_state: jax.Array, tag_width: int
+) -> ToolCalls:
+    """Reads the calls out of written turns.
+
+    Args:
+      tokens: [B, A] int32; count: [B] int32 how many of them were written.
+      start_state: [B] int32 `start_act` or `start_summary`.
+      tag_width: Lt, tokens of a tag's key or value. A longer one is cut, and its `length` is what was written: an
+        operation tells by `length > Lt` that a tag does not fit.
+
+    Returns:
+      ToolCalls [B, J = max_calls]. An empty array of calls is one call PASS, an answer one call ANSWER, a summary one
+      call WRITE_SUMMARY. A turn that is not in the language, or not at its end, is malformed and has no calls.
+    """
+    batch, width = tokens.shape
+    columns = jnp.arange(width)
+    live = columns < count[:, None]
+
+    def step(carry, inputs):
+        state, good = carry
+        token, on = inputs
+        after, known = _step(grammar, state, token)
+        after = jnp.where(on, after, state)
+        return (after, good & (known | ~on)), (state, after)
+
+    begin = (jnp.asarray(start_state, jnp.int32), jnp.ones((batch,), bool))
+    (last, good), (before, after) = jax.lax.scan(step, begin, (tokens.T, live.T))
+    before, after = before.T, after.T
+    good = good & (last == grammar.end)
+
+    # A token is written into a field if the automaton is in that field before and after it.
+    part, call, op = grammar.part[before], grammar.call[before], grammar.op[before]
+    inside = live & (part != Part.NONE) & (part == grammar.part[after]) & (call == grammar.call[after]) & good[:, None]
+
+    calls = jnp.arange(grammar.max_calls)
+    in_call = (call[:, None] == calls[:, None]) & live[:, None] & good[:, None, None]  # [B, J, A]
+    ops = jnp.where(in_call, op[:, None], Op.NONE).max(-1)
+    passed = good & (ops == Op.NONE).all(-1)
+    ops = jnp.where(passed[:, None] & (calls == 0), Op.PASS, ops)
+
+    def register(which: Part) -> jax.Array:
+        """[B, J] the value chosen for an argument, -1 if it was not written."""
+        return jnp.where(in_call & (part == which)[:, None], grammar.value[before][:, None], -1).max(-1)
+
+    def spans(which: jax.Array, size: int) -> Text:
+        """What was written into field `which` [...] of each call, moved to the front: [B, J, ..., size]."""
+        flat = jnp.ravel(which)
+        mask = (inside & (part >= Part.CONTENT))[:, None, None] & (call[:, None, None] == calls[:, None, None])
+        mask = mask & (part[:, None, None] == flat[:, None])  # [B, J, fields, A]
+        length = mask.sum(-1)
+        source = jnp.argmax(mask, axis=-1)[..., None] + jnp.arange(size)
+        rows = jnp.arange(batch)[:, None, None, None]
+        moved = jnp.where(jnp.arange(size) < length[..., None], tokens[rows, jnp.minimum(source, width - 1)], PAD_ID)
+        shape = (batch, grammar.max_calls, *which.shape)
+        return Text(moved.reshape(*shape, size), length.reshape(shape))
+
+    slots = jnp.arange(grammar.tag_slots)[:, None] * 2 + jnp.arange(2) + Part.TAGS
+    tags = _with_type_key(grammar, spans(slots, tag_width), tag_width)
+    digits = spans(jnp.asarray(Part.MEMORY_ID), MAX_ID_DIGITS)
+    digit = jnp.where(
+        jnp.arange(MAX_ID_DIGITS) < digits.length[..., None], grammar.class_digit[grammar.token_class[digits.tokens]], 0
+    )
+    power = 10 ** jnp.maximum(digits.length[..., None] - 1 - jnp.arange(MAX_ID_DIGITS), 0)
+    return ToolCalls(
+        op=ops,
+        content=spans(jnp.asarray(Part.CONTENT), width),
+        tags=tags,
+        memory_id=jnp.where(digits.length > 0, (digit * power).sum(-1), NO_ID),
+        top_k=jnp.maximum(register(Part.TOP_K), 0),
+        span=jnp.maximum(register(Part.SPAN), 0),
+        confirmed=register(Part.CONFIRMED) == 1,
+        malformed=~good,
+        think_tokens=(inside & (part == Part.THINK)).sum(-1),
+    )
+
+
+def _with_type_key(grammar: ToolGrammar, tags: Text, width: int) -> Text:
+    """Gives slot 0 its key where it has a value: memory_type is an argument of its own, so its key is not written."""
+    key = jnp.zeros((width,), jnp.int32).at[: grammar.type_key.shape[0]].set(grammar.type_key[:width])
+    given = tags.length[:, :, 0, 1] > 0
+    return Text(
+        tags.tokens.at[:, :, 0, 0].set(jnp.where(given[..., None], key, PAD_ID)),
+        tags.length.at[:, :, 0, 0].set(jnp.where(given, min(grammar.type_key.shape[0], width), 0)),
+    )
+
+
+# Host: the layout of a turn, as places between literals.
+
+
+class Place(NamedTuple):
+    """Where the policy writes or chooses next."""
+
+    name: str  # "start", "think", "answer", "summary", "argument" or "end"
+    call: int = -1
+    op: Op = Op.NONE
+    argument: int = 0  # index among the tool's arguments
+    side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value
+    value: int = -1  # of an argument with listed values, once chosen
+
+
+class Exit(NamedTuple):
+    """A literal that may follow a place."""
+
+    text: str
+    target: Place
+    op: Op | None  # the operation that it begins
+
+
+START, THINK, ANSWER = Place("start"), Place("think"), Place("answer", 0, Op.ANSWER)
+SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
+_LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
+
+
+class _Layout:
+    """The turn format: which literals may follow a place, and where they lead."""
+
+    def __init__(self, config, end: str):
+        if config.format not in ("paper", "hermes"):
+            raise ValueError(f"tools.format is {config.format!r}; it must be 'paper' or 'hermes'")
+        if config.format == "hermes" and (config.max_calls, config.min_calls) != (1, 1):
+            raise ValueError(
+                "tools.format 'hermes' has exactly one call a turn: set tools.max_calls and tools.min_calls to 1 "
+                f"(they are {config.max_calls} and {config.min_calls})"
+            )
+        if not 0 <= config.min_calls <= config.max_calls or config.max_calls < 1:
+            raise ValueError(
+                f"tools.max_calls is {config.max_calls} and tools.min_calls {config.min_calls}; "
+                "max_calls must be at least 1 and min_calls between 0 and max_calls"
+            )
+        if config.max_tags < 0:
+            raise ValueError(f"tools.max_tags is {config.max_tags}; it must not be negative")
+        self.config, self.end = config, end
+        self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
+        hermes = config.format == "hermes"
+        self.open, self.close = ("<tool_call>\n", "\n</tool_call>") if hermes else ("<tool_call>[", "]</tool_call>")
+
+    def places(self) -> list[Place]:
+        """Every place of the format, breadth first from the starts of a turn and of a summary."""
+        found = dict.fromkeys([START, SUMMARY])
+        queue = list(found)
+        for place in queue:
+            new = [exit.target for exit in self.exits(place) if exit.target not in found]
+            queue += dict.fromkeys(new)
+            found |= dict.fromkeys(new)
+        return queue
+
+    def argument(self, place: Place) -> Argument:
+        return self.tools[place.op].arguments[place.argument]
+
+    def exits(self, place: Place) -> list[Exit]:
+        """The literals that may follow a place. No text is a beginning of another."""
+        if place == START:
+            return [Exit("<think>", THINK, None)] if self.config.think else self._bodies("<think></think>")
+        if place == THINK:
+            return self._bodies("</think>")
+        if place == ANSWER:
+            return [Exit(f"</answer>{self.end}", END, None)]
+        if place == SUMMARY:
+            return [Exit(self.end, END, None)]
+        if place == END:
+            return []
+        kind = self.argument(place).kind
+        if kind in _LISTED and place.value < 0:
+            return [Exit(text, place._replace(value=value), None) for text, value in self._values(kind)]
+        if kind is Kind.TAGS:
+            if place.side % 2 == 0:
+                return [Exit('": "', place._replace(side=place.side + 1), None)]
+            more = [Exit('", "', place._replace(side=place.side + 1), None)]
+            return more[: place.side + 1 < 2 * self.config.max_tags] + self._after(place, '"}')
+        return self._after(place, "" if kind in (Kind.FLAG, Kind.COUNT) else '"')
+
+    def _bodies(self, before: str) -> list[Exit]:
+        """What a turn does after its think block."""
+        exits = [self._call(before + self.open, tool, 0) for tool in self.tools.values()]
+        if self.config.min_calls == 0:
+            exits.append(Exit(before + self.open + self.close + self.end, END, Op.PASS))
+        return [*exits, Exit(before + "<answer>", ANSWER, Op.ANSWER)]
+
+    def _call(self, before: str, tool: Tool, call: int) -> Exit:
+        opening = before + f'{{"name": "{tool.name}", "arguments": {{' + self._key(tool.arguments[0])
+        return Exit(opening, Place("argument", call, tool.op), tool.op)
+
+    def _after(self, place: Place, close: str) -> list[Exit]:
+        """What follows a finished argument: a later argument of the call, another call, or the end of the turn."""
+        exits, arguments = [], self.tools[place.op].arguments
+        for i in range(place.argument + 1, len(arguments)):
+            exits.append(Exit(f"{close}, {self._key(arguments[i])}", Place("argument", place.call, place.op, i), None))
+            if arguments[i].required:
+                return exits
+        following = place.call + 1
+        if following < self.config.max_calls:
+            exits += [self._call(close + "}}, ", tool, following) for tool in self.tools.values()]
+        if following >= self.config.min_calls:
+            exits.append(Exit(f"{close}}}}}{self.close}{self.end}", END, None))
+        return exits
+
+    def _key(self, argument: Argument) -> str:
+        """An argument's name up to its value; listed values bring their own space and quotation mark."""
+        return f'"{argument.name}":' + {Kind.TAGS: ' {"'}.get(argument.kind, "" if argument.kind in _LISTED else ' "')
+
+    def _values(self, kind: Kind) -> list[tuple[str, int]]:
+        if kind is Kind.FLAG:
+            return [(" true", 1), (" false", 0)]
+        if kind is Kind.COUNT:
+            return [(f" {k}", k) for k in range(1, self.config.max_top_k + 1)]
+        return [(' "all', 0), *((f' "{n}', n) for n in range(1, 10))]
+
+    def part(self, place: Place) -> int:
+        """The Part that a place belongs to; a choice that is still to be made belongs to none."""
+        if place.name in ("think", "answer", "summary"):
+            return Part.THINK if place == THINK else Part.CONTENT
+        if place.name != "argument":
+            return Part.NONE
+        kind = self.argument(place).kind
+        if kind in _LISTED:
+            of = {Kind.FLAG: Part.CONFIRMED, Kind.COUNT: Part.TOP_K, Kind.SPAN: Part.SPAN}
+            return of[kind] if place.value >= 0 else Part.NONE
+        if kind is Kind.TAGS:
+            return Part.TAGS + 2 + place.side
+        return {Kind.TEXT: Part.CONTENT, Kind.ID: Part.MEMORY_ID, Kind.LABEL: Part.TAGS + 1}[kind]
+
+
+# Host: UTF-8 and token classes.
+
+
+def _utf8_table() -> np.ndarray:
+    """[8, 256] int8 UTF-8 automaton (RFC 3629): 0 = between characters, 1..3 = so many continuation bytes to come,
+    4..7 = the next byte is restricted (after E0, ED, F0, F4); -1 = not UTF-8."""
+    table = np.full((8, 256), -1, np.int8)
+    table[0, :0x80] = 0
+    table[0, 0xC2:0xE0] = 1
+    table[0, 0xE0:0xF0] = 2
+    table[0, 0xF0:0xF5] = 3
+    table[0, [0xE0, 0xED, 0xF0, 0xF4]] = [4, 5, 6, 7]
+    for state in (1, 2, 3):
+        table[state, 0x80:0xC0] = state - 1
+    table[4, 0xA0:0xC0] = 1
+    table[5, 0x80:0xA0] = 1
+    table[6, 0x90:0xC0] = 2
+    table[7, 0x80:0x90] = 2
+    return table
+
+
+class _Content(NamedTuple):
+    """How a token acts inside a field: UTF-8 state after it, by UTF-8 state before it; -1 = not allowed there."""
+
+    text: tuple[int, ...]
+    string: tuple[int, ...]
+
+
+_NOWHERE = (-1,) * 8
+_FREE = (0, *_NOWHERE[1:])  # whole characters: from between characters to between characters
+_OUTSIDE = _Content(_NOWHERE, _NOWHERE)
+_NOT_IN_STRING = re.compile(rb'[\x00-\x1f"\\]')
+
+
+def _content(pieces: Iterable[bytes | None]) -> list[_Content]:
+    """How each token acts inside a field; control tokens and empty ones do not belong there."""
+    utf8 = _utf8_table().tolist()
+
+    def path(piece: bytes) -> tuple[int, ...]:
+        try:
+            piece.decode()
+            return _FREE
+        except UnicodeDecodeError:
+            pass
+        ends = []
+        for state in range(8):
+            for byte in piece:
+                state = utf8[state][byte] if state >= 0 else -1
+            ends.append(state)
+        return tuple(ends)
+
+    def content(piece: bytes | None) -> _Content:
+        if not piece or b"<" in piece:
+            return _OUTSIDE
+        text = path(piece)
+        return _Content(text, _NOWHERE if _NOT_IN_STRING.search(piece) else text)
+
+    return [content(piece) for piece in pieces]
+
+
+def _tokens_to_whole(maps: set[tuple[int, ...]]) -> list[int]:
+    """[8] fewest tokens from each UTF-8 state to a whole character, FAR if the vocabulary has none."""
+    fewest = [0] + [FAR] * 7
+    for _ in range(8):
+        for path in maps:
+            for state in range(1, 8):
+                if path[state] >= 0:
+                    fewest[state] = min(fewest[state], fewest[path[state]] + 1)
+    return fewest
+
+
+# Host: literals as tokens, and the automaton.
+
+
+class Rest(NamedTuple):
+    """What remains of one literal, somewhere inside it."""
+
+    text: str  # one character a byte, END_MARK for the end of the turn
+    tokens: tuple[tuple[int, int], ...]  # canonical tokens that begin in `text`: (offset, token)
+    target: Place
+    op: Op | None
+
+
+class State(NamedTuple):
+    """A state of the automaton: at a place (`sub` counts digits, or is the UTF-8 state), or inside literals."""
+
+    place: Place | None
+    sub: int
+    rests: frozenset[Rest]
+
+
+class Step(NamedTuple):
+    """What a token of a literal does."""
+
+    target: State
+    ops: int  # bit mask of the operations that the literals going on this way begin; ANY_OP if one begins none
+
+
+def _ops_of(rests: Iterable[Rest]) -> int:
+    ops = 0
+    for rest in rests:
+        ops |= ANY_OP if rest.op is None else 1 << rest.op
+    return ops
+
+
+def _entry(place: Place) -> State:
+    """The state in which a place is entered: between characters, no digit written."""
+    return State(place, 0, frozenset())
+
+
+class _Builder:
+    """Builds a ToolGrammar. One use."""
+
+    def __init__(self, config, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.layout = _Layout(config, tokenizer.end_of_turn)
+        self.pieces = tokenizer.token_bytes()
+        self.content = _content(self.pieces)
+        self.subs = self._utf8_states()
+        self.whole = _tokens_to_whole({c.text for c in self.content} | {c.string for c in self.content})
+        self.by_text: dict[str, list[int]] = {}
+        for token, text in enumerate(map(self._text_of, range(len(self.pieces)))):
+            if text:
+                self.by_text.setdefault(text, []).append(token)
+        self.digits = {token: value for value in range(10) for token in self.by_text.get(str(value), [])}
+        if set(self.digits.values()) != set(range(10)):
+            raise ValueError("policy.tokenizer: memory ids need a token for each digit; the vocabulary lacks one")
+        self.longest = max(map(len, self.by_text))
+        self.rests_of_place: dict[Place, frozenset[Rest]] = {}
+        self.tokens_from: dict[Place, int] = {}
+
+    def _utf8_states(self) -> list[int]:
+        """UTF-8 states that this vocabulary can reach (only 0 without byte tokens)."""
+        maps, reached, size = {c.text for c in self.content}, {0}, 0
+        while size < len(reached):
+            size = len(reached)
+            reached |= {path[state] for path in maps for state in reached} - {-1}
+        return sorted(reached)
+
+    def _text_of(self, token: int) -> str:
+        """A token's text, one character a byte; the end-of-turn marker, alone or inside a symbol, is one END_MARK."""
+        if token == self.tokenizer.eos_id:
+            return END_MARK
+        return (self.pieces[token] or b"").decode("latin-1").replace(self.layout.end, END_MARK)
+
+    def _rest(self, exit: Exit) -> Rest:
+        """A literal in its canonical tokens."""
+        text = exit.text.encode().decode("latin-1").replace(self.layout.end, END_MARK)
+        tokens, offset, ids = [], 0, self.tokenizer.encode(exit.text)
+        for token in ids:
+            tokens.append((offset, token))
+            offset += len(self._text_of(token))
+        if "".join(map(self._text_of, ids)) != text:
+            raise ValueError(
+                f"policy.tokenizer: the vocabulary cannot spell {exit.text!r} of the tool format "
+                f"(it gives {self.tokenizer.decode(ids)!r}); build it with tools.grammar.literals as symbols"
+            )
+        return Rest(text, tuple(tokens), exit.target, exit.op)
+
+    def _rests(self, state: State) -> frozenset[Rest]:
+        """The literals that may go on from a state."""
+        if state.place is None:
+            return state.rests
+        if state.place not in self.rests_of_place:
+            self.rests_of_place[state.place] = frozenset(map(self._rest, self.layout.exits(state.place)))
+        if self._kind(state.place) == "digits":
+            return self.rests_of_place[state.place] if state.sub > 0 else frozenset()
+        return self.rests_of_place[state.place] if state.sub == 0 else frozenset()
+
+    def _kind(self, place: Place) -> str:
+        """What is written at a place: "text", "string", "digits", or nothing ("choice")."""
+        if place.name in ("think", "answer", "summary"):
+            return "text"
+        if place.name != "argument":
+            return "choice"
+        kind = self.layout.argument(place).kind
+        return {Kind.TEXT: "string", Kind.LABEL: "string", Kind.TAGS: "string", Kind.ID: "digits"}.get(kind, "choice")
+
+    def _steps(self, state: State) -> dict[int, Step]:
+        """Where the tokens of literals lead from a state."""
+        groups: dict[int, list[Rest]] = {}
+        for rest in self._rests(state):
+            if self.config.constrained:
+                options = [rest.tokens[0][1]]
+            else:
+                sizes = range(1, min(self.longest, len(rest.text)) + 1)
+                options = [token for n in sizes for token in self.by_text.get(rest.text[:n], [])]
+            for token in options:
+                groups.setdefault(token, []).append(rest)
+        return {
+            token: Step(self._inside(self._text_of(token), rests), _ops_of(rests)) for token, rests in groups.items()
+        }
+
+    def _inside(self, text: str, rests: list[Rest]) -> State:
+        """The state after `text`, which all the rests begin with."""
+        n = len(text)
+        left = [
+            Rest(r.text[n:], tuple((offset - n, token) for offset, token in r.tokens if offset >= n), r.target, r.op)
+            for r in rests
+        ]
+        done = [rest for rest in left if not rest.text]
+        assert not done or len(left) == 1, f"the literal {text!r} is a beginning of another"
+        return _entry(done[0].target) if done else State(None, 0, frozenset(left))
+
+    def _field_states(self, place: Place) -> list[State]:
+        """The states of a place: one for each UTF-8 state or number of digits."""
+        kind = self._kind(place)
+        subs = {"digits": range(MAX_ID_DIGITS + 1), "choice": [0]}.get(kind, self.subs)
+        return [State(place, sub, frozenset()) for sub in subs]
+
+    def _explore(self) -> tuple[dict[State, int], dict[State, dict[int, Step]]]:
+        """All states (numbered) and the steps of literals between them."""
+        index: dict[State, int] = {}
+        steps: dict[State, dict[int, Step]] = {}
+        queue = [_entry(START), *self._field_states(SUMMARY), _entry(END)]
+        while queue:
+            state = queue.pop()
+            if state in index:
+                continue
+            index[state] = len(index)
+            steps[state] = self._steps(state)
+            for target, _ in steps[state].values():
+                queue += [target] if target.place is None else self._field_states(target.place)
+        return index, steps
+
+    def _distance(self, state: State) -> int:
+        """Fewest tokens from a state to the end of the turn; from a think block at least tools.body_tokens.
+
+        Where an operation is still to be chosen it is the largest over the operations, so that any of them, whichever
+        are allowed, can be completed; an end that needs no further operation goes before.
+        """
+        if state.place is None:
+            return self._distance_of(state.rests)
+        if state.place not in self.tokens_from:
+            at_place = State(state.place, 1 if self._kind(state.place) == "digits" else 0, frozenset())
+            self.tokens_from[state.place] = 0 if state.place == END else self._distance_of(self._rests(at_place))
+        kind = self._kind(state.place)
+        unfinished = int(state.sub == 0) if kind == "digits" else self.whole[state.sub]
+        left = self.tokens_from[state.place]
+        if state.place == THINK:  # thinking ends while the turn still has room for strings that are not empty
+            left = max(left, self.config.body_tokens)
+        return min(FAR, unfinished + left)
+
+    def _distance_of(self, rests: frozenset[Rest]) -> int:
+        far = {rest: len(rest.tokens) + self._distance(_entry(rest.target)) for rest in rests}
+        free = [tokens for rest, tokens in far.items() if rest.op is None]
+        return min(free) if free else max(far.values())
+
+    def _shortest(self) -> tuple[int, ...]:
+        """By Op, the fewest tokens of a turn that begins with it; 0 if none can."""
+        fewest = [0] * NUM_OPS
+        think = self._rests(_entry(START)) if self.config.think else frozenset()
+        opening = sum(len(rest.tokens) for rest in think)
+        for rest in self._rests(_entry(THINK if self.config.think else START)):
+            fewest[rest.op] = opening + len(rest.tokens) + self._distance(_entry(rest.target))
+        fewest[Op.WRITE_SUMMARY] = self._distance(_entry(SUMMARY))
+        return tuple(fewest)
+
+    def _classes(self, own: Iterable[int]) -> tuple[np.ndarray, list[int]]:
+        """Token classes [V] and one token of each: `own` tokens alone, the others with those that act alike."""
+        numbers: dict = {}
+        token_class = np.zeros(len(self.pieces), np.int32)
+        own = set(own)
+        for token, content in enumerate(self.content):
+            key = token if token in own else (content, self.pieces[token] is None)
+            token_class[token] = numbers.setdefault(key, len(numbers))
+        _, first = np.unique(token_class, return_index=True)
+        return token_class, first.tolist()
+
+    def _transitions(self, index, steps, token_class: np.ndarray, members: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Next states (-1 = none) and operations begun, both [S + 1, Kc] int16; the last row is the dead state."""
+        number_of = {(state.place, state.sub): i for state, i in index.items() if state.place is not None}
+        table = np.full((len(index) + 1, len(members)), -1, np.int16)
+        ops = np.full_like(table, ANY_OP)
+        paths = {
+            "text": np.array([self.content[token].text for token in members]),
+            "string": np.array([self.content[token].string for token in members]),
+        }
+        for state, i in index.items():
+            for token, step in steps[state].items():
+                table[i, token_class[token]] = index[step.target]
+                ops[i, token_class[token]] = step.ops
+            kind = self._kind(state.place) if state.place else "choice"
+            if kind == "digits" and state.sub < MAX_ID_DIGITS:
+                table[i, token_class[list(self.digits)]] = number_of[state.place, state.sub + 1]
+            elif kind in paths:
+                after = paths[kind][:, state.sub]
+                targets = np.array([number_of.get((state.place, sub), -1) for sub in range(8)])
+                table[i] = np.where(after >= 0, targets[after], table[i])
+        return table, ops
+
+    def build(self) -> ToolGrammar:
+        index, steps = self._explore()
+        if len(index) >= FAR:
+            raise ValueError(f"the tool grammar has {len(index)} states, over {FAR}; lower tools.max_calls or max_tags")
+        eos = self.tokenizer.eos_id
+        own = {token for targets in steps.values() for token in targets} | set(self.digits) | {eos}
+        token_class, members = self._classes(own)
+        next_state, reach = self._transitions(index, steps, token_class, members)
+        if self.config.constrained:
+            need = np.array([self._distance(state) for state in index] + [FAR])[next_state] + 1
+            need = np.where(next_state >= 0, np.minimum(need, FAR), FAR)
+        else:
+            usable = np.array([self.pieces[token] is not None or token == eos for token in members])
+            need, reach = np.where(usable, 1, FAR)[None], np.full((1, len(members)), ANY_OP, np.int16)
+        places = [state.place or END for state in index] + [END]
+        digit = np.array([self.digits.get(token, -1) for token in members], np.int32)
+        return ToolGrammar(
+            token_class=jnp.asarray(token_class),
+            class_size=jnp.asarray(np.bincount(token_class).astype(np.int32)),
+            class_token=jnp.asarray(np.array(members, np.int32)),
+            class_digit=jnp.asarray(digit),
+            class_ends=jnp.asarray([self._text_of(token).endswith(END_MARK) for token in members]),
+            next_state=jnp.asarray(next_state),
+            need=jnp.asarray(need.astype(np.int16)),
+            reach=jnp.asarray(reach),
+            part=jnp.asarray(np.array([self.layout.part(place) for place in places], np.int32)),
+            call=jnp.asarray(np.array([place.call for place in places], np.int32)),
+            op=jnp.asarray(np.array([place.op for place in places], np.int32)),
+            value=jnp.asarray(np.array([place.value for place in places], np.int32)),
+            type_key=jnp.asarray(np.array(self.tokenizer.encode(TYPE_KEY), np.int32)),
+            shortest=self._shortest(),
+            start_act=index[_entry(START)],
+            start_summary=index[_entry(SUMMARY)],
+            end=index[_entry(END)],
+            dead=len(index),
+            max_calls=self.config.max_calls,
+            tag_slots=1 + self.config.max_tags,
+            constrained=self.config.constrained,
+        )
