@@ -1,0 +1,272 @@
+"""Short-term memory: a token window per row, edited by whole messages.
+
+The window holds the row's own messages one after another; the shared system prompt (prefix) is not in here. A message
+is named by its index in creation order, which stays when others go. All functions are batched over rows `B`, can be
+jitted, and are total: what does not fit gives a `types.Status` and leaves the window as it was. `on` selects the rows
+that run; the others are left alone and report NOT_RUN.
+
+An edit moves tokens, so that keys and values of a cache are valid only before the first token that changed: edits
+return that position as `cut`. A message that is still being written (the policy's own) may be extended with `write`
+to `tokens` and `message`, and a longer `length`; nothing else depends on its size.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from agemem_jax.memory.encoder import encode, token_rows, unit
+from agemem_jax.memory.status import first_failure
+from agemem_jax.types import NO_MESSAGE, PAD_ID, Status, Text
+
+SIMILARITY_CHUNK = 256  # tokens of a row whose table rows exist at once
+
+
+@struct.dataclass
+class ContextWindow:
+    """`B` windows. The tokens of a message are contiguous; places from `length` on hold PAD_ID and NO_MESSAGE."""
+
+    tokens: jax.Array  # [B, C] int32
+    message: jax.Array  # [B, C] int32 index of the token's message, or NO_MESSAGE
+    length: jax.Array  # [B] int32
+    role: jax.Array  # [B, M] int32 types.Role
+    pinned: jax.Array  # [B, M] bool: no filter, summary or overflow takes it
+    round: jax.Array  # [B, M] int32
+    alive: jax.Array  # [B, M] bool: its tokens are in the window
+    count: jax.Array  # [B] int32 messages ever made
+
+
+def empty(batch: int, capacity: int, messages: int) -> ContextWindow:
+    """`batch` windows without messages, for up to `capacity` (C) tokens and `messages` (M) messages ever made."""
+    table = jnp.zeros((batch, messages), jnp.int32)
+    return ContextWindow(
+        tokens=jnp.full((batch, capacity), PAD_ID, jnp.int32),
+        message=jnp.full((batch, capacity), NO_MESSAGE, jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
+        role=table,
+        pinned=table.astype(bool),
+        round=table,
+        alive=table.astype(bool),
+        count=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def append(
+    ctx: ContextWindow, on: jax.Array, text: Text, role: jax.Array | int, pinned: jax.Array | bool, round: jax.Array
+) -> tuple[ContextWindow, jax.Array]:
+    """Puts a message at the end: text `[B, W]`; role and pinned for all rows or `[B]`; round `[B]`.
+
+    Returns the window and status `[B]`: EMPTY_TEXT, NO_ROOM (the tokens, or one more message, do not fit).
+    """
+    status = first_failure(
+        on, (text.length <= 0, Status.EMPTY_TEXT), (~_room(ctx, ctx.length + text.length), Status.NO_ROOM)
+    )
+    return _insert(ctx, status == Status.OK, text, ctx.length, role, pinned, round), status
+
+
+def remove(ctx: ContextWindow, on: jax.Array, drop: jax.Array) -> tuple[ContextWindow, jax.Array]:
+    """Takes the messages `drop` `[B, M]` out, pinned or not, and closes the gaps.
+
+    Returns the window and `cut` `[B]`: the first changed position; the length if nothing changed.
+    """
+    drop = drop & ctx.alive & on[:, None]
+    cut = _first_token(ctx, drop)
+    return _compact(ctx, drop, cut, jnp.zeros_like(ctx.length)), cut
+
+
+def replace(
+    ctx: ContextWindow, on: jax.Array, drop: jax.Array, text: Text, role: jax.Array | int, round: jax.Array
+) -> tuple[ContextWindow, jax.Array, jax.Array]:
+    """Takes the messages `drop` `[B, M]` out and puts one new, unpinned message where the first of them began.
+
+    Args are those of `append` and `remove`. The new message has the next index, although it may stand before others.
+
+    Returns:
+        The window, `cut` `[B]` as in `remove`, and status `[B]`: EMPTY_TEXT, NOTHING_TO_EDIT (`drop` names no message
+        of the window), NO_ROOM (also after the removal).
+    """
+    drop = drop & ctx.alive
+    freed = jnp.sum(_token_mask(ctx, drop), axis=1)
+    status = first_failure(
+        on,
+        (text.length <= 0, Status.EMPTY_TEXT),
+        (~jnp.any(drop, axis=1), Status.NOTHING_TO_EDIT),
+        (~_room(ctx, ctx.length - freed + text.length), Status.NO_ROOM),
+    )
+    ok = status == Status.OK
+    drop = drop & ok[:, None]
+    cut = _first_token(ctx, drop)
+    ctx = _compact(ctx, drop, cut, jnp.where(ok, text.length, 0))
+    return _insert(ctx, ok, text, cut, role, False, round), cut, status
+
+
+def similarity(ctx: ContextWindow, criteria: Text, table: jax.Array) -> jax.Array:
+    """Cosine `[B, M]` float32 of each message with the criteria `[B, W]`, both encoded as by `encoder.encode`.
+
+    0 for messages that are gone, and for empty criteria.
+    """
+    batch, capacity = ctx.tokens.shape
+    width = min(SIMILARITY_CHUNK, capacity)
+    spare = -capacity % width
+    chunks = [
+        jnp.pad(x, ((0, 0), (0, spare)), constant_values=fill).reshape(batch, -1, width).swapaxes(0, 1)
+        for x, fill in ((ctx.tokens, PAD_ID), (ctx.message, NO_MESSAGE))
+    ]
+
+    def add_chunk(sums: jax.Array, chunk: list[jax.Array]) -> tuple[jax.Array, None]:
+        tokens, message = chunk
+        member = jax.nn.one_hot(message, ctx.alive.shape[1], dtype=jnp.float32)  # NO_MESSAGE: all zeros
+        return sums + jnp.einsum("bwm,bwe->bme", member, token_rows(table, tokens), precision="highest"), None
+
+    sums, _ = lax.scan(add_chunk, jnp.zeros((*ctx.alive.shape, table.shape[1])), chunks)
+    return jnp.einsum("bme,be->bm", unit(sums), encode(table, criteria), precision="highest")
+
+
+def filter_drop(
+    ctx: ContextWindow, criteria: Text, table: jax.Array, theta: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Which messages FILTER removes: those, not pinned, whose cosine with the criteria is at least theta (paper: 0.6).
+
+    Returns drop `[B, M]` and status `[B]`: EMPTY_TEXT, NOTHING_FOUND.
+    """
+    given = criteria.length > 0
+    drop = ctx.alive & ~ctx.pinned & (similarity(ctx, criteria, table) >= theta) & given[:, None]
+    status = first_failure(
+        jnp.ones_like(given), (~given, Status.EMPTY_TEXT), (~jnp.any(drop, axis=1), Status.NOTHING_FOUND)
+    )
+    return drop, status
+
+
+def span_drop(ctx: ContextWindow, span: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which messages SUMMARY replaces: the unpinned ones of the last `span` `[B]` rounds, or of all rounds if 0.
+
+    The last rounds are the highest distinct `round` numbers among the messages of the window, pinned ones included.
+
+    Returns drop `[B, M]` and status `[B]`: NOTHING_TO_EDIT.
+    """
+    alive, number = ctx.alive, ctx.round
+    same = (number[:, :, None] == number[:, None]) & alive[:, None]  # [B, M, M]: message, another of its round
+    first = alive & (jnp.argmax(same, axis=2) == jnp.arange(alive.shape[1]))  # one message speaks for its round
+    later_rounds = jnp.sum(first[:, None] & (number[:, None] > number[:, :, None]), axis=2)
+    drop = alive & ~ctx.pinned & ((span[:, None] == 0) | (later_rounds < span[:, None]))
+    status = first_failure(jnp.ones_like(span, bool), (~jnp.any(drop, axis=1), Status.NOTHING_TO_EDIT))
+    return drop, status
+
+
+def oldest_drop(ctx: ContextWindow, need: jax.Array, protect_round: jax.Array | None = None) -> jax.Array:
+    """The fewest oldest messages, by index, that make room for `need` `[B]` more tokens: drop `[B, M]`.
+
+    Pinned messages and those of `protect_round` `[B]` are left alone; if all others are not enough, all of them go.
+    """
+    may_go = ctx.alive & ~ctx.pinned
+    if protect_round is not None:
+        may_go &= ctx.round != protect_round[:, None]
+    size = jnp.where(may_go, _sizes(ctx), 0)
+    freed_before = jnp.cumsum(size, axis=1) - size
+    missing = ctx.length + need - ctx.tokens.shape[1]
+    return may_go & (freed_before < missing[:, None])
+
+
+def write(buffer: jax.Array, block: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
+    """Writes block[b, :count[b]] into buffer[b] from start[b] on; other places stay, what is past the end is dropped.
+
+    Args:
+        buffer: `[B, C, ...]` of any dtype.
+        block: `[B, W, ...]`.
+        start: `[B]`, not negative.
+        count: `[B]`.
+    """
+    capacity, offset = buffer.shape[1], jnp.arange(block.shape[1])
+    place = start[:, None] + offset
+    inside = (offset < count[:, None]) & (place < capacity)
+    place = jnp.where(inside, place, capacity + offset)  # dropped, and the indices stay unique
+    return jax.vmap(lambda row, i, new: row.at[i].set(new, mode="drop", unique_indices=True))(
+        buffer, place, block.astype(buffer.dtype)
+    )
+
+
+def pack(parts: list[Text], width: int | None = None) -> Text:
+    """Joins texts row by row: parts `[B, Wi]` (or `[Wi]`, the same for all rows) -> one Text `[B, width]`.
+
+    `width` is the sum of the parts' widths unless given; with a smaller one, what does not fit is cut off the end.
+    """
+    batch = jnp.broadcast_shapes(*(part.length.shape for part in parts))
+    lengths = [jnp.broadcast_to(part.length, batch) for part in parts]
+    padded = jnp.concatenate([jnp.broadcast_to(p.tokens, (*batch, p.tokens.shape[-1])) for p in parts], axis=-1)
+    width = padded.shape[-1] if width is None else width
+
+    # Place j of the result comes from place j of the padded parts, moved on by the padding of the parts before it.
+    place = jnp.arange(width)
+    source, end = jnp.broadcast_to(place, (*batch, width)), jnp.zeros(batch, jnp.int32)
+    for part, length in zip(parts, lengths, strict=True):
+        end = end + length
+        source = source + jnp.where(place >= end[..., None], (part.tokens.shape[-1] - length)[..., None], 0)
+    joined = jnp.take_along_axis(padded, source, axis=-1, mode="clip")
+    total = jnp.minimum(end, width)
+    return Text(jnp.where(place < total[..., None], joined, PAD_ID), total)
+
+
+def _room(ctx: ContextWindow, length: jax.Array) -> jax.Array:
+    """Whether windows of that length with one more message are possible `[B]`."""
+    return (length <= ctx.tokens.shape[1]) & (ctx.count < ctx.alive.shape[1])
+
+
+def _token_mask(ctx: ContextWindow, messages: jax.Array) -> jax.Array:
+    """Messages `[B, M]` bool -> their tokens `[B, C]` bool."""
+    return (ctx.message != NO_MESSAGE) & jnp.take_along_axis(messages, ctx.message, axis=1, mode="clip")
+
+
+def _sizes(ctx: ContextWindow) -> jax.Array:
+    """Tokens of each message `[B, M]`."""
+    return jnp.sum(ctx.message[:, :, None] == jnp.arange(ctx.alive.shape[1]), axis=1, dtype=jnp.int32)
+
+
+def _first_token(ctx: ContextWindow, messages: jax.Array) -> jax.Array:
+    """Position `[B]` of the first token of any of the messages `[B, M]`; the length if there is none."""
+    mask = _token_mask(ctx, messages)
+    return jnp.where(jnp.any(mask, axis=1), jnp.argmax(mask, axis=1), ctx.length)
+
+
+def _compact(ctx: ContextWindow, drop: jax.Array, cut: jax.Array, gap: jax.Array) -> ContextWindow:
+    """Takes the messages `drop` `[B, M]` out; what stood behind `cut` `[B]` moves to `gap` `[B]` places behind it."""
+    capacity = ctx.tokens.shape[1]
+    place = jnp.arange(capacity)
+    keep = (place < ctx.length[:, None]) & ~_token_mask(ctx, drop)
+    target = jnp.cumsum(keep, axis=1) - 1 + jnp.where(place >= cut[:, None], gap[:, None], 0)
+    target = jnp.where(keep, target, capacity + place)  # dropped, and the indices stay unique
+
+    def move(array: jax.Array, fill: int) -> jax.Array:
+        put = lambda row, i: jnp.full_like(row, fill).at[i].set(row, mode="drop", unique_indices=True)  # noqa: E731
+        return jax.vmap(put)(array, target)
+
+    return ctx.replace(
+        tokens=move(ctx.tokens, PAD_ID),
+        message=move(ctx.message, NO_MESSAGE),
+        length=jnp.sum(keep, axis=1, dtype=jnp.int32),
+        alive=ctx.alive & ~drop,
+    )
+
+
+def _insert(
+    ctx: ContextWindow,
+    ok: jax.Array,
+    text: Text,
+    start: jax.Array,
+    role: jax.Array | int,
+    pinned: jax.Array | bool,
+    round: jax.Array,
+) -> ContextWindow:
+    """Writes a new message of the rows `ok` to the free places from `start` `[B]` on."""
+    size = jnp.where(ok, text.length, 0)
+    new = ok[:, None] & (jnp.arange(ctx.alive.shape[1]) == ctx.count[:, None])
+    column = lambda value: jnp.broadcast_to(value, ok.shape)[:, None]  # noqa: E731
+    return ctx.replace(
+        tokens=write(ctx.tokens, text.tokens, start, size),
+        message=write(ctx.message, jnp.broadcast_to(ctx.count[:, None], text.tokens.shape), start, size),
+        length=ctx.length + size,
+        role=jnp.where(new, column(role), ctx.role),
+        pinned=jnp.where(new, column(pinned), ctx.pinned),
+        round=jnp.where(new, column(round), ctx.round),
+        alive=ctx.alive | new,
+        count=ctx.count + ok,
+    )

@@ -1,0 +1,197 @@
+"""Slow, obvious reference of store and context: Python lists and dicts, one row at a time."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agemem_jax.types import Status
+
+
+@dataclass
+class Entry:
+    id: int
+    tokens: tuple[int, ...]
+    owner: int
+    session: int
+    created: int
+    updated: int
+    tags: list  # one (key, value) pair of token tuples per slot; ((), ()) = no tag
+    hits: int = 0
+
+
+@dataclass
+class StoreTwin:
+    """One store. Entries are kept in a list, in no particular order."""
+
+    capacity: int
+    entry_tokens: int
+    table: np.ndarray
+    duplicates: str
+    entries: list[Entry] = field(default_factory=list)
+    next_id: int = 1
+
+    def find(self, memory_id, owner):
+        return next((e for e in self.entries if e.id == memory_id and e.owner == owner), None)
+
+    def holds(self, tokens, owner, but=None):
+        return any(e.tokens == tokens and e.owner == owner and e is not but for e in self.entries)
+
+    def add(self, tokens, tags, owner, session, turn):
+        if not tokens:
+            return Status.EMPTY_TEXT, None
+        if len(tokens) > self.entry_tokens:
+            return Status.TEXT_TOO_LONG, None
+        if self.duplicates == "refuse" and self.holds(tokens, owner):
+            return Status.DUPLICATE, None
+        if len(self.entries) == self.capacity:
+            return Status.STORE_FULL, None
+        self.entries.append(Entry(self.next_id, tokens, owner, session, turn, turn, list(tags)))
+        self.next_id += 1
+        return Status.OK, self.next_id - 1
+
+    def update(self, memory_id, tokens, tags, owner, turn):
+        entry = self.find(memory_id, owner)
+        if entry is None:
+            return Status.UNKNOWN_ID
+        if not tokens:
+            return Status.EMPTY_TEXT
+        merged = merge_tags(entry.tags, tags)
+        if len(tokens) > self.entry_tokens or merged is None:
+            return Status.TEXT_TOO_LONG
+        if self.duplicates == "refuse" and self.holds(tokens, owner, but=entry):
+            return Status.DUPLICATE
+        entry.tokens, entry.tags, entry.updated = tokens, merged, turn
+        return Status.OK
+
+    def delete(self, memory_id, confirmed, owner):
+        entry = self.find(memory_id, owner)
+        if entry is None:
+            return Status.UNKNOWN_ID
+        if not confirmed:
+            return Status.NOT_CONFIRMED
+        self.entries.remove(entry)
+        return Status.OK
+
+    def delete_all(self, owner):
+        kept = [e for e in self.entries if e.owner != owner]
+        found = len(kept) < len(self.entries)
+        self.entries = kept
+        return Status.OK if found else Status.NOTHING_FOUND
+
+    def candidates(self, query, pairs, owner):
+        """The owner's entries that match, with their scores, best first."""
+        given = [pair for pair in pairs if pair != ((), ())]
+        matching = [e for e in self.entries if e.owner == owner and all(pair in e.tags for pair in given)]
+        scored = [(cosine(self.table, query, e.tokens) if query else 0.0, e) for e in matching]
+        return sorted(scored, key=lambda pair: (-pair[0], pair[1].id))
+
+
+def merge_tags(old, new):
+    """Tags after an update, or None if a new pair finds no free slot."""
+    merged = list(old)
+    if new[0] != ((), ()):
+        merged[0] = new[0]
+    for pair in new[1:]:
+        if pair == ((), ()):
+            continue
+        same = [i for i in range(1, len(merged)) if merged[i] != ((), ()) and merged[i][0] == pair[0]]
+        free = [i for i in range(1, len(merged)) if merged[i] == ((), ())]
+        if not same and not free:
+            return None
+        merged[(same or free)[0]] = pair
+    return merged
+
+
+def embed(table, tokens):
+    total = sum((np.asarray(table[t], np.float64) for t in tokens), np.zeros(table.shape[1]))
+    norm = np.linalg.norm(total)
+    return total / norm if norm > 0 else total
+
+
+def cosine(table, one, other):
+    """Cosine on the grid of 2^-16 that the store documents."""
+    return float(np.round(embed(table, one) @ embed(table, other) * 2**16) / 2**16)
+
+
+@dataclass
+class Message:
+    index: int
+    tokens: tuple[int, ...]
+    role: int
+    pinned: bool
+    round: int
+
+
+@dataclass
+class ContextTwin:
+    """One window: messages in the order of their tokens."""
+
+    capacity: int
+    max_messages: int
+    table: np.ndarray
+    messages: list[Message] = field(default_factory=list)
+    count: int = 0
+
+    @property
+    def tokens(self):
+        return [t for m in self.messages for t in m.tokens]
+
+    def insert(self, place, tokens, role, pinned, round):
+        self.messages.insert(place, Message(self.count, tokens, role, pinned, round))
+        self.count += 1
+
+    def append(self, tokens, role, pinned, round):
+        if not tokens:
+            return Status.EMPTY_TEXT
+        if len(self.tokens) + len(tokens) > self.capacity or self.count == self.max_messages:
+            return Status.NO_ROOM
+        self.insert(len(self.messages), tokens, role, pinned, round)
+        return Status.OK
+
+    def remove(self, indices):
+        cut, before = None, 0
+        for message in self.messages:
+            if message.index in indices and cut is None:
+                cut = before
+            before += len(message.tokens)
+        self.messages = [m for m in self.messages if m.index not in indices]
+        return before if cut is None else cut
+
+    def replace(self, indices, tokens, role, round):
+        here = [m for m in self.messages if m.index in indices]
+        left = len(self.tokens) - sum(len(m.tokens) for m in here)
+        if not tokens:
+            return len(self.tokens), Status.EMPTY_TEXT
+        if not here:
+            return len(self.tokens), Status.NOTHING_TO_EDIT
+        if left + len(tokens) > self.capacity or self.count == self.max_messages:
+            return len(self.tokens), Status.NO_ROOM
+        place = self.messages.index(here[0])
+        cut = self.remove(indices)
+        self.insert(place, tokens, role, False, round)
+        return cut, Status.OK
+
+    def similarity(self, criteria):
+        wanted = embed(self.table, criteria)
+        return {m.index: float(embed(self.table, m.tokens) @ wanted) for m in self.messages}
+
+    def filter_drop(self, criteria, theta):
+        if not criteria:
+            return set(), Status.EMPTY_TEXT
+        scores = self.similarity(criteria)
+        drop = {m.index for m in self.messages if not m.pinned and scores[m.index] >= theta}
+        return drop, Status.OK if drop else Status.NOTHING_FOUND
+
+    def span_drop(self, span):
+        rounds = sorted({m.round for m in self.messages}, reverse=True)
+        chosen = rounds if span == 0 else rounds[: max(span, 0)]
+        drop = {m.index for m in self.messages if not m.pinned and m.round in chosen}
+        return drop, Status.OK if drop else Status.NOTHING_TO_EDIT
+
+    def oldest_drop(self, need, protect_round):
+        drop, length = set(), len(self.tokens)
+        for message in sorted(self.messages, key=lambda m: m.index):
+            if length + need > self.capacity and not message.pinned and message.round != protect_round:
+                drop.add(message.index)
+                length -= len(message.tokens)
+        return drop
