@@ -1,0 +1,158 @@
+"""Batches of tasks as padded arrays, each a function of (seed, update) alone: a resumed run needs no cursor."""
+
+import logging
+import random
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from agemem_jax.data import hotpotqa, questions
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.types import PAD_ID, Task, Text
+
+KEY_TOKENS = 16  # key tokens kept of a query
+
+HashAnswer = Callable[[str], tuple[np.ndarray, bool]]
+
+
+class TaskSource:
+    """The training and test tasks of a run.
+
+    Without `config.task.path` the questions are generated from `config.task.seed`, and the splits share no entity
+    pair; with it the last `config.task.test_fraction` of the file's records are the test split. In `records` the
+    training records come first, then the test records; Task.index counts through both.
+
+    A message, query or answer with more tokens than its limit is cut; `truncated` counts these, and the first is
+    warned of.
+
+    hash_answer: envs.scoring.hash_words: text -> (hashes of the answer's normalised words [n, 2] uint32, whether the
+    normalised answer is yes, no or noanswer).
+
+    Raises ValueError if the file cannot be read (hotpotqa.load) or if a split would be empty.
+    """
+
+    def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
+        self.config, self.tokenizer, self.hash_answer = config, tokenizer, hash_answer
+        task = config.task
+        if task.path:
+            self.records = hotpotqa.load(task.path)
+            self.num_test = round(len(self.records) * task.test_fraction)
+        else:
+            self.records = questions.generate(task.seed, task.train_size, "train")
+            self.records += questions.generate(task.seed, task.test_size, "test")
+            self.num_test = task.test_size
+        self.num_train = len(self.records) - self.num_test
+        if self.num_train < 1 or self.num_test < 1:
+            raise ValueError(
+                f"task: {len(self.records)} records give {self.num_train} training and {self.num_test} test tasks; "
+                "each needs at least one (task.test_fraction of a file; else task.train_size, task.test_size)"
+            )
+        self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
+        self.max_gold = min(task.facts, max(len(record["supporting_facts"]) for record in self.records))
+        self.truncated = 0
+
+    def batch(self, update: int, tasks: int = 0, group_size: int = 0) -> Task:
+        """The training tasks of an update: B = tasks * group_size rows, the equal rows of a group consecutive.
+
+        `tasks` and `group_size` default to config.rl. Each epoch goes through all training records once, in an order
+        of its own (from config.seed), and tells each in an order of its own.
+        """
+        tasks, group_size = tasks or self.config.rl.tasks_per_update, group_size or self.config.rl.group_size
+        places = [divmod(place, self.num_train) for place in range(update * tasks, (update + 1) * tasks)]
+        orders = {epoch: self._order(epoch) for epoch, _ in places}
+        task = self.rows([(int(orders[epoch][offset]), epoch) for epoch, offset in places])
+        return jax.tree.map(lambda leaf: np.repeat(leaf, group_size, axis=0), task)
+
+    def test_batch(self, index: int, rows: int) -> tuple[Task, np.ndarray]:
+        """Test tasks index * rows and on, one a row, and `valid` [rows] bool: False where the last task is repeated."""
+        places = np.arange(index * rows, (index + 1) * rows)
+        picks = [(self.num_train + min(int(place), self.num_test - 1), 0) for place in places]
+        return self.rows(picks), places < self.num_test
+
+    def rows(self, picks: list[tuple[int, int]]) -> Task:
+        """The tasks of (record index, epoch) pairs as numpy arrays, one a row."""
+        return _stack([self._row(index, epoch) for index, epoch in picks])
+
+    def staged(self, index: int, epoch: int = 0) -> hotpotqa.StagedRecord:
+        """Record `index` as it is told in an epoch."""
+        task = self.config.task
+        rng = random.Random(f"{task.seed}/{index}/{epoch}")
+        return hotpotqa.stages(self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text. In the tiny vocabulary a word's piece begins with its space (vocabulary.py)."""
+        return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.config.seed, epoch]).permutation(self.num_train)
+
+    def _row(self, index: int, epoch: int) -> Task:
+        """One task without the row axis."""
+        task, staged = self.config.task, self.staged(index, epoch)
+        hashes, closed = self.hash_answer(staged.answer)
+        hashes = hashes[: task.answer_tokens]
+        return Task(
+            facts=self._messages(staged.facts, task.facts),
+            num_facts=np.int32(len(staged.facts)),
+            fact_is_gold=_padded(staged.is_gold, task.facts, bool),
+            distractors=self._messages(staged.distractors, task.distractors),
+            num_distractors=np.int32(len(staged.distractors)),
+            query=pad_text(self._cut(staged.query, task.message_tokens), task.message_tokens),
+            gold=self._messages(staged.gold, self.max_gold),
+            num_gold=np.int32(len(staged.gold)),
+            key_tokens=_padded(self._key_tokens(staged.key_words), KEY_TOKENS, np.int32),
+            answer=pad_text(self._cut(staged.answer, task.answer_tokens), task.answer_tokens),
+            answer_words=np.pad(hashes, ((0, task.answer_tokens - len(hashes)), (0, 0))),
+            num_answer_words=np.int32(len(hashes)),
+            answer_is_closed=np.bool_(closed),
+            owner=np.int32(index % task.owners),
+            session=np.int32(index),
+            index=np.int32(index),
+        )
+
+    def _cut(self, text: str, limit: int) -> list[int]:
+        """The first `limit` token ids of a piece of text."""
+        ids = self.encode(text)
+        if len(ids) > limit:
+            self.truncated += 1
+            if self.truncated == 1:
+                logging.warning("a text of %d tokens was cut to %d; this warning is not repeated", len(ids), limit)
+        return ids[:limit]
+
+    def _messages(self, texts: list[str], count: int) -> Text:
+        """Pieces of text as Text [count, message_tokens]."""
+        width = self.config.task.message_tokens
+        return pad_texts([self._cut(text, width) for text in texts], count, width)
+
+    def _key_tokens(self, words: list[str]) -> list[int]:
+        """Distinct token ids of the words as they appear inside a sentence, after a space."""
+        return list(dict.fromkeys(token for word in words for token in self.tokenizer.encode(" " + word)))[:KEY_TOKENS]
+
+
+def pad_text(ids: list[int], width: int) -> Text:
+    """Token ids as a Text [width]. Raises ValueError if there are more."""
+    return Text(_padded(ids, width, np.int32), np.int32(len(ids)))
+
+
+def pad_texts(rows: list[list[int]], count: int, width: int) -> Text:
+    """At most `count` token lists as a padded Text [count, width]."""
+    """Lists of token ids as a Text [count, width], empty beyond the last list. Raises ValueError if they do not fit."""
+    if len(rows) > count:
+        raise ValueError(f"{len(rows)} texts do not fit {count} rows")
+    tokens = np.full((count, width), PAD_ID, np.int32)
+    for row, ids in zip(tokens, rows, strict=False):
+        row[:] = _padded(ids, width, np.int32)
+    return Text(tokens, np.array([len(ids) for ids in rows] + [0] * (count - len(rows)), np.int32))
+
+
+def _padded(values: list, size: int, dtype) -> np.ndarray:
+    if len(values) > size:
+        raise ValueError(f"{len(values)} tokens do not fit {size} places")
+    array = np.full((size,), PAD_ID, dtype)
+    array[: len(values)] = values
+    return array
+
+
+def _stack(rows: list[Task]) -> Task:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

@@ -1,0 +1,141 @@
+"""Every fixed string that an agent reads: the system prompt and the pieces that observations are composed of."""
+
+import json
+
+import numpy as np
+
+from agemem_jax.data.tokenizer import ChatPieces, Tokenizer
+from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas
+from agemem_jax.types import NUM_OPS, NUM_STATUSES, PAD_ID, TOOL_NAMES, Op, Pieces, Status, Text
+
+MAX_MEMORY_ID = 999  # ids are shown as text up to this number
+
+SUMMARY_PROMPT = (
+    "Summarise the conversation above for your own later use. Keep every name, place, date and number that may matter "
+    "for the task; drop small talk and repetition. Write the summary only."
+)
+SHORT_SUMMARY_PROMPT = " summarise"
+RELATED = " related memories"
+SUMMARY_OPEN = " summary"
+
+SYSTEM_PROMPT = """You are an agent that manages its own memory. You have a long-term store, which survives when the \
+conversation is emptied, and a working context of limited length.
+
+# Tools
+{tools}
+
+# Workflow
+- A message tells a fact: store what is worth keeping; correct or delete what is outdated; let the rest pass.
+- A message asks a question: retrieve what you stored.
+- What you need is in view: write the answer.
+- The context grows long or holds irrelevant messages: summarise or filter it.
+
+# Format
+Always begin with a <think> block of one short sentence, then write exactly one of
+{call_format}
+or <answer> your short final answer</answer>
+Nothing may stand outside these tags. Strings hold no quotation marks and no backslashes.
+
+# Example
+{example}"""
+
+# What is said, thought, called and returned; turns of tools that are not enabled are left out. Byte-level BPE merges
+# ">The" and ".</" into tokens that the grammar keeps apart, and a policy that reads them merged avoids such beginnings
+# and ends in what it writes: hence the space after a mark and no full stop before one.
+EXAMPLE_CALLS = (
+    (
+        "By the way: The Eiffel Tower is a tower in Paris, which was completed in 1889.",
+        " The user tells me a fact, so I store it",
+        {"name": "Add_memory", "arguments": {"content": "The Eiffel Tower in Paris was completed in 1889"}},
+        "Add_memory: done, memory_id 1",
+    ),
+    (
+        "When was the Eiffel Tower completed?",
+        " The user asks a question, so I search my memory",
+        {"name": "Retrieve_memory", "arguments": {"query": "Eiffel Tower completed"}},
+        "Retrieve_memory: done\n1: The Eiffel Tower in Paris was completed in 1889",
+    ),
+)
+EXAMPLE_ANSWER = (" The memory that I found answers the question", " 1889")
+
+PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with one to MAX calls"""
+HERMES_CALLS = """<tool_call>
+{"name": tool name, "arguments": {...}}
+</tool_call> with a single call"""
+
+
+def system_prompt(tools) -> str:
+    """The paper's system prompt in our words: tools, workflow, strict format. `tools` is config.tools."""
+    schemas = "\n".join(json.dumps(schema) for schema in tool_schemas(tools))
+    calls = PAPER_CALLS.replace("MAX", str(tools.max_calls)) if tools.format == "paper" else HERMES_CALLS
+    return SYSTEM_PROMPT.format(tools=schemas, call_format=calls, example=example(tools))
+
+
+def example(tools) -> str:
+    """A short conversation in the configured format; small policies follow it where they miss the instructions."""
+
+    def turn(thought: str, body: str) -> str:
+        return f"assistant: <think>{thought if tools.think else ''}</think>{body}"
+
+    lines = []
+    for said, thought, call, result in EXAMPLE_CALLS:
+        if call["name"] in tools.enabled:
+            text = f"[{json.dumps(call)}]" if tools.format == "paper" else f"\n{json.dumps(call)}\n"
+            lines += [f"user: {said}", turn(thought, f"<tool_call>{text}</tool_call>"), f"tool: {result}"]
+    thought, answer = EXAMPLE_ANSWER
+    return "\n".join([*lines, turn(thought, f"<answer>{answer}</answer>")])
+
+
+def symbols() -> list[str]:
+    """Strings of this file that the tiny vocabulary holds as single pieces."""
+    return [*(" " + text for text in STATUS_TEXT.values()), SHORT_SUMMARY_PROMPT, RELATED, SUMMARY_OPEN, ":"]
+
+
+def _text(rows: list[list[int]]) -> Text:
+    """Token lists as one padded Text [n, w]."""
+    width = max([len(row) for row in rows] + [1])
+    tokens = np.full((len(rows), width), PAD_ID, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return Text(tokens, np.array([len(row) for row in rows], np.int32))
+
+
+def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
+    """Tokenises every fixed string. The tiny vocabulary (a sentencepiece model) gets short forms of the prompts."""
+    chat: ChatPieces = tokenizer.chat_pieces()
+    short = tokenizer.is_small
+    encode = tokenizer.encode
+
+    def one(text: str) -> Text:
+        table = _text([encode(text)])
+        return Text(table.tokens[0], table.length[0])
+
+    end = chat.message_close
+    after = end[len(chat.end_of_turn) :]
+    prompt = "" if short else system_prompt(config.tools)
+    newline = "" if short else "\n"
+    statuses = []
+    for op in range(NUM_OPS):
+        name = TOOL_NAMES[op] + ":" if op < len(TOOL_NAMES) and not short else ""
+        for s in range(NUM_STATUSES):
+            number_follows = op == Op.ADD and s == Status.OK and not short
+            statuses.append(encode(f"{name} {STATUS_TEXT[Status(s)]}" + (", memory_id " if number_follows else "")))
+    table = _text(statuses)
+    shape = (NUM_OPS, NUM_STATUSES)
+    assert Op.WRITE_SUMMARY == NUM_OPS - 1
+    return Pieces(
+        prefix=_text([encode(chat.system_open + prompt + end)]),
+        user_open=one(chat.user_open),
+        assistant_open=one(chat.assistant_open),
+        tool_open=one(chat.tool_open),
+        close=one(end),
+        tool_close=one(chat.tool_close),
+        after_turn=one(after),
+        summary_prompt=one(SHORT_SUMMARY_PROMPT if short else SUMMARY_PROMPT),
+        summary_open=one(SUMMARY_OPEN if short else "Summary of earlier messages: "),
+        statuses=Text(table.tokens.reshape(*shape, -1), table.length.reshape(shape)),
+        numbers=_text([encode(str(i)) for i in range(MAX_MEMORY_ID + 1)]),
+        id_end=one(":" if short else ": "),
+        line_end=one(newline),
+        related=one(RELATED if short else "Related memories:\n"),
+    )

@@ -1,0 +1,56 @@
+"""The system prompt: its example is in the configured format, and shows enabled tools alone."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from vocabularies import write_bpe
+
+from agemem_jax.data.prompts import build_pieces, example, system_prompt
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.tools.schemas import STATUS_TEXT, validate_call
+from agemem_jax.types import Op, Status
+from configs import base
+
+BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:<tool_call>([^<]*)</tool_call>|<answer>([^<]*)</answer>)")
+
+
+@pytest.mark.parametrize("format", ["paper", "hermes"])
+@pytest.mark.parametrize("enabled", [("Add_memory", "Retrieve_memory"), ("Retrieve_memory", "Filter_context"), ()])
+def test_the_example_is_in_the_format(format, enabled):
+    tools = base.get_config().tools
+    tools.format, tools.enabled = format, enabled
+    turns = BODY.findall(example(tools))
+    shown = []
+    for thought, body, answer in turns:
+        assert thought
+        if answer:
+            continue
+        calls = json.loads(body) if format == "paper" else [json.loads(body)]
+        for call in calls:
+            validate_call(call, tools)
+            shown.append(call["name"])
+    assert shown == [name for name in enabled if name in ("Add_memory", "Retrieve_memory")]
+    assert turns[-1][2].strip() == "1889"
+    assert example(tools) in system_prompt(tools)
+
+
+def test_without_thinking_the_example_does_not_think():
+    tools = base.get_config().tools
+    tools.think = False
+    assert all(not thought for thought, _, _ in BODY.findall(example(tools)))
+
+
+def test_the_id_of_a_new_entry_follows_its_status_as_a_word_of_its_own(tmp_path):
+    tokenizer = Tokenizer.load(write_bpe(tmp_path))
+    pieces = build_pieces(tokenizer, base.get_config())
+
+    def text(tokens, length) -> str:
+        return tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())
+
+    status = pieces.statuses
+    said = text(status.tokens[Op.ADD, Status.OK], status.length[Op.ADD, Status.OK])
+    assert said + text(pieces.numbers.tokens[7], pieces.numbers.length[7]) == "Add_memory: done, memory_id 7"
+    refused = text(status.tokens[Op.ADD, Status.STORE_FULL], status.length[Op.ADD, Status.STORE_FULL])
+    assert refused == f"Add_memory: {STATUS_TEXT[Status.STORE_FULL]}"
