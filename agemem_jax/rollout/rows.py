@@ -1,0 +1,242 @@
+"""The state of B rollouts between generation slots, and how a context edit closes a segment."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from agemem_jax.memory import context as context_lib
+from agemem_jax.memory import store as store_lib
+from agemem_jax.memory.context import ContextWindow
+from agemem_jax.memory.store import MemoryStore
+from agemem_jax.models import kv_cache
+from agemem_jax.tools.grammar import ToolGrammar
+from agemem_jax.types import NO_ID, EpisodeStats, Mode, Op, Pieces, Segments, Status, Text, ToolCalls, empty_stats
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """Static sizes and switches of a rollout, read from the config once (see `rollout_spec`)."""
+
+    batch: int
+    capacity: int
+    limit: int
+    messages: int
+    prefix_tokens: int
+    action_tokens: int
+    summary_tokens: int
+    max_calls: int
+    tag_slots: int
+    tag_tokens: int
+    default_top_k: int
+    max_top_k: int
+    auto_top_k: int
+    auto_min_score: float
+    filter_threshold: float
+    duplicates: str
+    pin_query: bool
+    summary_by_policy: bool
+    pass_allowed: bool
+    early_answer_ends: bool
+    stage1_extra_turns: int
+    stage2_extra_turns: int
+    stage3_turns: int
+    summary_slots: int
+    segments: int
+    entries: int
+    entry_tokens: int
+    embedding_size: int
+    good_entry: float
+    chunk: int
+    few_rows: int  # rows of a prefill chunk after the first; 0 = all
+    columns: tuple[int, ...]  # history columns that the decode loop is compiled for, beside all of them
+    trace_rows: int
+    result_tokens: int
+    facts: int
+    distractors: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a generation slot."""
+        return max(self.action_tokens, self.summary_tokens)
+
+    def slots(self, stage: int) -> int:
+        """Most generation slots of a stage: turns, and those spent on summaries."""
+        turns = {
+            1: self.facts + self.stage1_extra_turns,
+            2: self.distractors + self.stage2_extra_turns,
+            3: self.stage3_turns,
+        }[stage]
+        return turns + (self.summary_slots if self.summary_by_policy else 0)
+
+    def segment_limit(self, stage: int) -> int:
+        """Segments that may be in use when a stage ends: stage 1 may take half of them."""
+        return max(1, self.segments // 2) if stage == 1 else self.segments
+
+
+@struct.dataclass
+class World:
+    """Device tables that every stage reads and none changes."""
+
+    grammar: ToolGrammar
+    pieces: Pieces
+    encoder: jax.Array  # [V, E] float32 token directions of the retrieval encoder
+    token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
+    answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
+
+
+@struct.dataclass
+class Tape:
+    """What was recorded of each token of the open segment, aligned with `context.tokens`."""
+
+    trainable: jax.Array  # [B, C] bool
+    logp: jax.Array  # [B, C] float32
+    state: jax.Array  # [B, C] int16
+    remaining: jax.Array  # [B, C] int16
+    ops: jax.Array  # [B, C] int16
+    turn: jax.Array  # [B, C] int16
+    stage: jax.Array  # [B, C] int8
+
+
+@struct.dataclass
+class Rows:
+    """B rollouts: working context, store, recorded segments, and what the row does next."""
+
+    context: ContextWindow
+    tape: Tape
+    segments: Segments
+    history: tuple  # per-layer KV caches of the context; () where nothing generates
+    cached: jax.Array  # [B] int32 context tokens whose keys and values are valid
+    store: MemoryStore
+    calls: ToolCalls  # the turn being executed
+    status: jax.Array  # [B, J] int32 Status of each of these calls
+    pointer: jax.Array  # [B] int32 next call to run
+    result: Text  # [B, Wr] tool results that the agent has not seen yet
+    mode: jax.Array  # [B] int32 Mode
+    turn: jax.Array  # [B] int32 turn within the stage
+    round: jax.Array  # [B] int32 turns of all stages, for SUMMARY's rounds
+    span: jax.Array  # [B] int32 span of the summary being written
+    summaries: jax.Array  # [B] int32 summary slots used in this stage
+    answer: Text  # [B, A]
+    stats: EpisodeStats
+
+
+def no_calls(spec: RolloutSpec) -> ToolCalls:
+    """Calls of rows that have not spoken yet."""
+    b, j, g = spec.batch, spec.max_calls, spec.tag_slots
+    i = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+    return ToolCalls(
+        op=i(b, j) + Op.NONE,
+        content=Text(i(b, j, spec.width), i(b, j)),
+        tags=Text(i(b, j, g, 2, spec.tag_tokens), i(b, j, g, 2)),
+        memory_id=i(b, j) + NO_ID,
+        top_k=i(b, j),
+        span=i(b, j),
+        confirmed=jnp.zeros((b, j), bool),
+        malformed=jnp.zeros((b,), bool),
+        think_tokens=i(b),
+    )
+
+
+def new_tape(batch: int, capacity: int) -> Tape:
+    """An empty record."""
+    z = lambda dtype: jnp.zeros((batch, capacity), dtype)  # noqa: E731
+    return Tape(z(bool), z(jnp.float32), z(jnp.int16), z(jnp.int16), z(jnp.int16), z(jnp.int16), z(jnp.int8))
+
+
+def new_segments(batch: int, segments: int, capacity: int) -> Segments:
+    """Empty segments."""
+    z = lambda dtype: jnp.zeros((batch, segments, capacity), dtype)  # noqa: E731
+    return Segments(
+        tokens=z(jnp.int32),
+        length=jnp.zeros((batch, segments), jnp.int32),
+        trainable=z(bool),
+        logp=z(jnp.float32),
+        state=z(jnp.int16),
+        remaining=z(jnp.int16),
+        ops=z(jnp.int16),
+        turn=z(jnp.int16),
+        stage=z(jnp.int8),
+        count=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def new_rows(spec: RolloutSpec, model=None) -> Rows:
+    """Rows that have not begun; `model` (a ModelConfig) gives the KV cache its sizes, None leaves it out."""
+    b, i = spec.batch, lambda *shape: jnp.zeros(shape, jnp.int32)
+    slack = max(spec.chunk, spec.width)  # chunks and slots are written whole; what is past a row's end is never read
+    return Rows(
+        context=context_lib.empty(b, spec.capacity, spec.messages),
+        tape=new_tape(b, spec.capacity),
+        segments=new_segments(b, spec.segments, spec.capacity),
+        history=kv_cache.init_history(model, b, spec.capacity + slack) if model is not None else (),
+        cached=i(b),
+        store=store_lib.empty(
+            b, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens
+        ),
+        calls=no_calls(spec),
+        status=i(b, spec.max_calls) + Status.NOT_RUN,
+        pointer=i(b),
+        result=Text(i(b, spec.result_tokens), i(b)),
+        mode=i(b) + Mode.ACT,
+        turn=i(b),
+        round=i(b),
+        span=i(b),
+        summaries=i(b),
+        answer=Text(i(b, spec.width), i(b)),
+        stats=empty_stats(b),
+    )
+
+
+def select(on: jax.Array, new, old):
+    """Row-wise choice between two pytrees whose leaves all begin with [B]."""
+    pick = lambda a, b: jnp.where(on.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+    return jax.tree.map(pick, new, old)
+
+
+def close_segment(rows: Rows, on: jax.Array) -> Rows:
+    """Moves the open segment of rows `on` into `segments`; a segment without a sampled token is not kept."""
+    seg, tape = rows.segments, rows.tape
+    keep = on & tape.trainable.any(1)
+    here = keep[:, None] & (jnp.arange(seg.length.shape[1]) == seg.count[:, None])  # [B, S]
+    put = lambda buffer, new: jnp.where(here[..., None], new[:, None].astype(buffer.dtype), buffer)  # noqa: E731
+    segments = Segments(
+        tokens=put(seg.tokens, rows.context.tokens),
+        length=jnp.where(here, rows.context.length[:, None], seg.length),
+        count=seg.count + keep,
+        **{name: put(getattr(seg, name), getattr(tape, name)) for name in tape.__dataclass_fields__},
+    )
+    blank = jax.tree.map(jnp.zeros_like, tape)
+    return rows.replace(segments=segments, tape=select(on, blank, tape))
+
+
+def may_edit(rows: Rows, spec: RolloutSpec, stage: int) -> jax.Array:
+    """[B] bool: a context edit would still leave room for the segment that follows it."""
+    return rows.segments.count < spec.segment_limit(stage) - 1
+
+
+def remove(rows: Rows, drop: jax.Array) -> Rows:
+    """Removes messages `drop` [B, M] from the contexts; rows that lose none keep their segment open."""
+    on = drop.any(1)
+
+    def edit(rows):
+        rows = close_segment(rows, on)
+        context, cut = context_lib.remove(rows.context, on, drop)
+        return rows.replace(context=context, cached=jnp.where(on, jnp.minimum(rows.cached, cut), rows.cached))
+
+    return light_cond(on.any(), edit, rows)
+
+
+def light_cond(predicate: jax.Array, then, rows: Rows) -> Rows:
+    """`then(rows)` where the predicate holds. The KV history stays outside: a conditional would copy it."""
+    light = jax.lax.cond(predicate, then, lambda rows: rows, rows.replace(history=()))
+    return light.replace(history=rows.history)
+
+
+def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
+    """The emptied context before stage 2; the store stays."""
+    rows = close_segment(rows, jnp.ones((spec.batch,), bool))
+    return rows.replace(
+        context=context_lib.empty(spec.batch, spec.capacity, spec.messages), cached=jnp.zeros_like(rows.cached)
+    )

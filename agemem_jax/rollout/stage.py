@@ -1,0 +1,232 @@
+"""One stage of a trajectory: a loop over generation slots that ends when every row has."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from agemem_jax.envs import scoring
+from agemem_jax.rollout import turn as turn_lib
+from agemem_jax.rollout.decode import Generation, Policy, generate
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, select
+from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.types import Mode, Op, Status, Task, Text
+
+# (rows, slot, on [B], start [B], ops [B], budget [B]) -> (rows with updated caches, what was written)
+Writer = Callable[..., tuple[Rows, Generation]]
+
+
+@struct.dataclass
+class Trace:
+    """The first R rows of a stage, slot by slot. Slots that never ran have `ran` False."""
+
+    ran: jax.Array  # [T, R] bool
+    mode: jax.Array  # [T, R] int32
+    turn: jax.Array  # [T, R] int32
+    seen: Text  # [T, R, W] the observation
+    said: Text  # [T, R, A] what the policy wrote
+    op: jax.Array  # [T, R, J] int32 calls of this turn
+    status: jax.Array  # [T, R, J] int32 what became of them (a summary's own status follows in `shown`)
+    shown: Text  # [T, R, Wr] results that the calls left for the next observation
+    store_tokens: Text  # [T, R, N, L] the store after the slot
+    store_tags: Text  # [T, R, N, G, 2, Lt]
+    store_id: jax.Array  # [T, R, N] int32, NO_ID where empty
+    store_hits: jax.Array  # [T, R, N] int32
+    context: jax.Array  # [T, R, C] int32 the context after the slot
+    message: jax.Array  # [T, R, C] int32 message index of each place
+    pinned: jax.Array  # [T, R, M] bool
+    role: jax.Array  # [T, R, M] int32
+    context_length: jax.Array  # [T, R] int32
+
+
+def policy_writer(policy: Policy, world: World, spec: RolloutSpec, temperature: jax.Array, key: jax.Array) -> Writer:
+    """Turns are sampled from the policy; the noise is a function of (key, slot, column, row)."""
+
+    def write(rows: Rows, slot, on, start, ops, budget):
+        history, cached, gen = generate(
+            policy, rows.history, rows.cached, rows.context.tokens, rows.context.length, on, world.grammar, start, ops,
+            budget, spec.width, spec.chunk, temperature, jax.random.fold_in(key, slot), spec.columns,
+            spec.few_rows,
+        )  # fmt: skip
+        return rows.replace(history=history, cached=cached), gen
+
+    return write
+
+
+def scripted_writer(world: World, spec: RolloutSpec, script: Text, summary: Text) -> Writer:
+    """Turns are read from a script ([B, turns, A] tokens; summaries [B, A]), in the very same environment."""
+
+    def write(rows: Rows, slot, on, start, ops, budget):
+        line = select(rows.mode == Mode.SUMMARIZE, summary, turn_lib.take(script, rows.turn))
+        count = jnp.where(on, jnp.minimum(line.length, budget), 0)
+        tokens = jnp.pad(line.tokens, ((0, 0), (0, spec.width - line.tokens.shape[1])))
+        columns = jnp.arange(spec.width)
+
+        def step(state, i):
+            left = budget - i
+            allowed = grammar_lib.allowed_tokens(world.grammar, state, left, ops)
+            live = i < count
+            after = jnp.where(live, grammar_lib.advance(world.grammar, state, tokens[:, i]), state)
+            return after, (state, left, live & (allowed.sum(-1) > 1))
+
+        _, (state, left, choice) = jax.lax.scan(step, start, columns)
+        gen = Generation(
+            tokens=jnp.where(columns < count[:, None], tokens, 0),
+            count=count,
+            logp=jnp.zeros(tokens.shape),
+            state=state.T,
+            remaining=left.T,
+            sampled=choice.T,
+        )
+        return rows, gen
+
+    return write
+
+
+def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array) -> jax.Array:
+    """Bit mask of a stage's operations: the method's tools, the empty turn, an answer where one may be given."""
+    mask = tools | (1 << Op.WRITE_SUMMARY)
+    if spec.pass_allowed:
+        mask = mask | (1 << Op.PASS)
+    if stage == 3 or spec.early_answer_ends:
+        return mask | (1 << Op.ANSWER)
+    # Without tools and empty turns, a plain reply is the only thing left to say.
+    speechless = (mask & ~(1 << Op.WRITE_SUMMARY)) == 0
+    return jnp.where(speechless, mask | (1 << Op.ANSWER), mask)
+
+
+def run_stage(
+    rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int, write: Writer, tools: jax.Array
+) -> tuple[Rows, Trace]:
+    """Runs stage 1, 2 or 3 of every row (Algorithms 3, 4 and 5 of the paper).
+
+    Args:
+      rows: rows as the stage before left them (`new_rows` before stage 1).
+      stage: static, 1 to 3.
+      write: who writes the turns.
+      tools: [] int32 bit mask over Op of the memory tools that the method may use.
+
+    Returns:
+      (rows, trace of the first `spec.trace_rows` rows).
+    """
+    batch = spec.batch
+    ops = jnp.broadcast_to(allowed_ops(spec, stage, tools).astype(jnp.int32), (batch,))
+    last_turn = turn_lib.turns_of(task, spec, stage)
+    zeros = jnp.zeros((batch,), jnp.int32)
+    rows = rows.replace(mode=zeros + Mode.ACT, turn=zeros, summaries=zeros, pointer=zeros)
+    rows = rows.replace(mode=jnp.where(last_turn > 0, rows.mode, Mode.DONE))
+
+    def body(carry):
+        slot, rows, trace = carry
+        rows, seen = turn_lib.observe(rows, world, task, spec, stage)
+        mode, turn = rows.mode, rows.turn
+        on, summing = mode != Mode.DONE, mode == Mode.SUMMARIZE
+        start = jnp.where(summing, world.grammar.start_summary, world.grammar.start_act)
+        budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
+        rows, gen = write(rows, slot, on, start, ops, budget)
+        rows = turn_lib.record(rows, world, gen, ops, spec, stage)
+        rows, op = act(rows, gen, start, ops, summing, on)
+        trace = add_to_trace(trace, slot, rows, on, mode, turn, seen, gen, op)
+        return slot + 1, rows, trace
+
+    def act(rows: Rows, gen: Generation, start, ops, summing, on):
+        """Executes what was written, and moves the rows whose turn is over to their next one."""
+        calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
+        # An unconstrained turn may ask for what the stage or the method does not allow.
+        stray = ((calls.op != Op.NONE) & ((ops[:, None] >> jnp.maximum(calls.op, 0)) & 1 == 0)).any(1)
+        calls = calls.replace(op=jnp.where(stray[:, None], Op.NONE, calls.op), malformed=calls.malformed | stray)
+        spoke = on & ~summing
+        wrong = on & calls.malformed
+        rows = rows.replace(
+            calls=select(spoke, calls, rows.calls),
+            pointer=jnp.where(spoke, 0, rows.pointer),
+            status=jnp.where(spoke[:, None], Status.NOT_RUN, rows.status),
+        )
+        rows = rows.replace(stats=rows.stats.replace(malformed=rows.stats.malformed + wrong))
+        op = jnp.where(spoke[:, None], calls.op, Op.NONE)
+        rows = turn_lib.finish_summary(rows, world, calls, on & summing, spec, stage)
+        none = jnp.zeros_like(rows.turn)
+        rows = turn_lib.say(rows, world, wrong & spoke, none, none + Status.MALFORMED, [])
+        rows = turn_lib.run_calls(rows, world, task, spec, stage, on)
+        over = on & (rows.mode == Mode.ACT)
+        turn = rows.turn + over
+        answered = (calls.op[:, 0] == Op.ANSWER) & spoke
+        ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
+        mode = jnp.where(over & (ends | (turn >= last_turn)), Mode.DONE, rows.mode)
+        return rows.replace(turn=turn, round=rows.round + over, mode=mode), op
+
+    def going(carry):
+        slot, rows, _ = carry
+        return (rows.mode != Mode.DONE).any() & (slot < spec.slots(stage))
+
+    trace = new_trace(spec, world, rows, task, stage)
+    _, rows, trace = jax.lax.while_loop(going, body, (jnp.int32(0), rows, trace))
+    return end_stage(rows, task, world, spec, stage), trace
+
+
+def end_stage(rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int) -> Rows:
+    """What is measured when a stage is over; the context is emptied after stage 1, the last segment closed after 3."""
+    stats = rows.stats
+    if stage == 1:
+        entries = Text(rows.store.tokens, rows.store.length)
+        overlap = scoring.overlap(entries, task.gold, world.token_weight)
+        gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
+        coverage, precision, quality = scoring.store_quality(overlap, rows.store.valid, gold_valid, spec.good_entry)
+        stats = stats.replace(memory_coverage=coverage, memory_precision=precision, memory_quality=quality)
+        rows = reset_context(rows.replace(stats=stats), spec)
+        return rows.replace(result=rows.result.replace(length=jnp.zeros_like(rows.result.length)))
+    stats = stats.replace(
+        context_tokens=rows.context.length + spec.prefix_tokens,
+        preservation=scoring.token_share(task.key_tokens, rows.context.tokens, rows.context.length),
+    )
+    if stage == 2:
+        return rows.replace(stats=stats)
+    rows = rows.replace(stats=stats.replace(over_turns=~stats.answered))
+    return close_segment(rows, jnp.ones((spec.batch,), bool))
+
+
+def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, count: int) -> Trace:
+    """The first `count` rows after one slot: a Trace without its [T] axis."""
+    head = lambda tree: jax.tree.map(lambda x: x[:count], tree)  # noqa: E731
+    store, context = rows.store, rows.context
+    return head(
+        Trace(
+            ran=on,
+            mode=mode,
+            turn=turn,
+            seen=seen,
+            said=Text(gen.tokens, gen.count),
+            op=op,
+            status=rows.status,
+            shown=rows.result,
+            store_tokens=Text(store.tokens, store.length),
+            store_tags=store.tags,
+            store_id=jnp.where(store.valid, store.id, -1),
+            store_hits=store.hits,
+            context=context.tokens,
+            message=context.message,
+            pinned=context.pinned,
+            role=context.role,
+            context_length=context.length,
+        )
+    )
+
+
+def new_trace(spec: RolloutSpec, world: World, rows: Rows, task: Task, stage: int) -> Trace:
+    """An empty trace of the shapes that `snapshot` makes."""
+
+    def shape(rows):
+        rows, seen = turn_lib.observe(rows, world, task, spec, stage)
+        z = jnp.zeros((spec.batch, spec.width), jnp.int32)
+        gen = Generation(z, rows.turn, z * 0.0, z, z, z > 0)
+        return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec.trace_rows)
+
+    one = jax.eval_shape(shape, rows)
+    return jax.tree.map(lambda x: jnp.zeros((spec.slots(stage), *x.shape), x.dtype), one)
+
+
+def add_to_trace(trace: Trace, slot, rows, on, mode, turn, seen, gen, op) -> Trace:
+    """Writes one slot's snapshot into the trace."""
+    one = snapshot(rows, on, mode, turn, seen, gen, op, trace.ran.shape[1])
+    return jax.tree.map(lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0), trace, one)

@@ -1,0 +1,390 @@
+"""What happens around a generation: the observation before it, and the calls that it asked for after it."""
+
+import jax
+import jax.numpy as jnp
+
+from agemem_jax.envs import scoring
+from agemem_jax.memory import context as context_lib
+from agemem_jax.memory import store as store_lib
+from agemem_jax.rollout.decode import Generation
+from agemem_jax.rollout.rows import (
+    RolloutSpec,
+    Rows,
+    World,
+    close_segment,
+    light_cond,
+    may_edit,
+    remove,
+    select,
+)
+from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text
+
+ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
+
+
+def spread(piece: Text, on: jax.Array) -> Text:
+    """A fixed string [w] for every row that is `on`, nothing for the others: [B, w]."""
+    tokens = jnp.broadcast_to(piece.tokens, (on.shape[0], piece.tokens.shape[-1]))
+    return Text(tokens, jnp.where(on, piece.length, 0))
+
+
+def where_text(on: jax.Array, text: Text) -> Text:
+    """The text in rows `on`, an empty one elsewhere."""
+    return Text(text.tokens, jnp.where(on, text.length, 0))
+
+
+def take(texts: Text, index: jax.Array) -> Text:
+    """Text `index[b]` of each row: [B, n, W] -> [B, W]."""
+    i = jnp.clip(index, 0, texts.length.shape[1] - 1)
+    tokens = jnp.take_along_axis(texts.tokens, i[:, None, None], 1)[:, 0]
+    return Text(tokens, jnp.take_along_axis(texts.length, i[:, None], 1)[:, 0])
+
+
+def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
+    """Retrieved entries as lines "id: text", best first, ready to be packed."""
+    numbers, pieces, lines = world.pieces.numbers, world.pieces, []
+    for k in range(found.id.shape[1]):
+        shown = found.found[:, k]
+        i = jnp.clip(found.id[:, k], 0, numbers.length.shape[0] - 1)
+        lines += [
+            Text(numbers.tokens[i], jnp.where(shown, numbers.length[i], 0)),
+            spread(pieces.id_end, shown),
+            where_text(shown, Text(found.tokens[:, k], found.length[:, k])),
+            spread(pieces.line_end, shown),
+        ]
+    return lines
+
+
+def message(task: Task, spec: RolloutSpec, stage: int, turn: jax.Array) -> tuple[Text, jax.Array]:
+    """The user message of a turn (Algorithms 3 to 5 of the paper): ([B, W] body, [B] bool whether there is one)."""
+    if stage == 1:
+        return take(task.facts, turn), turn < task.num_facts
+    if stage == 2:
+        return take(task.distractors, turn), turn < task.num_distractors
+    return task.query, turn == 0
+
+
+def turns_of(task: Task, spec: RolloutSpec, stage: int) -> jax.Array:
+    """[B] int32 turns after which a stage ends."""
+    if stage == 1:
+        return task.num_facts + spec.stage1_extra_turns
+    if stage == 2:
+        return task.num_distractors + spec.stage2_extra_turns
+    return jnp.full((spec.batch,), spec.stage3_turns, jnp.int32)
+
+
+def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int) -> tuple[Rows, Text]:
+    """Appends what each row sees before it generates: tool results, related memories, the user message.
+
+    Rows that write a summary get the summarising prompt. Where the context would pass its capacity, the oldest messages
+    that are not pinned go first; a row that still has no room ends its trajectory.
+
+    Returns:
+      (rows, the observation as one Text [B, W], for traces).
+    """
+    pieces = world.pieces
+    act, summarize = rows.mode == Mode.ACT, rows.mode == Mode.SUMMARIZE
+    body, present = message(task, spec, stage, rows.turn)
+    present = present & act
+    related: list[Text] = []
+    store = rows.store
+    if stage == 1 and spec.auto_top_k:
+        empty = Text(jnp.zeros_like(rows.calls.tags.tokens[:, 0]), jnp.zeros_like(rows.calls.tags.length[:, 0]))
+        wanted = jnp.full((spec.batch,), spec.auto_top_k, jnp.int32)
+        store, found, _ = store_lib.retrieve(
+            store, present, body, wanted, empty, task.owner, world.encoder,
+            max_k=spec.auto_top_k, min_score=spec.auto_min_score, count_hits=False,
+        )  # fmt: skip
+        found = found.replace(found=found.found & present[:, None])
+        related = [spread(pieces.related, found.found.any(1)), *memory_lines(world, found)]
+    shown = context_lib.pack([where_text(act, rows.result), *related])
+    has_tool = act & (shown.length > 0)
+    tool = context_lib.pack([spread(pieces.tool_open, has_tool), shown, spread(pieces.tool_close, has_tool)])
+    asks = present | summarize
+    said = context_lib.pack([where_text(present, body), spread(pieces.summary_prompt, summarize)])
+    user = context_lib.pack([spread(pieces.user_open, asks), said, spread(pieces.close, asks)])
+    opening = spread(pieces.assistant_open, act | summarize)
+
+    budget = jnp.where(act, spec.action_tokens, spec.summary_tokens)
+    need = tool.length + user.length + opening.length + budget + pieces.close.length
+    need = jnp.where(rows.mode == Mode.DONE, 0, need)
+    drop = context_lib.oldest_drop(rows.context, need)
+    drop = drop & may_edit(rows, spec, stage)[:, None]
+    rows = remove(rows.replace(store=store), drop)
+    fits = (rows.context.length + need <= spec.capacity) & (rows.context.count + 3 <= spec.messages)
+    stuck = (rows.mode != Mode.DONE) & ~fits
+    stats = rows.stats.replace(over_context=rows.stats.over_context | stuck)
+    go = ~stuck
+
+    context = rows.context
+    pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
+    context, _ = context_lib.append(context, has_tool & go, tool, Role.TOOL, False, rows.round)
+    context, _ = context_lib.append(context, asks & go, user, Role.USER, pinned, rows.round)
+    context, _ = context_lib.append(context, (act | summarize) & go, opening, Role.ASSISTANT, False, rows.round)
+    mode = jnp.where(stuck, Mode.DONE, rows.mode)
+    result = where_text(~act, rows.result)
+    seen = context_lib.pack([tool, user, opening])
+    rows = rows.replace(context=context, mode=mode, stats=stats, result=result)
+    return track_length(rows, spec), seen
+
+
+def track_length(rows: Rows, spec: RolloutSpec) -> Rows:
+    """Notes the longest context so far and whether it passed its limit."""
+    used = rows.context.length + spec.prefix_tokens
+    peak = jnp.maximum(rows.stats.peak_context_tokens, used)
+    over = rows.stats.over_context | (used > spec.limit)
+    return rows.replace(stats=rows.stats.replace(peak_context_tokens=peak, over_context=over))
+
+
+def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
+    """Appends what was written to the open assistant message and to the tape."""
+    on = gen.count > 0
+    start = rows.context.length
+    last = jnp.take_along_axis(gen.tokens, jnp.maximum(gen.count - 1, 0)[:, None], 1)[:, 0]
+    ended = grammar_lib.ends_turn(world.grammar, last)
+    after = context_lib.pack([spread(world.pieces.after_turn, on & ended), spread(world.pieces.close, on & ~ended)])
+    whole = context_lib.pack([Text(gen.tokens, gen.count), after])
+    index = jnp.where(on, rows.context.count - 1, 0)
+    context = rows.context.replace(
+        tokens=context_lib.write(rows.context.tokens, whole.tokens, start, whole.length),
+        message=context_lib.write(
+            rows.context.message, jnp.broadcast_to(index[:, None], whole.tokens.shape), start, whole.length
+        ),
+        length=start + whole.length,
+    )
+    fill = lambda value: jnp.broadcast_to(jnp.asarray(value)[..., None], gen.tokens.shape)  # noqa: E731
+    put = lambda buffer, new: context_lib.write(buffer, new.astype(buffer.dtype), start, gen.count)  # noqa: E731
+    tape = rows.tape.replace(
+        trainable=put(rows.tape.trainable, gen.sampled),
+        logp=put(rows.tape.logp, gen.logp),
+        state=put(rows.tape.state, gen.state),
+        remaining=put(rows.tape.remaining, gen.remaining),
+        ops=put(rows.tape.ops, fill(ops)),
+        turn=put(rows.tape.turn, fill(rows.turn)),
+        stage=put(rows.tape.stage, fill(jnp.full_like(rows.turn, stage))),
+    )
+    stats = rows.stats.replace(
+        turns=rows.stats.turns + on,
+        generated_tokens=rows.stats.generated_tokens + gen.count,
+        sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
+    )
+    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec)
+
+
+def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
+    """Adds a status line to the results that the agent sees in its next turn."""
+    pieces = world.pieces
+    text = Text(pieces.statuses.tokens[op, status], jnp.where(on, pieces.statuses.length[op, status], 0))
+    line = context_lib.pack([text, *extra, spread(pieces.line_end, on)])
+    result = context_lib.write(rows.result.tokens, line.tokens, rows.result.length, line.length)
+    return rows.replace(result=Text(result, rows.result.length + line.length))
+
+
+def count_call(stats, op: jax.Array, ran: jax.Array, status: jax.Array):
+    """Counts calls by operation, all and successful ones."""
+    hot = ran[:, None] & (op[:, None] == jnp.arange(NUM_OPS))
+    return stats.replace(calls=stats.calls + hot, calls_ok=stats.calls_ok + (hot & (status == Status.OK)[:, None]))
+
+
+def finish_summary(rows: Rows, world: World, gen_calls, was: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
+    """Puts the summary that rows `was` have just written in place of the span that they asked to summarise."""
+    text = Text(gen_calls.content.tokens[:, 0], jnp.where(was, gen_calls.content.length[:, 0], 0))
+
+    def apply(rows: Rows) -> Rows:
+        # The call, the prompt and the summary itself belong to the current round, which is always part of the span.
+        rows, status = summarise(rows, world, was, rows.span, text, spec, stage)
+        stats = rows.stats.replace(
+            calls_ok=rows.stats.calls_ok.at[:, Op.SUMMARY].add(was & (status == Status.OK)),
+        )
+        rows = rows.replace(stats=stats, mode=jnp.where(was, Mode.ACT, rows.mode))
+        return say(rows, world, was, jnp.full_like(rows.turn, Op.SUMMARY), status, [])
+
+    return light_cond(was.any(), apply, rows)
+
+
+def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: RolloutSpec, stage: int):
+    """Replaces the span (0 = all, n = the last n rounds and the current one) by the text: (rows, status [B])."""
+    drop, status = context_lib.span_drop(rows.context, jnp.where(span > 0, span + 1, 0))
+    status = jnp.where(text.length == 0, Status.EMPTY_TEXT, status)
+    status = jnp.where(may_edit(rows, spec, stage), status, Status.EDIT_LIMIT)
+    on = on & (status == Status.OK)
+    pieces = world.pieces
+    body = context_lib.pack(
+        [spread(pieces.user_open, on), spread(pieces.summary_open, on), where_text(on, text), spread(pieces.close, on)]
+    )
+    in_time = rows.context.length + spec.prefix_tokens <= spec.limit
+    closed = close_segment(rows, on)
+    context, cut, made = context_lib.replace(closed.context, on, drop & on[:, None], body, Role.USER, rows.round)
+    status = jnp.where(on, made, status)
+    done = on & (made == Status.OK)
+    stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | (done & in_time))
+    edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
+    return select_light(done, edited, rows), status
+
+
+def select_light(on, new: Rows, old: Rows) -> Rows:
+    """Row-wise choice that leaves the KV history alone (an edit never changes it)."""
+    return select(on, new.replace(history=()), old.replace(history=())).replace(history=old.history)
+
+
+def run_calls(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active: jax.Array) -> Rows:
+    """Runs the calls of each row's turn in order, from `rows.pointer` on, until a summary has to be written first."""
+
+    def body(j, rows: Rows) -> Rows:
+        return run_call(rows, world, task, spec, stage, active, j)
+
+    light = jax.lax.fori_loop(0, spec.max_calls, body, rows.replace(history=()))
+    return light.replace(history=rows.history)
+
+
+def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active: jax.Array, j) -> Rows:
+    """Call `j` of every active row whose pointer has reached it."""
+    at = lambda tree: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, j, 1, keepdims=False), tree)  # noqa: E731
+    calls = rows.calls
+    op = at(calls.op)
+    run = active & (rows.mode == Mode.ACT) & (j >= rows.pointer) & (op != Op.NONE)
+    content, tags, memory_id = at(calls.content), at(calls.tags), at(calls.memory_id)
+    is_op = lambda o: run & (op == o)  # noqa: E731
+    status = jnp.full_like(op, Status.NOT_RUN)
+    batch = spec.batch
+
+    def adding(store):
+        return store_lib.add(
+            store, is_op(Op.ADD), content, tags, task.owner, task.session, rows.round, world.encoder, spec.duplicates
+        )
+
+    none = jnp.zeros((batch,), jnp.int32)
+    store, s, new_id = jax.lax.cond(
+        is_op(Op.ADD).any(), adding, lambda store: (store, none + Status.NOT_RUN, none), rows.store
+    )
+    status = jnp.where(is_op(Op.ADD), s, status)
+
+    def updating(store):
+        return store_lib.update(
+            store, is_op(Op.UPDATE), memory_id, content, tags, task.owner, rows.round, world.encoder, spec.duplicates
+        )
+
+    store, s = jax.lax.cond(is_op(Op.UPDATE).any(), updating, lambda store: (store, none + Status.NOT_RUN), store)
+    status = jnp.where(is_op(Op.UPDATE), s, status)
+
+    def deleting(store):
+        return store_lib.delete(store, is_op(Op.DELETE), memory_id, at(calls.confirmed), task.owner)
+
+    store, s = jax.lax.cond(is_op(Op.DELETE).any(), deleting, lambda store: (store, none + Status.NOT_RUN), store)
+    status = jnp.where(is_op(Op.DELETE), s, status)
+
+    retrieving = is_op(Op.RETRIEVE)
+    top_k = jnp.where(at(calls.top_k) > 0, at(calls.top_k), spec.default_top_k)
+    store, found, s = store_lib.retrieve(
+        store, retrieving, content, top_k, tags, task.owner, world.encoder, max_k=spec.max_top_k
+    )
+    found = found.replace(found=found.found & retrieving[:, None])
+    status = jnp.where(retrieving, s, status)
+
+    # Statistics that need the gold facts.
+    stats = rows.stats
+    gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
+    added = is_op(Op.ADD) & (status == Status.OK)
+
+    def relevance(_):
+        entry = Text(content.tokens[:, None], content.length[:, None])
+        holds = scoring.overlap(entry, task.gold, world.token_weight)[:, 0]
+        hits = scoring.overlap(Text(found.tokens, found.length), task.gold, world.token_weight)
+        best = lambda x: jnp.where(gold_valid if x.ndim == 2 else gold_valid[:, None], x, 0.0).max(-1)  # noqa: E731
+        return best(holds) >= spec.good_entry, (best(hits) * found.found).sum(-1)
+
+    good, gained = jax.lax.cond(
+        (added | retrieving).any(), relevance, lambda _: (jnp.zeros((batch,), bool), jnp.zeros((batch,))), None
+    )
+    in_stage1 = stage == 1
+    stats = stats.replace(
+        added=stats.added + (added & in_stage1),
+        added_good=stats.added_good + (added & good & in_stage1),
+        relevance_sum=stats.relevance_sum + gained,
+        relevance_count=stats.relevance_count + found.found.sum(1),
+    )
+    rows = rows.replace(store=store, stats=stats)
+
+    # FILTER removes messages by similarity; the turn that asks for it stays.
+    filtering = is_op(Op.FILTER)
+
+    def filter_context(rows: Rows):
+        drop, s = context_lib.filter_drop(rows.context, content, world.encoder, spec.filter_threshold)
+        own = jnp.arange(spec.messages) == rows.context.count[:, None] - 1
+        drop = drop & ~own
+        s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
+        s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
+        edit = filtering & (s == Status.OK)
+        in_time = rows.context.length + spec.prefix_tokens <= spec.limit
+        rows = remove(rows, drop & edit[:, None])
+        reduced = rows.stats.reduced_in_time | (edit & in_time)
+        return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
+
+    rows, s = jax.lax.cond(filtering.any(), filter_context, lambda rows: (rows, none + Status.NOT_RUN), rows)
+    status = jnp.where(filtering, s, status)
+
+    # SUMMARY: by the text of the call, or by a generation slot of its own, after which the remaining calls run.
+    summing = is_op(Op.SUMMARY)
+    waiting = jnp.zeros((batch,), bool)
+    if spec.summary_by_policy:
+        allowed = may_edit(rows, spec, stage) & (rows.summaries < spec.summary_slots)
+        waiting = summing & allowed
+        status = jnp.where(summing, jnp.where(allowed, Status.OK, Status.EDIT_LIMIT), status)
+        span = at(calls.span)
+        rows = rows.replace(
+            mode=jnp.where(waiting, Mode.SUMMARIZE, rows.mode),
+            span=jnp.where(waiting, span, rows.span),
+            summaries=rows.summaries + waiting,
+        )
+    else:
+
+        def sum_up(rows: Rows):
+            text = where_text(summing, content)
+            return summarise(rows, world, summing, at(calls.span), text, spec, stage)
+
+        rows, s = jax.lax.cond(summing.any(), sum_up, lambda rows: (rows, none + Status.NOT_RUN), rows)
+        status = jnp.where(summing, s, status)
+
+    answering = is_op(Op.ANSWER)
+    status = jnp.where(answering | is_op(Op.PASS), Status.OK, status)
+    if stage == 3:
+        rows = answer(rows, world, task, spec, answering, content)
+
+    stats = count_call(rows.stats, op, run, jnp.where(waiting, Status.NOT_RUN, status))
+    here = run[:, None] & (jnp.arange(spec.max_calls) == j)
+    rows = rows.replace(
+        stats=stats,
+        status=jnp.where(here, status[:, None], rows.status),
+        pointer=jnp.where(run, j + 1, rows.pointer),
+    )
+    speaks = run & ~waiting & (op < Op.ANSWER)
+    i = jnp.clip(new_id, 0, world.pieces.numbers.length.shape[0] - 1)
+    number = Text(world.pieces.numbers.tokens[i], jnp.where(added, world.pieces.numbers.length[i], 0))
+    lists = retrieving & found.found.any(1)
+    return say(
+        rows, world, speaks, jnp.maximum(op, 0), status,
+        [number, spread(world.pieces.line_end, lists), *memory_lines(world, found)],
+    )  # fmt: skip
+
+
+def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, content: Text) -> Rows:
+    """Scores the answer of rows `on` and notes the context that it was given in."""
+
+    def score(rows: Rows) -> Rows:
+        # The scorer looks at every byte of every token: an answer far longer than any gold one is wrong anyway.
+        width = min(content.tokens.shape[1], ANSWER_WIDTHS * task.answer.tokens.shape[1])
+        said = Text(content.tokens[:, :width], jnp.minimum(content.length, width))
+        em, f1 = scoring.score(
+            world.answer_table, said, task.answer_words, task.num_answer_words, task.answer_is_closed
+        )
+        stats = rows.stats
+        stats = stats.replace(
+            answered=stats.answered | on,
+            exact_match=jnp.where(on, em, stats.exact_match),
+            f1=jnp.where(on, f1, stats.f1),
+        )
+        return rows.replace(stats=stats, answer=select(on, content, rows.answer))
+
+    return light_cond(on.any(), score, rows)
+

@@ -1,0 +1,445 @@
+"""The three stages as an agent meets them, by scripts: each row of a batch is one agent with a script of its own."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small import small_config
+
+from agemem_jax.data.batches import pad_text, pad_texts
+from agemem_jax.data.demos import write_turn
+from agemem_jax.envs.scoring import hash_words
+from agemem_jax.rl import rewards
+from agemem_jax.rollout.rows import RolloutSpec, new_rows
+from agemem_jax.rollout.stage import Trace, run_stage, scripted_writer
+from agemem_jax.training.programs import ALL_TOOLS
+from agemem_jax.training.setup import Run, build
+from agemem_jax.types import Mode, Op, Role, Status, Task, Text
+
+ADA_HALDEN = "Ada Keller was born in Halden"
+ADA_YEAR = "Ada Keller was born in 1984"
+RIVER = "Silver River was written by Hugo Novak"
+FACTS = [ADA_HALDEN, RIVER, ADA_YEAR]
+DISTRACTOR = "Ada Novak was born in Marnby"
+QUERY = "Where was Ada Keller born"
+END = "<|im_end|>"
+TURNS = 6
+LIMIT = 85
+
+
+@dataclass
+class Script:
+    """What one agent writes; where a stage's list ends, it says nothing more (an empty array of calls)."""
+
+    one: list = field(default_factory=list)
+    two: list = field(default_factory=list)
+    three: list = field(default_factory=list)
+    summary: str = "Ada Keller Halden"
+    facts: list = field(default_factory=lambda: list(FACTS))
+
+
+class Played(NamedTuple):
+    """One agent's episode, on the host, with tokens as text."""
+
+    run: Run
+    rows: list  # Rows after each stage, one row
+    traces: list[Trace]  # by stage, leaves [T, ...]
+
+    def slots(self, stage: int) -> np.ndarray:
+        return np.flatnonzero(self.traces[stage - 1].ran)
+
+    def text(self, stage: int, name: str, slot: int) -> str:
+        """`seen`, `said` or `shown` of a slot."""
+        padded = getattr(self.traces[stage - 1], name)
+        return self.run.tokenizer.decode(padded.tokens[slot][: padded.length[slot]].tolist())
+
+    def status(self, stage: int, slot: int) -> list[Status]:
+        """What became of the calls of a slot's turn."""
+        trace = self.traces[stage - 1]
+        return [Status(s) for s, op in zip(trace.status[slot], trace.op[slot], strict=True) if op != Op.NONE]
+
+    def store(self, stage: int, slot: int) -> dict[int, str]:
+        """The store after a slot: {id: text}."""
+        trace, decode = self.traces[stage - 1], self.run.tokenizer.decode
+        rows = zip(trace.store_id[slot], trace.store_tokens.tokens[slot], trace.store_tokens.length[slot], strict=True)
+        return {int(i): decode(tokens[:n].tolist()).strip() for i, tokens, n in rows if i >= 0}
+
+    def context(self, stage: int, slot: int) -> dict[int, tuple[Role, bool, str]]:
+        """The messages after a slot: {index: (role, pinned, text)}, in the order of the window."""
+        trace = self.traces[stage - 1]
+        length = trace.context_length[slot]
+        message, tokens = trace.message[slot][:length], trace.context[slot][:length]
+        return {
+            int(m): (
+                Role(int(trace.role[slot][m])), bool(trace.pinned[slot][m]),
+                self.run.tokenizer.decode(tokens[message == m].tolist()),
+            )
+            for m in dict.fromkeys(message.tolist())
+        }  # fmt: skip
+
+
+def calls(*made) -> list:
+    """A turn of calls as (Op, arguments)."""
+    return list(made)
+
+
+def add(text: str, **more) -> tuple:
+    return Op.ADD, {"content": f" {text}"} | more
+
+
+def retrieve(text: str, **more) -> tuple:
+    return Op.RETRIEVE, {"query": f" {text}"} | more
+
+
+def criteria(text: str) -> tuple:
+    return Op.FILTER, {"criteria": f" {text}"}
+
+
+def answer(text: str) -> str:
+    return write_turn(None, [], text) + END
+
+
+@lru_cache
+def stage(name: str) -> tuple[Run, object]:
+    """The run of a variant, and its jitted episode: (rows after each stage, traces of each)."""
+    run = build(small_config(**VARIANTS[name]))
+    spec: RolloutSpec = run.spec.rollout
+
+    @jax.jit
+    def episode(task: Task, scripts: list[Text], summary: Text, world, tools):
+        rows, after, traces = new_rows(spec), [], []
+        for k in (1, 2, 3):
+            write = scripted_writer(world, spec, scripts[k - 1], summary)
+            rows, trace = run_stage(rows, task, world, spec, k, write, tools)
+            after.append(rows)
+            traces.append(trace)
+        return after, traces
+
+    return run, episode
+
+
+COMMON = dict(
+    rl__tasks_per_update=2, rl__group_size=6, train__traces=12, policy__num_layers=1, task__facts=3,
+    tools__max_calls=3, context__filter_threshold=0.6, context__max_segments=4, context__limit=LIMIT,
+    context__capacity=160, rollout__action_tokens=40, rollout__summary_tokens=8, rollout__stage3_turns=TURNS,
+    store__entry_tokens=9, task__chatter=0,
+)  # fmt: skip
+VARIANTS = {
+    "paper": COMMON,
+    "free": COMMON | dict(
+        tools__constrained=False, tools__optional_arguments=True, store__tag_tokens=4,
+        tools__summary_by="call", rollout__stage1_answer_ends=True,
+    ),
+}  # fmt: skip
+
+
+def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]:
+    """Plays up to 12 scripts at once."""
+    run, episode = stage(variant)
+    spec, source = run.spec.rollout, run.source
+    scripts = list(scripts) + [Script() for _ in range(spec.batch - len(scripts))]
+
+    def turn(said) -> list[int]:
+        said = said if isinstance(said, str) else write_turn(run.config.tools, said) + END
+        return source.tokenizer.encode(said)
+
+    def turns(lines) -> Text:
+        return pad_texts([turn(line) for line in lines] + [turn([])] * (TURNS - len(lines)), TURNS, spec.width)
+
+    def stack(texts) -> Text:
+        return jax.tree.map(lambda *x: np.stack(x), *texts)
+
+    told = [turns(getattr(script, name)) for name in ("one", "two", "three") for script in scripts]
+    told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
+    summary = stack([pad_text(source.tokenizer.encode(f" {s.summary}{END}"), spec.width) for s in scripts])
+    task = jax.device_put(task_of(run, scripts))
+    after, traces = jax.device_get(episode(task, told, summary, run.world, jnp.int32(tools)))
+    row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731
+    by_slot = lambda tree, b: jax.tree.map(lambda x: x[:, b], tree)  # noqa: E731
+    return [Played(run, [row(r, b) for r in after], [by_slot(t, b) for t in traces]) for b in range(spec.batch)]
+
+
+def task_of(run: Run, scripts: list[Script]) -> Task:
+    """The same story for every row, but for the messages of stage 1."""
+    spec, source, width = run.spec.rollout, run.source, run.config.task.message_tokens
+    base = source.rows([(0, 0)] * spec.batch)
+    messages = lambda texts, count: pad_texts([source.encode(t) for t in texts], count, width)  # noqa: E731
+    same = lambda text: jax.tree.map(lambda x: np.stack([x] * spec.batch), text)  # noqa: E731
+    facts = [messages(script.facts, spec.facts) for script in scripts]
+    hashes, closed = hash_words("Halden")
+    words = np.pad(hashes, ((0, run.config.task.answer_tokens - len(hashes)), (0, 0)))
+    keys = np.zeros_like(base.key_tokens[0])
+    keys[:2] = source.encode("Ada Keller")
+    return base.replace(
+        facts=jax.tree.map(lambda *x: np.stack(x), *facts),
+        num_facts=np.array([len(script.facts) for script in scripts], np.int32),
+        distractors=same(messages([DISTRACTOR], spec.distractors)),
+        num_distractors=np.ones(spec.batch, np.int32),
+        query=same(pad_text(source.encode(QUERY), width)),
+        gold=same(messages([ADA_HALDEN], base.gold.length.shape[1])),
+        num_gold=np.ones(spec.batch, np.int32),
+        key_tokens=same(keys),
+        answer_words=same(words),
+        num_answer_words=np.ones(spec.batch, np.int32),
+        answer_is_closed=np.full(spec.batch, closed),
+    )
+
+
+def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
+    (agent,) = play("paper", Script(one=[calls(add(ADA_HALDEN))]))[:1]
+    seen = [agent.text(1, "seen", slot) for slot in agent.slots(1)]
+    assert len(seen) == 3
+    for text, fact in zip(seen, FACTS, strict=True):
+        assert fact in text and all(other not in text.split("<|im_start|>user")[-1] for other in set(FACTS) - {fact})
+        assert QUERY not in text and text.endswith("<|im_start|>assistant")
+    assert "related memories" not in seen[0] + seen[1]
+    assert f"related memories1: {ADA_HALDEN}" in seen[2]  # two names in common
+    assert "done1" in seen[1] and "done" not in seen[2]  # what a call did is told once, in the next turn
+    assert agent.traces[0].store_hits[2].sum() == 0  # a look that the agent did not ask for
+    assert agent.store(1, 0) == {1: ADA_HALDEN}
+
+
+def test_store_survives_and_context_is_emptied_then_runs_on():
+    (agent,) = play("paper", Script(one=[calls(add(ADA_HALDEN))], two=[calls(add(DISTRACTOR))]))[:1]
+    one, two, three = agent.rows
+    assert one.context.length == 0 and not one.context.alive.any() and one.cached == 0
+    assert one.store.valid.sum() == 1 and one.segments.count == 1
+    first = agent.text(2, "seen", 0)
+    assert first == f"<|im_start|>user {DISTRACTOR}{END}<|im_start|>assistant"
+    assert agent.store(2, 0) == {1: ADA_HALDEN, 2: DISTRACTOR} == agent.store(3, 0)
+    n = two.context.length
+    assert n > 0 and two.context.alive.sum() == 2
+    np.testing.assert_array_equal(agent.traces[2].context[0][:n], two.context.tokens[:n])
+    assert QUERY in agent.text(3, "seen", 0) and QUERY not in agent.text(3, "seen", 1)
+    assert three.segments.count == 2  # stages 2 and 3 are one append-only piece
+    assert set(np.unique(three.segments.stage[1][three.segments.trainable[1]])) == {2, 3}
+
+
+def test_answers_end_the_last_stage_and_are_scored_in_their_context():
+    right, wrong, none, half = play(
+        "paper",
+        Script(three=[calls(retrieve("Ada")), answer("Halden")]),
+        Script(three=[answer("Marnby"), answer("Halden")]),
+        Script(one=[answer("Halden")]),
+        Script(three=[answer("the Halden Marnby")]),
+    )[:4]
+    assert [len(a.slots(3)) for a in (right, wrong, none, half)] == [2, 1, TURNS, 1]
+    stats = [a.rows[2].stats for a in (right, wrong, none, half)]
+    assert [(float(s.exact_match), round(float(s.f1), 4)) for s in stats] == [(1, 1), (0, 0), (0, 0), (0, 0.6667)]
+    assert [bool(s.answered) for s in stats] == [True, True, False, True]
+    assert [bool(s.over_turns) for s in stats] == [False, False, True, False]
+    # Answers are not allowed in stage 1 here: the grammar writes none, and a turn that has one counts as malformed.
+    assert len(none.slots(1)) == 3 and stats[2].calls[Op.ANSWER] == 0 and stats[2].malformed == 1
+    ends = right.traces[2].context_length[1] + right.run.spec.rollout.prefix_tokens
+    assert stats[0].context_tokens == ends and stats[0].preservation == 1
+    assert right.rows[2].mode == Mode.DONE
+
+
+def test_an_answer_ends_the_first_stage_by_config_and_only_for_its_row():
+    early, late = play(
+        "free",
+        Script(one=[calls(add(ADA_HALDEN)), answer("Halden"), calls(add(RIVER))]),
+        Script(one=[calls(add(ADA_HALDEN)), [], calls(add(RIVER))]),
+    )[:2]
+    assert [len(a.slots(1)) for a in (early, late)] == [2, 3]
+    assert early.store(2, 0) == {1: ADA_HALDEN} and late.store(2, 0) == {1: ADA_HALDEN, 2: RIVER}
+    assert not early.rows[0].stats.answered and early.rows[0].stats.f1 == 0  # it is no answer to the question
+    assert early.rows[0].stats.calls[Op.ANSWER] == 1
+    assert len(early.slots(2)) == 1 and len(early.slots(3)) == TURNS
+
+
+def test_calls_of_a_turn_run_in_order_around_a_summary_by_the_policy():
+    turn = calls(add(ADA_YEAR), (Op.SUMMARY, {"span": "all"}), retrieve("Ada Keller"))
+    (agent,) = play("paper", Script(one=[calls(add(ADA_HALDEN)), turn], summary="Ada Keller Marnby"))[:1]
+    trace = agent.traces[0]
+    assert trace.mode[:4].tolist() == [Mode.ACT, Mode.ACT, Mode.SUMMARIZE, Mode.ACT]
+    assert trace.turn[:4].tolist() == [0, 1, 1, 2]
+    assert agent.text(1, "said", 2) == f" Ada Keller Marnby{END}"
+    assert agent.text(1, "seen", 2) == f"<|im_start|>user summarise{END}<|im_start|>assistant"
+    # The first call has run when the summary is asked for, the third one only after it.
+    assert agent.store(1, 1) == {1: ADA_HALDEN, 2: ADA_YEAR}
+    assert trace.store_hits[1].sum() == 0 and trace.store_hits[2].sum() == 2
+    seen = agent.text(1, "seen", 3)
+    # The new message's own retrieval finds the second entry once more.
+    assert [seen.count(part) for part in ("done2", f"1: {ADA_HALDEN}", f"2: {ADA_YEAR}")] == [1, 1, 2]
+    assert seen.index("done2") < seen.index(f"1: {ADA_HALDEN}")
+    assert agent.status(1, 0) == [Status.OK] and agent.status(1, 1) == [Status.OK, Status.OK, Status.NOT_RUN]
+    assert trace.status[2].tolist() == [Status.OK] * 3
+    context = agent.context(1, 2)
+    assert list(context.values()) == [(Role.USER, False, f"<|im_start|>user summary Ada Keller Marnby{END}")]
+    stats = agent.rows[0].stats
+    assert stats.calls[Op.SUMMARY] == stats.calls_ok[Op.SUMMARY] == 1 and bool(stats.reduced_in_time)
+    seg = agent.rows[2].segments
+    assert seg.trainable[0].sum() > 0  # the first segment ends with the summary itself
+    decode = agent.run.tokenizer.decode
+    assert decode(seg.tokens[0][: seg.length[0]].tolist()).endswith(f"summarise{END}<|im_start|>assistant Ada Keller "
+                                                                    f"Marnby{END}")  # fmt: skip
+    assert decode(seg.tokens[1][: seg.length[1]].tolist()).startswith("<|im_start|>user summary Ada Keller Marnby")
+
+
+def test_the_span_of_a_summary_counts_rounds_before_the_asking_one():
+    (agent,) = play("paper", Script(one=[[], [], calls((Op.SUMMARY, {"span": "1"}))], summary="Hugo Novak"))[:1]
+    texts = [text for _, _, text in agent.context(1, 3).values()]
+    assert texts[0] == f"<|im_start|>user {ADA_HALDEN}{END}" and "[]" in texts[1]
+    assert texts[2:] == [f"<|im_start|>user summary Hugo Novak{END}"]
+
+
+def test_summary_by_the_text_of_the_call():
+    turn = calls(add(RIVER), (Op.SUMMARY, {"span": "all", "summary": " Ada Keller Halden"}), retrieve("Silver River"))
+    (agent,) = play("free", Script(two=[turn]))[:1]
+    assert agent.traces[1].mode[:1].tolist() == [Mode.ACT] and len(agent.slots(2)) == 1
+    assert agent.status(2, 0) == [Status.OK] * 3
+    context = agent.context(2, 0)
+    assert list(context.values()) == [(Role.USER, False, f"<|im_start|>user summary Ada Keller Halden{END}")]
+    shown = agent.text(2, "shown", 0)
+    assert shown.count("done") == 3 and shown.endswith(f"1: {RIVER}")
+    assert agent.text(3, "seen", 0).startswith("<|im_start|>tool") and QUERY in agent.text(3, "seen", 0)
+
+
+def test_filter_spares_the_query_and_the_turn_that_asks():
+    (agent,) = play("paper", Script(three=[[], calls(criteria("Ada Keller was born Marnby")), answer("Halden")]))[:1]
+    before, after = agent.context(3, 0), agent.context(3, 1)
+    is_query = lambda message: QUERY in message[2]  # noqa: E731
+    assert any(DISTRACTOR in text for _, _, text in before.values())
+    assert not any(DISTRACTOR in text for _, _, text in after.values())
+    assert [pinned for _, pinned, text in after.values() if QUERY in text] == [True]
+    assert "Filter_context" in list(after.values())[-1][2]
+    assert set(before) - set(after) == {i for i, m in before.items() if DISTRACTOR in m[2] and not is_query(m)}
+    assert agent.status(3, 1) == [Status.OK] and "done" in agent.text(3, "seen", 2)
+    stats = agent.rows[2].stats
+    assert stats.calls_ok[Op.FILTER] == 1 and bool(stats.reduced_in_time) and stats.f1 == 1
+
+
+def test_filter_that_matches_nothing_and_the_limit_of_edits():
+    nothing, many, slots = play(
+        "paper",
+        Script(one=[calls(criteria("Silver River")), calls(criteria("Gentle Wolf"))]),
+        Script(one=[calls(criteria(ADA_HALDEN)), calls(criteria(RIVER)), calls(criteria(ADA_YEAR))]),
+        Script(one=[calls((Op.SUMMARY, {"span": "all"})), calls((Op.SUMMARY, {"span": "all"}))]),
+    )[:3]
+    assert [nothing.status(1, slot) for slot in range(2)] == [[Status.NOTHING_FOUND]] * 2
+    assert "found nothing" in nothing.text(1, "seen", 1) and nothing.rows[0].segments.count == 1
+    # Half of the four segments are stage 1's: one edit.
+    assert [many.status(1, slot)[0] for slot in range(3)] == [Status.OK, Status.EDIT_LIMIT, Status.EDIT_LIMIT]
+    assert "failed no further context edits" in many.text(1, "seen", 2)
+    assert any(RIVER in text for _, _, text in many.context(1, 2).values())
+    assert many.rows[0].segments.count == 2 and many.rows[2].segments.count <= 4
+    assert slots.traces[0].mode[:4].tolist() == [Mode.ACT, Mode.SUMMARIZE, Mode.ACT, Mode.ACT]
+    assert slots.status(1, 2) == [Status.EDIT_LIMIT] and slots.rows[0].stats.calls_ok[Op.SUMMARY] == 1
+
+
+def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
+    asking = calls(retrieve("Ada Keller"), retrieve("Silver River"), retrieve("born"))
+    (agent,) = play(
+        "paper", Script(one=[calls(add(ADA_HALDEN)), calls(add(RIVER)), calls(add(ADA_YEAR))], three=[asking] * TURNS)
+    )[:1]
+    lost = 0
+    for slot in agent.slots(3)[1:]:
+        before, after = agent.context(3, slot - 1), agent.context(3, slot)
+        gone = set(before) - set(after)
+        kept = [i for i in before if i in after and not before[i][1]]
+        assert all(not before[i][1] for i in gone)
+        assert not gone or not kept or max(gone) < min(kept)
+        assert any(QUERY in text and pinned for _, pinned, text in after.values())
+        assert agent.traces[2].context_length[slot] <= agent.run.spec.rollout.capacity
+        lost += len(gone)
+    stats = agent.rows[2].stats
+    assert lost > 2 and agent.rows[2].segments.count > 2
+    assert bool(stats.over_context) and stats.peak_context_tokens > LIMIT
+    assert not bool(stats.reduced_in_time)  # nobody asked for it
+
+
+def test_the_store_answers_in_words():
+    (agent,) = play(
+        "paper",
+        Script(
+            one=[
+                calls(add(ADA_HALDEN), add(ADA_HALDEN), (Op.UPDATE, {"memory_id": "7", "content": " Ada"})),
+                calls((Op.UPDATE, {"memory_id": "1", "content": f" {ADA_YEAR}"}),
+                      (Op.DELETE, {"memory_id": "1", "confirmation": False}), add("Ada " * 10)),
+                calls(add(RIVER), (Op.DELETE, {"memory_id": "1", "confirmation": True}), retrieve("Ada Keller")),
+            ],
+            two=[calls(add(ADA_HALDEN), add(ADA_YEAR), add(DISTRACTOR))],
+        ),
+    )[:1]  # fmt: skip
+    assert agent.status(1, 0) == [Status.OK, Status.DUPLICATE, Status.UNKNOWN_ID]
+    assert agent.text(1, "shown", 0).strip() == "done1 failed already stored failed unknown memory_id"
+    assert agent.status(1, 1) == [Status.OK, Status.NOT_CONFIRMED, Status.TEXT_TOO_LONG]
+    assert agent.store(1, 1) == {1: ADA_YEAR}
+    assert agent.status(1, 2) == [Status.OK] * 3 and agent.store(1, 2) == {2: RIVER}
+    assert agent.status(2, 0) == [Status.OK, Status.OK, Status.STORE_FULL]
+    assert agent.store(2, 0) == {2: RIVER, 3: ADA_HALDEN, 4: ADA_YEAR}
+    stats = agent.rows[2].stats
+    assert (stats.calls[Op.ADD], stats.calls_ok[Op.ADD], stats.calls_ok[Op.DELETE]) == (7, 4, 1)
+    assert (stats.added, stats.added_good) == (2, 1)  # of stage 1; one held the gold fact
+    terms = rewards.terms(jax.tree.map(lambda x: x[None], stats), agent.run.config.reward, LIMIT)
+    assert float(terms["storage"][0]) == 0.5 and float(terms["maintenance"][0]) == 1
+
+
+def test_a_malformed_turn_is_an_observation_and_a_penalty():
+    good = calls(add(ADA_HALDEN, memory_type=" Ada"))
+    (agent,) = play("free", Script(one=[f" Ada was born{END}", good], two=[f"<think></think><answer> Ada{END}"]))[:1]
+    assert agent.traces[0].op[0].tolist() == [Op.NONE] * 3
+    assert agent.store(1, 0) == {} and agent.store(1, 1) == {1: ADA_HALDEN}
+    assert "failed not in the tool format" in agent.text(1, "seen", 1)
+    assert "failed not in the tool format" not in agent.text(1, "seen", 2)
+    stats = agent.rows[2].stats
+    assert stats.malformed == 2 and stats.turns == 3 + 1 + TURNS
+    config = agent.run.config.reward
+    terms = rewards.terms(jax.tree.map(lambda x: x[None], stats), config, LIMIT)
+    total, groups = rewards.combine(terms, config)
+    assert float(terms["malformed"][0]) == 2
+    clean = rewards.combine(terms | {"malformed": jnp.zeros(1)}, config)[0]
+    np.testing.assert_allclose(total - clean, 2 * config.malformed, rtol=1e-5)
+
+
+def test_free_turns_cannot_call_what_the_method_lacks():
+    """Without the grammar's mask a policy may write any call; one that is not allowed in the stage does not run."""
+    script = Script(one=[calls(add(ADA_HALDEN)), calls(retrieve("Ada"), add(RIVER)), calls(retrieve("Ada"))])
+    (agent,) = play("free", script, tools=1 << Op.RETRIEVE)[:1]
+    assert agent.store(1, 2) == {} and agent.rows[2].stats.malformed == 2
+    assert agent.rows[2].stats.calls.sum() == agent.rows[2].stats.calls[[Op.PASS, Op.RETRIEVE]].sum() == 1 + 1 + TURNS
+    assert [agent.traces[0].op[slot].tolist() for slot in range(2)] == [[Op.NONE] * 3] * 2
+    assert "failed not in the tool format" in agent.text(1, "seen", 1)
+    (other,) = play("free", script)[:1]
+    assert other.store(1, 2) == {1: ADA_HALDEN, 2: RIVER} and other.rows[2].stats.malformed == 0
+
+
+def test_retrieval_by_metadata_through_the_whole_path():
+    tags = {"metadata": {" born": " Halden"}}
+    script = Script(
+        one=[
+            calls(add(ADA_HALDEN, **tags)),
+            calls(add(RIVER, memory_type=" Compass")),
+            calls(add(ADA_YEAR, memory_type=" Compass", metadata={" born": " Marnby"})),
+        ],
+        three=[
+            calls(retrieve("Silver River", metadata_filter={" born": " Halden"})),
+            calls((Op.RETRIEVE, {"query": "", "metadata_filter": {"memory_type": " Compass"}})),
+            calls(retrieve("Ada Keller", top_k=1, metadata_filter={" born": " Ulverby"})),
+            calls((Op.UPDATE, {"memory_id": "1", "content": " Ada Keller", "metadata": {" born": " Ulverby"}}),
+                  retrieve("Hugo Novak", top_k=1, metadata_filter={" born": " Ulverby"})),
+        ],
+    )  # fmt: skip
+    (agent,) = play("free", script)[:1]
+    assert agent.rows[2].stats.malformed == 0
+    first, second, third, fourth = (agent.text(3, "shown", slot) for slot in range(4))
+    assert first.count(":") == 1 and f"1: {ADA_HALDEN}" in first
+    assert second.index(f"2: {RIVER}") < second.index(f"3: {ADA_YEAR}") and ADA_HALDEN not in second
+    assert "found nothing" in third
+    assert "1: Ada Keller" in fourth
+    found = agent.traces[2].store_hits[3]
+    assert found.tolist() == [2, 1, 1]
+
+
+def test_a_retrieval_shows_as_many_as_asked_for():
+    script = Script(
+        one=[calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR))],
+        two=[calls(retrieve("Ada Keller"), retrieve("Ada Keller Halden", top_k=1), retrieve("Ada", top_k=2))],
+    )
+    (agent,) = play("free", script)[:1]
+    lines = agent.text(2, "shown", 0)
+    assert lines.count(ADA_HALDEN) == 3 and lines.count(ADA_YEAR) == 2 and RIVER not in lines
