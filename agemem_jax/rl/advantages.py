@@ -1,0 +1,86 @@
+"""Group-relative advantages, and how a trajectory's advantage reaches its steps."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+
+def group_advantages(
+    reward: jax.Array, group_size: int, eps: float, divide_by_std: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Advantage of each rollout within its group: (r - mean) / (std + eps), std over K - 1 (the paper's Algorithm 2).
+
+    A group of one has mean 0 and standard deviation 1, as in Trinity-RFT. A group of equal rewards has advantage 0.
+
+    Args:
+      reward: `[B]` float32; the K rollouts of a task are consecutive.
+      group_size: K; B must be a multiple of it.
+      eps: added to the standard deviation.
+      divide_by_std: False leaves the division out (Dr.GRPO, arXiv 2503.20783).
+
+    Returns:
+      advantage: `[B]` float32.
+      varied: `[B]` bool, False for rollouts of a group of equal rewards, which teach nothing (DAPO drops them).
+
+    Raises:
+      ValueError: B is no multiple of `group_size`.
+    """
+    if reward.shape[0] % group_size:
+        raise ValueError(f"{reward.shape[0]} rewards do not make groups of {group_size}; give whole groups")
+    groups = reward.astype(jnp.float32).reshape(-1, group_size)
+    if group_size == 1:
+        scale = 1.0 + eps if divide_by_std else 1.0
+        return groups[:, 0] / scale, jnp.ones(reward.shape, bool)
+    # Compared as they are: the mean of equal rewards is rounded, so their deviations from it may not be exactly 0.
+    varied = groups.max(1, keepdims=True) > groups.min(1, keepdims=True)
+    advantage = groups - groups.mean(1, keepdims=True)
+    if divide_by_std:
+        advantage = advantage / (groups.std(1, ddof=1, keepdims=True) + eps)
+    advantage = jnp.where(varied, advantage, 0.0)
+    return advantage.reshape(-1), jnp.broadcast_to(varied, groups.shape).reshape(-1)
+
+
+def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Advantage of the steps of each stage.
+
+    - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
+    - "per_stage": a stage's own reward, normalised in the group
+    - "return_to_go": the sum of the rewards of this and the later stages, normalised in the group
+
+    Args:
+      reward: `[B]` float32, the reward of the trajectory.
+      stage_rewards: `[B, 3]` float32, the part of each stage; used by the last two credits.
+      rl: `config.rl` (credit, group_size, advantage_eps, advantage_std).
+
+    Returns:
+      advantage: `[B, 3]` float32; a token's advantage is `advantage[b, stage - 1]`.
+      varied: `[B, 3]` bool, see `group_advantages`.
+
+    Raises:
+      ValueError: an unknown `rl.credit`.
+    """
+    if rl.credit == "broadcast":
+        returns = jnp.broadcast_to(reward[:, None], (reward.shape[0], 3))
+    elif rl.credit == "per_stage":
+        returns = stage_rewards
+    elif rl.credit == "return_to_go":
+        returns = jnp.flip(jnp.cumsum(jnp.flip(stage_rewards, 1), 1), 1)
+    else:
+        raise ValueError(f"rl.credit is {rl.credit!r}; it must be 'broadcast', 'per_stage' or 'return_to_go'")
+    columns = [group_advantages(returns[:, k], rl.group_size, rl.advantage_eps, rl.advantage_std) for k in range(3)]
+    advantage, varied = zip(*columns, strict=True)
+    return jnp.stack(advantage, 1), jnp.stack(varied, 1)
+
+
+def of_tokens(per_stage: jax.Array, stage: jax.Array) -> jax.Array:
+    """Values of the stage in which each token was sampled.
+
+    Args:
+      per_stage: `[B, 3]`, e.g. advantages.
+      stage: `[B, ...]` integer, 1, 2 or 3; anything else (padding) reads the nearest stage and is to be masked.
+
+    Returns:
+      `[B, ...]` of the dtype of `per_stage`.
+    """
+    index = jnp.clip(stage.astype(jnp.int32) - 1, 0, 2).reshape(stage.shape[0], -1)
+    return jnp.take_along_axis(per_stage, index, axis=1).reshape(stage.shape)
