@@ -1,0 +1,54 @@
+"""One evaluation path: the training programs with other settings, on tasks of their own, padding rows masked."""
+
+import jax
+import numpy as np
+
+from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
+from agemem_jax.training.setup import Run
+from agemem_jax.types import TOOL_NAMES, TrainState
+
+METHODS = ("no_memory", "agemem_norl", "agemem")  # agemem and agemem_norl differ in their weights only
+EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
+
+
+def method_tools(config, method: str) -> int:
+    """Bit mask over Op of the memory tools that a method may use."""
+    if method == "no_memory":
+        return 0
+    return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in config.tools.enabled) & ALL_TOOLS
+
+
+def control(run: Run, seed: int, step: int, method: str, temperature: float, update: bool) -> Control:
+    """Control of one pass through the stage programs, on the host."""
+    return Control(
+        seed=np.uint32(seed),
+        step=np.int32(step),
+        temperature=np.float32(temperature),
+        tools=np.int32(method_tools(run.config, method)),
+        update=np.bool_(update),
+    )
+
+
+def evaluate(run: Run, state: TrainState, ref_params: dict, method: str, tasks: int):
+    """Plays `tasks` test tasks, one rollout each.
+
+    Returns:
+      (state, the programs donate and return it; numbers {name: [tasks] float}; device traces of the first batch by
+      stage; task indices of the traced rows).
+    """
+    rows = run.spec.rollout.batch
+    tasks = min(tasks, run.source.num_test)
+    numbers: dict[str, list[np.ndarray]] = {}
+    first = None
+    for index in range(-(-tasks // rows)):
+        task, valid = run.source.test_batch(index, rows)
+        valid = valid & (index * rows + np.arange(rows) < tasks)
+        settings = control(run, EVALUATION_SEED, index, method, run.config.train.eval_temperature, update=False)
+        state, outcome, traces = trajectory(
+            run.programs, state, ref_params, jax.device_put(task), run.world, settings
+        )
+        for name, value in jax.device_get(outcome["rows"]).items():
+            numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
+        if first is None:
+            first = jax.device_get((traces, outcome["rows"])), task
+    return state, {name: np.concatenate(parts) for name, parts in numbers.items()}, first

@@ -1,0 +1,178 @@
+"""The three stage programs: rollout, rewards, credit and update of a stage in one XLA program each.
+
+Chained (the paper): stages 1 and 2 roll out; stage 3 rolls out, scores the whole trajectory and updates on the segments
+of all three. Sequential (the article): each stage updates on its own objective. What differs between training,
+evaluation and the methods under evaluation enters as data (`Control`), so that every stage compiles once in a run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.experimental import io_callback
+
+from agemem_jax.models import kv_cache
+from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.rl import advantages, losses, rewards
+from agemem_jax.rl.batch import learner_batch
+from agemem_jax.rollout.decode import Policy
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, new_rows
+from agemem_jax.rollout.stage import policy_writer, run_stage
+from agemem_jax.training.learn import LearnSpec, update
+from agemem_jax.types import NUM_OPS, Op, Task, TrainState
+
+STAGES = (1, 2, 3)
+ALL_TOOLS = (1 << (Op.FILTER + 1)) - 1  # bit mask of the six memory tools
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (task index, answer tokens, length) -> scores [B]
+
+
+@struct.dataclass
+class Control:
+    """What a call of a stage program is to do; data, not structure."""
+
+    seed: jax.Array  # [] uint32 of the run; all noise is a function of (seed, step, stage, slot, column, row)
+    step: jax.Array  # [] int32 the update, or the batch of an evaluation
+    temperature: jax.Array  # [] float32; 0 = greedy
+    tools: jax.Array  # [] int32 bit mask of the memory tools that may be used
+    update: jax.Array  # [] bool: False rolls out and scores only
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """Static settings of the stage programs."""
+
+    rollout: RolloutSpec
+    learn: LearnSpec
+
+
+def stage_program(
+    stage: int,
+    spec: ProgramSpec,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    rl,
+    reward,
+    judge: Judge | None = None,
+):
+    """The function of one stage, to be jitted with `state` and `rows` donated.
+
+    (state, ref_params, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
+    holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward.
+    """
+
+    def program(state: TrainState, ref_params: dict, rows: Rows | None, task: Task, world: World, control: Control):
+        rows = new_rows(spec.rollout, model) if stage == 1 else rows
+        prefix_tokens = world.pieces.prefix
+        prefix, _ = kv_cache.encode_prefix(state.params, model, prefix_tokens.tokens, prefix_tokens.length)
+        write = policy_writer(
+            Policy(model, state.params, prefix), world, spec.rollout, control.temperature,
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage),
+        )  # fmt: skip
+        rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools)
+        judged = None
+        if judge is not None:  # before stage 3 there is no answer to judge
+            judged = judge_answers(judge, task, rows) if stage == 3 else jnp.zeros((spec.rollout.batch,))
+        terms = rewards.terms(rows.stats, reward, spec.rollout.limit, judged)
+        total, groups = rewards.combine(terms, reward)
+        metrics, by_row = {}, {}
+        if stage == 3 or rl.schedule == "sequential":
+            objective = total
+            if rl.schedule == "sequential":
+                objective = rewards.stage_objective(stage, terms, reward)
+            state, metrics = learn_stage(state, ref_params, rows, terms, objective, stage, world, control)
+            metrics["reward"] = objective.mean()
+        if stage == 3:
+            by_row = row_numbers(rows, terms, groups, total)
+            metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
+        return state, rows, {"metrics": metrics, "rows": by_row, "trace": trace}
+
+    def learn_stage(state, ref_params, rows, terms, objective, stage, world, control):
+        """Credit and update; the segments of a chained trajectory are those of all its stages."""
+        segments = rows.segments
+        if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
+            segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
+        credit = rl if rl.schedule == "chained" else rl.copy_and_resolve_references()
+        if rl.schedule == "sequential":  # a stage's own objective is all the credit that its steps get
+            credit.credit = "broadcast"
+        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(terms, reward), credit)
+        trainable = segments.trainable
+        if rl.schedule == "sequential":
+            trainable = trainable & (segments.stage == stage)
+        if rl.zero_variance == "drop":
+            trainable = trainable & advantages.of_tokens(varied, segments.stage)
+        segments = segments.replace(trainable=trainable)
+        weight = losses.token_weights(trainable, rl.loss_average, spec.rollout.action_tokens)
+        batch = learner_batch(segments, advantage, weight, spec.learn.micro_batch)
+        state, metrics = update(
+            state, ref_params, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
+            control.update
+        )
+        metrics["segments"] = (batch.length > 0).sum() / spec.rollout.batch
+        metrics["trained_tokens"] = trainable.sum()
+        metrics["context_positions"] = batch.length.sum()
+        metrics["zero_variance_groups"] = 1 - varied.mean()
+        return state, metrics
+
+    return program
+
+
+def judge_answers(judge: Judge, task: Task, rows: Rows) -> jax.Array:
+    """Scores [B] in 0..1 of a judge on the host, called from inside the program."""
+    shape = jax.ShapeDtypeStruct((rows.turn.shape[0],), jnp.float32)
+    return io_callback(judge, shape, task.index, rows.answer.tokens, rows.answer.length)
+
+
+def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict:
+    """What is reported of each trajectory: [B] arrays by name."""
+    s = rows.stats
+    calls = {f"calls_{op.name.lower()}": s.calls[:, op] for op in Op if 0 <= op < NUM_OPS and op != Op.WRITE_SUMMARY}
+    return {
+        "reward": total,
+        "exact_match": s.exact_match,
+        "f1": s.f1,
+        "memory_quality": s.memory_quality,
+        "memory_coverage": s.memory_coverage,
+        "memory_precision": s.memory_precision,
+        "context_tokens": s.context_tokens,
+        "peak_context_tokens": s.peak_context_tokens,
+        "turns": s.turns,
+        "answered": s.answered,
+        "generated_tokens": s.generated_tokens,
+        "sampled_tokens": s.sampled_tokens,
+        "malformed_turns": s.malformed,
+        **calls,
+        **{f"reward_{name}": value for name, value in groups.items()},
+        **{f"term_{name}": value for name, value in terms.items()},
+    }
+
+
+def compile_programs(
+    spec: ProgramSpec, model: ModelConfig, optimizer, rl, reward, judge: Judge | None = None
+) -> dict[int, Callable]:
+    """The three jitted programs. They compile on first use, once; `_cache_size()` of each tells."""
+    return {
+        stage: jax.jit(stage_program(stage, spec, model, optimizer, rl, reward, judge), donate_argnums=(0, 2))
+        for stage in STAGES
+    }
+
+
+def trajectory(
+    programs: dict, state: TrainState, ref_params: dict, task: Task, world: World, control: Control, until: int = 3
+) -> tuple[TrainState, dict, dict]:
+    """Runs stages 1 to `until` for one batch of tasks; only the last of them may update. `control` is on the host.
+
+    Returns:
+      (state, outcome of the last stage, traces by stage). Arrays stay on the device.
+    """
+    rows, traces, outcome = None, {}, {}
+    asked, quiet = jax.device_put((control, control.replace(update=np.bool_(False))))
+    for stage in range(1, until + 1):
+        settings = asked if stage == until else quiet
+        state, rows, outcome = programs[stage](state, ref_params, rows, task, world, settings)
+        traces[stage] = outcome["trace"]
+    return state, outcome, traces
+

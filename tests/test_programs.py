@@ -1,0 +1,308 @@
+"""The stage programs: no host in them, one compilation each, buffers donated, both schedules, every kind of credit."""
+
+import dataclasses
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import build_small, chained, play, settings
+
+from agemem_jax.data.batches import pad_texts
+from agemem_jax.rl import rewards
+from agemem_jax.rollout.rows import new_rows
+from agemem_jax.training import programs as programs_lib
+from agemem_jax.training.evaluate import METHODS, evaluate, method_tools
+from agemem_jax.training.loop import stages_of, train_update
+from agemem_jax.training.programs import ALL_TOOLS, judge_answers, stage_program
+from agemem_jax.training.setup import Run, host_judge
+from agemem_jax.training.state import new_state
+from agemem_jax.types import Op
+
+CALLBACKS = ("callback", "debug_print", "outside_call", "infeed", "outfeed")
+
+
+def primitives(jaxpr) -> list[str]:
+    """Names of all primitives of a jaxpr and of those inside it."""
+    names = []
+    for equation in jaxpr.eqns:
+        names.append(equation.primitive.name)
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                names += primitives(inner)
+    return names
+
+
+def host_calls(jaxpr) -> list[str]:
+    """Primitives of a jaxpr that leave the device."""
+    return [name for name in primitives(jaxpr) if any(part in name for part in CALLBACKS)]
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype), tree)
+
+
+@lru_cache
+def stage_jaxprs(judged: bool) -> dict:
+    """The jaxprs of the three stages of the chained run, with or without a judge on the host."""
+    run = chained()
+    reward, judge = run.config.reward.copy_and_resolve_references(), None
+    if judged:
+        reward.task_metric, judge = "judge", lambda index, tokens, length: np.zeros(len(index), np.float32)
+    state = abstract(new_state(run.params, run.optimizer))
+    rest = abstract((run.source.batch(0), run.world, settings(run)))
+    rows, made = None, {}
+    for stage in (1, 2, 3):
+        program = stage_program(stage, run.spec, run.model, run.optimizer, run.config.rl, reward, judge)
+        made[stage], (_, rows, _) = jax.make_jaxpr(program, return_shape=True)(state, state.params, rows, *rest)
+    return made
+
+
+def test_no_stage_calls_the_host():
+    for jaxpr in stage_jaxprs(False).values():
+        names = primitives(jaxpr.jaxpr)
+        assert len(names) > 1000 and "while" in names and "dot_general" in names
+        assert host_calls(jaxpr.jaxpr) == []
+
+
+def test_a_judge_is_the_only_call_of_the_host_and_in_the_last_stage():
+    calls = {stage: host_calls(jaxpr.jaxpr) for stage, jaxpr in stage_jaxprs(True).items()}
+    assert calls == {1: [], 2: [], 3: ["io_callback"]}
+
+
+def test_the_walk_finds_calls_that_are_nested_deep():
+    def inner(x):
+        jax.debug.print("{}", x)
+        return jax.pure_callback(np.sin, x, x)
+
+    outer = lambda x: jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.cond(x > 0, jax.jit(inner), jnp.cos, x), x)  # noqa: E731
+    found = host_calls(jax.make_jaxpr(outer)(1.0).jaxpr)
+    assert len(found) == 2 and "pure_callback" in found
+
+
+def test_judged_scores_reach_the_reward(monkeypatch):
+    """The callback gets the answers that were given, and its scores come back row by row."""
+    run = chained()
+    rows, task = fake_answers(run, ["Ada Keller", "", "Silver River"])
+
+    class FakeJudge:
+        def __init__(self, url, model):
+            assert (url, model) == (run.config.reward.judge, run.config.reward.judge_model)
+
+        def score(self, questions, golds, answers):
+            expected = [run.source.records[i] for i in (3, 1, 2)]
+            assert (questions, golds) == ([r["question"] for r in expected], [r["answer"] for r in expected])
+            return np.array([len(answer.split()) / 10 for answer in answers], np.float32)
+
+    monkeypatch.setattr("agemem_jax.training.setup.Judge", FakeJudge)
+    judge = host_judge(run.config, run.source, run.tokenizer)
+    judged = jax.jit(lambda rows, task: judge_answers(judge, task, rows))(rows, task)
+    np.testing.assert_allclose(judged, [0.2, 0.0, 0.2])
+
+
+def fake_answers(run, answers: list[str]):
+    """Rows and tasks of which judge_answers reads the answers, turns and indices only."""
+    spec = dataclasses.replace(run.spec.rollout, batch=len(answers))
+    text = pad_texts([run.source.encode(a) if a else [] for a in answers], len(answers), spec.width)
+    return new_rows(spec).replace(answer=text), run.source.rows([(i, 0) for i in (3, 1, 2)])
+
+
+def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
+    """Updates under a guard that forbids implicit transfers, an evaluation of every method at another temperature,
+    and updates again: one compilation a stage."""
+    run = chained()
+    state = new_state(run.params, run.optimizer)
+    task = jax.device_put(run.source.batch(0))
+    for update in range(3):
+        with jax.transfer_guard("disallow"):
+            state, outcome = train_update(run, state, run.params, update, task)
+            task = jax.device_put(run.source.batch(update + 1))
+            metrics = jax.device_get(outcome["metrics"])
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
+    for method in METHODS:
+        state, numbers, traced = evaluate(run, state, run.params, method, 8)
+        assert {len(values) for values in numbers.values()} == {8}
+    state, _ = train_update(run, state, run.params, 3, task)
+    assert int(state.step) == 4
+    assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 1}
+
+
+def test_the_guard_would_notice():
+    """What the test above relies on: an implicit transfer raises."""
+    add = jax.jit(lambda x: x + 1)
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed"):
+        add(np.ones(3))
+
+
+def test_buffers_are_donated(recwarn):
+    run = chained()
+    task, asked = jax.device_put(run.source.batch(0)), settings(run, update=True)
+    state, rows = new_state(run.params, run.optimizer), None
+    for stage in (1, 2, 3):
+        given = state, rows
+        state, rows, _ = run.programs[stage](state, run.params, rows, task, run.world, asked)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
+        # What a stage sets anew before it reads it, a few counters of one number a row, is no input to the program.
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[1]) if leaf.size > run.spec.rollout.batch)
+    kept = run.params, task, run.world, state, rows
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+    assert not [w for w in recwarn if "donated" in str(w.message)]
+
+
+def test_an_update_is_a_function_of_seed_update_and_state():
+    run = chained()
+    task = jax.device_put(run.source.batch(0))
+    ends = []
+    for _ in range(2):
+        state, _ = train_update(run, new_state(run.params, run.optimizer), run.params, 7, task)
+        ends.append(jax.device_get(state.params))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (run.params, ends[0])), strict=True))
+
+
+def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
+    run = chained()
+    state = new_state(run.params, run.optimizer)
+    before = jax.device_get(state)
+    state, numbers, ((traces, rows), task) = evaluate(run, state, run.params, "agemem", 11)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    assert {len(values) for values in numbers.values()} == {11}
+    assert set(traces) == {1, 2, 3} and len(rows["f1"]) == 8
+    assert (task.index >= run.source.num_train).all()
+    _, again, _ = evaluate(run, state, run.params, "agemem", 11)
+    for name, values in numbers.items():
+        np.testing.assert_array_equal(values, again[name])
+    assert method_tools(run.config, "no_memory") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS
+
+
+def test_disabled_tools_are_not_in_a_methods_mask():
+    config = chained().config.copy_and_resolve_references()
+    config.tools.enabled = ("Add_memory", "Retrieve_memory")
+    assert method_tools(config, "agemem") == 1 << Op.ADD | 1 << Op.RETRIEVE
+
+
+def capture(monkeypatch, stages, rl: dict, reward: dict | None = None) -> Run:
+    """The chained run with other settings, whose programs of `stages` do everything but the optimizer step: their
+    metrics hold the learner's batch instead."""
+
+    def keep(state, ref_params, optimizer, model, grammar, prefix, batch, spec, rl, on):
+        return state, {"batch": batch}
+
+    monkeypatch.setattr(programs_lib, "update", keep)
+    run = chained()
+    config = run.config.copy_and_resolve_references()
+    config.rl.update(rl)
+    config.reward.update(reward or {})
+    spec = dataclasses.replace(run.spec, rollout=dataclasses.replace(run.spec.rollout, columns=()))  # compiles faster
+    made = {
+        stage: jax.jit(stage_program(stage, spec, run.model, run.optimizer, config.rl, config.reward), donate_argnums=2)
+        for stage in stages
+    }
+    return dataclasses.replace(run, config=config, programs=run.programs | made)
+
+
+def credited(batch, seg, advantage: np.ndarray, trainable: np.ndarray) -> None:
+    """The batch trains exactly the tokens `trainable` [B, S, C], each with its row's advantage [B, 3] of its stage."""
+    wanted = {}
+    for b, s in zip(*np.nonzero(seg.length), strict=True):
+        wanted[b, s] = seg.tokens[b, s].tobytes(), seg.length[b, s]
+    assert batch.trainable.sum() == trainable.sum()
+    for b, s in wanted:
+        if not trainable[b, s].any():
+            continue
+        same = [i for i in range(len(batch.length)) if batch.tokens[i].tobytes() == wanted[b, s][0]]
+        assert len(same) == 1 and batch.length[same[0]] == wanted[b, s][1]
+        np.testing.assert_array_equal(batch.trainable[same[0]], trainable[b, s])
+        expected = advantage[b][np.clip(seg.stage[b, s] - 1, 0, 2)]
+        np.testing.assert_allclose(
+            batch.advantage[same[0]][trainable[b, s]], expected[trainable[b, s]], rtol=1e-3, atol=1e-4
+        )
+
+
+def in_groups(values: np.ndarray, size: int = 4) -> np.ndarray:
+    """Group-normalised values [B, ...]."""
+    groups = values.reshape(-1, size, *values.shape[1:]).astype(np.float64)
+    spread = groups.std(1, ddof=1, keepdims=True)
+    return ((groups - groups.mean(1, keepdims=True)) / (spread + 1e-6)).reshape(values.shape)
+
+
+def terms_of(run, stats) -> dict:
+    return rewards.terms(stats, run.config.reward, run.config.context.limit)
+
+
+@pytest.mark.parametrize("credit", ["per_stage", "return_to_go"])
+def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
+    run = capture(monkeypatch, (3,), {"credit": credit, "zero_variance": "drop" if credit == "per_stage" else "keep"})
+    _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
+    stats, seg = after[-1].stats, after[-1].segments
+    parts = np.asarray(rewards.stage_rewards(terms_of(run, stats), run.config.reward))
+    np.testing.assert_allclose(parts.sum(1), outcomes[-1]["rows"]["reward"], atol=1e-5)
+    returns = parts if credit == "per_stage" else np.cumsum(parts[:, ::-1], 1)[:, ::-1]
+    advantage = in_groups(returns)
+    trainable = seg.trainable
+    if credit == "per_stage":  # groups of equal stage rewards teach nothing, and are not in the mean
+        groups = returns.reshape(-1, 4, 3)
+        varied = np.repeat(groups.max(1) > groups.min(1), 4, axis=0)
+        assert not varied.all() and varied.any()
+        trainable = trainable & varied[np.arange(8)[:, None, None], np.clip(seg.stage - 1, 0, 2)]
+        advantage = np.where(varied, advantage, 0)
+        np.testing.assert_allclose(outcomes[-1]["metrics"]["zero_variance_groups"], 1 - varied.mean(), atol=1e-6)
+    batch = outcomes[-1]["metrics"]["batch"]
+    credited(batch, seg, advantage, trainable)
+    np.testing.assert_allclose(batch.weight.sum(), 1, rtol=1e-5)
+    assert outcomes[-1]["metrics"]["trained_tokens"] == trainable.sum()
+    assert all("trained_tokens" not in outcome["metrics"] for outcome in outcomes[:2])
+
+
+def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeypatch):
+    run = capture(monkeypatch, (1, 2, 3), {"schedule": "sequential"}, {"storage": 1.0, "maintenance": 0.7})
+    task = jax.device_put(run.source.batch(0))
+    _, after, outcomes = play(run, task, settings(run, update=True))
+    for stage, (rows, outcome) in enumerate(zip(after, outcomes, strict=True), 1):
+        objective = np.asarray(rewards.stage_objective(stage, terms_of(run, rows.stats), run.config.reward))
+        np.testing.assert_allclose(outcome["metrics"]["reward"], objective.mean(), rtol=1e-5)
+        batch = outcome["metrics"]["batch"]
+        seg = rows.segments
+        if stage == 2:  # the open segment is learnt from although the context runs on
+            before = after[0].stats.sampled_tokens
+            assert batch.trainable.sum() == (rows.stats.sampled_tokens - before).sum() > 0
+            assert (rows.tape.trainable.sum(1) > 0).any() and (rows.segments.count == after[0].segments.count).any()
+            continue
+        trainable = seg.trainable & (seg.stage == stage)
+        assert 0 < trainable.sum() == outcome["metrics"]["trained_tokens"]
+        varied = np.repeat(np.ptp(objective.reshape(-1, 4), axis=1) > 0, 4)
+        advantage = np.where(varied, in_groups(objective), 0)
+        credited(batch, seg, np.stack([advantage] * 3, 1), trainable)
+
+
+def test_sequential_updates_are_split_evenly_over_the_stages():
+    config = chained().config.copy_and_resolve_references()
+    assert {stages_of(config, update) for update in range(6)} == {3}
+    config.rl.schedule, config.rl.updates = "sequential", 9
+    assert [stages_of(config, update) for update in range(9)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_sequential_training_runs_stage_by_stage():
+    """The first two thirds of the schedule, compiled: each update is on the tokens of its stage alone."""
+    run = build_small(
+        policy__num_layers=1, rollout__history_widths=1, rl__schedule="sequential", rl__updates=3,
+        rl__tasks_per_update=1, reward__maintenance=1.0,
+    )  # fmt: skip
+    state = new_state(run.params, run.optimizer)
+    for update in range(2):
+        before = jax.device_get(state.params)
+        task = jax.device_put(run.source.batch(update))
+        with jax.transfer_guard("disallow"):
+            state, outcome = train_update(run, state, {}, update, task)
+            metrics = jax.device_get(outcome["metrics"])
+        assert int(state.step) == update + 1
+        assert 0 < metrics["trained_tokens"] < 4 * 70
+        assert np.isfinite(metrics["loss"]) and metrics["logp_gap_max"] < 1e-3
+        change = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state.params, before)
+        moved = max(jax.tree.leaves(change)) > 0
+        assert moved == (metrics["grad_norm"] > 0)
+        assert "rollout/f1" not in metrics  # nothing is answered yet
+    assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 0}

@@ -1,0 +1,207 @@
+"""The training command from end to end: what it writes, killed and started again, and what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small import small_config
+
+from agemem_jax.config import ConfigError, to_json
+from agemem_jax.training import setup
+from agemem_jax.training.checkpoint import Checkpointer
+from agemem_jax.training.evaluate import METHODS
+from agemem_jax.training.loop import check_finite
+from agemem_jax.training.setup import build
+from agemem_jax.training.state import new_state
+
+ROOT = Path(__file__).parent.parent
+UPDATES = 8
+FREE_OF_TIME = ("time", "seconds", "tokens_per_s", "trained_tokens_per_s")
+CONFIG_FILE = """
+from agemem_jax.config import from_json
+def get_config():
+    return from_json({text!r})
+"""
+
+
+def tiny_run():
+    """The config of the runs below: one layer, two tasks, a checkpoint after each update."""
+    return small_config(
+        policy__num_layers=1, rollout__history_widths=1, rl__updates=UPDATES, rl__group_size=2, rl__micro_batch=4,
+        train__checkpoint_every=1, train__traces=2, train__eval_tasks=6,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the processes below find their config and keep their runs."""
+    path = tmp_path_factory.mktemp("train")
+    (path / "run_config.py").write_text(CONFIG_FILE.format(text=to_json(tiny_run())))
+    return path
+
+
+def command(folder: Path, workdir: str, *overrides: str) -> list[str]:
+    return [
+        sys.executable, "-m", "experiments.train", f"--config={folder}/run_config.py", f"--workdir={folder}/{workdir}",
+        *overrides,
+    ]  # fmt: skip
+
+
+def start(folder: Path, workdir: str, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, workdir, *overrides), capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> tuple[Path, str]:
+    """A run of two seeds that nobody disturbed: (workdir, what it printed)."""
+    ran = start(folder, "whole", "--config.num_seeds=2", f"--out={folder}/out.json")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return folder / "whole", ran.stdout
+
+
+def records(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "seed_0" / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(workdir: Path):
+    """Update and state of the newest checkpoint of seed 0."""
+    run = build(tiny_run())
+    saved = Checkpointer(workdir / "seed_0" / "checkpoints", run.config, 2)
+    update, state, _ = saved.restore_latest(new_state(run.params, run.optimizer))
+    saved.close()
+    return update, jax.device_get(state), jax.device_get(run.params)
+
+
+def test_summary_holds_every_method_and_metric(whole, folder):
+    workdir, printed = whole
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary["methods"]) == set(METHODS)
+    for method, metrics in summary["methods"].items():
+        assert {"task_score", "exact_match", "memory_quality", "context_tokens", "calls_add", "reward"} <= set(metrics)
+        for value in metrics.values():
+            assert set(value) == {"mean", "ci95", "seeds"} and len(value["seeds"]) == 2
+            assert np.isfinite([value["mean"], value["ci95"]]).all()
+        assert metrics["task_score"] == metrics["f1"]
+        assert method in printed
+    no_memory = summary["methods"]["no_memory"]
+    assert all(no_memory[f"calls_{op}"]["mean"] == 0 for op in ("add", "update", "delete", "retrieve", "summary"))
+    assert summary["methods"]["agemem_norl"] != summary["methods"]["agemem"]
+    assert summary["seeds"] == [0, 1] and summary["test_tasks"] == 6
+    assert summary["seconds"]["train"] > 0 and summary["environment"]["jax"] == jax.__version__
+    assert "experiments.train --config=" in summary["command"]
+    assert json.loads((folder / "out.json").read_text()) == summary
+
+
+def test_everything_else_is_written(whole):
+    workdir, printed = whole
+    page = (workdir / "report.html").read_text()
+    assert len(page) > 20_000 and "agemem_norl" in page and "https://" not in page.split("<body")[0]
+    for seed in ("seed_0", "seed_1"):
+        assert list((workdir / seed / "tensorboard").glob("events.out.tfevents.*"))
+        for method in METHODS:
+            traces = json.loads((workdir / seed / f"traces_{method}.json").read_text())
+            assert len(traces) == 2
+            for trace in traces:
+                assert trace["method"] == method and trace["question"] and trace["gold"] and trace["turns"]
+                assert {turn["stage"] for turn in trace["turns"]} == {1, 2, 3}
+                assert all(turn["saw"][0]["text"] and turn["said"] and turn["context"] for turn in trace["turns"])
+    lines = records(workdir)
+    assert [line["update"] for line in lines] == list(range(1, UPDATES + 1))
+    for line in lines:
+        assert {"loss", "grad_norm", "reward", "tokens_per_s", "stage", "term/task", "calls/add"} <= set(line)
+        assert line["logp_gap_max"] < 1e-3
+    assert f"update {UPDATES}/{UPDATES}" in printed and "reward" in printed and "left" in printed
+    update, state, begun = final_state(workdir)
+    assert update == int(state.step) == UPDATES
+    assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params["layers"], begun["layers"]))))  # noqa: B905
+
+
+def test_seeds_differ(whole):
+    first, second = (json.loads((whole[0] / s / "evaluation_agemem.json").read_text()) for s in ("seed_0", "seed_1"))
+    assert first["numbers"]["reward"] != second["numbers"]["reward"]
+
+
+def test_killed_and_started_again_ends_with_the_same_bits(whole, folder):
+    killed = subprocess.Popen(
+        command(folder, "killed"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    saved = folder / "killed" / "seed_0" / "checkpoints" / "00000002"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = len(records(folder / "killed"))
+    assert 2 <= done < UPDATES
+
+    again = start(folder, "killed")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "going on from update" in again.stdout
+    (update, state, _), (updates, reference, _) = final_state(folder / "killed"), final_state(whole[0])
+    assert update == updates == UPDATES
+    jax.tree.map(np.testing.assert_array_equal, state, reference)
+    lines, expected = records(folder / "killed"), records(whole[0])
+    for name in FREE_OF_TIME:
+        for line in (*lines, *expected):
+            line.pop(name)
+    assert lines == expected
+    for method in METHODS:
+        ours, theirs = (
+            json.loads((path / "seed_0" / f"evaluation_{method}.json").read_text())["numbers"]
+            for path in (folder / "killed", whole[0])
+        )
+        assert ours == theirs
+
+
+def test_a_workdir_of_another_config_is_refused(whole, folder):
+    ran = start(folder, "whole", "--config.optim.learning_rate=0.5", "--config.store.entries=4")
+    assert ran.returncode == 2
+    assert "optim.learning_rate is 0.5" in ran.stderr and "store.entries is 4" in ran.stderr
+    assert "start in a new --workdir" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_a_wrong_override_ends_the_command_before_anything_is_made(folder):
+    for override, hint in (
+        ("--config.rl.gruop_size=4", "did you mean rl.group_size?"),
+        ("--config.context.limit=10", "context.limit = 10: shorter than the prompt"),
+    ):
+        ran = start(folder, "wrong", override)
+        assert ran.returncode == 2 and hint in ran.stderr, ran.stderr
+        assert ran.stderr.count("\n") == 1 and not (folder / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"context__limit": 20}, "context.limit = 20: shorter than the prompt"),
+        ({"context__capacity": 40}, "context.capacity = 40: "),
+        ({"rl__group_size": 1}, "rl.group_size = 1: "),
+        ({"store__entries": 0}, "store.entries = 0: "),
+        ({"rollout__action_tokens": 3}, "rollout.action_tokens = 3: must lie between"),
+        ({"rl__schedule": "sequential", "rl__updates": 4}, "rl.updates = 4: "),
+    ],
+)
+def test_impossible_configs_are_refused_before_the_policy_is_made(monkeypatch, changes, hint):
+    def never(*_):
+        raise AssertionError("the checks come first")
+
+    for name in ("load_policy", "build_world", "compile_programs"):
+        monkeypatch.setattr(setup, name, never)
+    with pytest.raises(ConfigError) as refused:
+        build(small_config(**changes))
+    assert str(refused.value).startswith(hint)
+
+
+def test_a_run_that_diverged_stops_with_what_to_do():
+    check_finite({"update": 3, "loss": 0.1, "grad_norm": 2.0, "reward": -1.0})
+    with pytest.raises(FloatingPointError, match="update 4: loss, grad_norm not finite.*optim.learning_rate"):
+        check_finite({"update": 4, "loss": float("nan"), "grad_norm": float("inf"), "reward": 0.0})
