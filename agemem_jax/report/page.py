@@ -1,0 +1,539 @@
+"""report.html: one self-contained page made from the files of a run.
+
+Read from the workdir: summary.json (needed), config.json, seed_<s>/metrics.jsonl and seed_<s>/traces*.json (each may be
+missing; the page then says so). The page loads nothing: styles, pictures and the few lines of script are inside it.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
+from agemem_jax.report.trace_view import choose, count_endings
+
+METHODS = (  # name in the files, heading, what it is
+    ("no_memory", "No memory", "same policy, tools off"),
+    ("agemem_norl", "AgeMem before RL", "warm start only"),
+    ("agemem", "AgeMem after RL", "trained"),
+)
+TOOLS = (
+    ("add", "Add_memory"),
+    ("update", "Update_memory"),
+    ("delete", "Delete_memory"),
+    ("retrieve", "Retrieve_memory"),
+    ("summary", "Summary_context"),
+    ("filter", "Filter_context"),
+)
+ACTIONS = (("answer", "Answer"), ("pass", "No call"))
+RESULTS = (  # metric, heading, factor it is shown with, digits
+    ("task_score", "Task score", 100, 1),
+    ("exact_match", "Exact match", 100, 1),
+    ("f1", "Token F1", 100, 1),
+    ("memory_quality", "Memory quality", 1, 3),
+    ("context_tokens", "Context tokens", 1, 0),
+    ("reward", "Reward", 1, 3),
+    ("turns", "Turns", 1, 1),
+    ("generated_tokens", "Generated tokens", 1, 0),
+)
+SHARE = (0.0, 1.0)
+SIGNED_TERMS = ("task", "over_turns", "over_context", "malformed")  # not a share between 0 and 1
+TERM_STAGE = {  # the stage whose behaviour a reward term judges, as in rl/rewards.py
+    "storage": 1, "maintenance": 1, "compression": 2, "preventive": 2, "over_context": 2,
+    "task": 3, "preservation": 3, "relevance": 3, "over_turns": 3, "malformed": 3,
+}  # fmt: skip
+TERM_GROUPS = {
+    "context": ("compression", "preventive", "preservation"),
+    "memory": ("storage", "maintenance", "relevance"),
+    "penalty": ("over_turns", "over_context", "malformed"),
+}
+# Heading, remark, panels: (title, names under which the metric may be recorded, bounds the axis shows at least).
+CURVES = (
+    ("Reward", "What the update maximises, and what each group of terms gives to it, weights included.", (
+        ("Total reward", ("reward",), None),
+        ("Task", ("reward/task",), None),
+        ("Context", ("reward/context",), None),
+        ("Memory", ("reward/memory",), None),
+        ("Penalties", ("reward/penalty",), None),
+    )),
+    ("Reward terms", "Each term on its own, unweighted, with the stage whose behaviour it judges.", "terms"),
+    ("Task and memory", "Of the rollouts trained on (sampled, training tasks).", (
+        ("Token F1", ("task/f1", "f1"), SHARE),
+        ("Exact match", ("task/exact_match", "exact_match"), SHARE),
+        ("Memory quality", ("memory/quality", "memory_quality"), SHARE),
+        ("Gold facts stored", ("memory/coverage",), SHARE),
+        ("Context tokens", ("context_tokens", "context/tokens"), None),
+        ("Turns", ("turns",), None),
+        ("Test tasks: F1", ("eval/f1",), SHARE),
+        ("Test tasks: exact match", ("eval/exact_match",), SHARE),
+    )),
+    ("Calls per trajectory", "How often each tool is called.", tuple(
+        (label.replace("_", " "), (f"calls/{name}",), None) for name, label in TOOLS + ACTIONS
+    )),
+    ("Learning", "How far and how firmly the policy moves.", (
+        ("KL to the reference", ("kl",), None),
+        ("Entropy", ("entropy",), None),
+        ("Clip fraction", ("clip_fraction",), None),
+        ("Loss", ("loss",), None),
+        ("Gradient norm", ("grad_norm",), None),
+        ("Zero-variance groups", ("zero_variance_groups", "zero_variance"), SHARE),
+    )),
+    ("Speed and size", "The first update of a seed is left out: it holds the compilation.", (
+        ("Generated tokens/s", ("tokens_per_s",), None),
+        ("Trained tokens/s", ("trained_tokens_per_s",), None),
+        ("Segments per trajectory", ("segments", "segments_per_trajectory"), None),
+        ("Tokens per trajectory", ("generated_tokens",), None),
+    )),
+)  # fmt: skip
+TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles
+NOT_CURVES = ("update", "stage", "seconds", "step", "time")
+SHOWN_TASKS = 8
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a workdir holds. `metrics` and `traces` are by seed; a file that is not there is empty."""
+
+    workdir: Path
+    summary: dict
+    config: dict
+    metrics: dict[int, list[dict]]
+    traces: dict[int, list[dict]]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of the result table: mean, half width of its 95 % interval (None if unknown), and each seed's."""
+
+    mean: float
+    ci95: float | None
+    seeds: list[float]
+    factor: float = 1
+    digits: int = 2
+
+    def show(self, value: float | None) -> str:
+        """A value as the table writes it."""
+        return "–" if value is None else f"{value * self.factor:,.{self.digits}f}".replace("-", "−")
+
+    def __str__(self) -> str:
+        return self.show(self.mean)
+
+    @property
+    def half_width(self) -> str:
+        return "" if self.ci95 is None else self.show(self.ci95)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Task score of the trained policy against another method."""
+
+    over: str
+    points: float
+    apart: bool | None  # the 95 % intervals do not overlap; None if one of them is unknown
+
+
+def write(workdir: str | Path, out: str | Path | None = None) -> Path:
+    """Makes the page of a run and returns its path, `workdir/report.html` unless `out` names another.
+
+    Raises:
+      ValueError: summary.json is missing, or a file cannot be read; names the file and what to do.
+    """
+    run = load(Path(workdir))
+    path = Path(out) if out else Path(workdir) / "report.html"
+    # Texts of a run hold <think> and <tool_call>: everything is escaped unless it is Markup made here.
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = templates.get_template("template.html").render(**contents(run)).lstrip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def write_picture(workdir: str | Path, path: str | Path) -> Path:
+    """Draws one compact PNG of a run (task score over updates, score and tool use before and after) for a README.
+
+    Raises:
+      ValueError: as `write`.
+    """
+    from agemem_jax.report.picture import draw  # the page itself does without matplotlib
+
+    return draw(load(Path(workdir)), Path(path))
+
+
+def load(workdir: Path) -> RunFiles:
+    """Reads the files of a run.
+
+    Raises:
+      ValueError: summary.json is missing, or a file is not what it should be; names the file and what to do.
+    """
+    path = workdir / "summary.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing. It is written when training ends: run `python -m experiments.train "
+            f"--config=configs/tiny.py --workdir={workdir}` to the end (it goes on where it was stopped), or give the "
+            "--workdir of a finished run."
+        )
+    summary = _read(path, dict)
+    methods = summary.get("methods")
+    if not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
+        raise ValueError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
+    metrics, traces = {}, {}
+    for folder in sorted(workdir.glob("seed_*"), key=lambda f: (len(f.name), f.name)):
+        if not (folder.is_dir() and folder.name.removeprefix("seed_").isdigit()):
+            continue
+        seed = int(folder.name.removeprefix("seed_"))
+        metrics[seed] = _read_metrics(folder / "metrics.jsonl")
+        traces[seed] = [trace for path in sorted(folder.glob("traces*.json")) for trace in _read_traces(path)]
+    config = _read(workdir / "config.json", dict, needed=False)
+    return RunFiles(workdir, summary, config, metrics, traces)
+
+
+def contents(run: RunFiles) -> dict:
+    """Everything that the template shows."""
+    summary = run.summary
+    methods = [(name, title, what) for name, title, what in METHODS if name in summary["methods"]]
+    weights = term_weights(run.config.get("reward") or {})
+    variants, totals, endings = count_endings(run.traces)
+    # The task score is one of the others by its own name: not twice.
+    results = [column for column in RESULTS if column[0] != summary.get("task_metric")]
+    tasks = choose(run.traces, SHOWN_TASKS, weights)
+    updates = max((len(rows) for rows in run.metrics.values()), default=0)
+    scores, quality = (
+        [(method, value_of(summary, method[0], *metric)) for method in methods]
+        for metric in (("task_score", 100, 1), ("memory_quality", 1, 3))
+    )
+    return {
+        "name": summary.get("name") or run.workdir.name,
+        "description": describe(run, updates),
+        "verdict": verdict(summary),
+        "bearing": bearing(gains(summary)),
+        "interval_note": interval_note(summary),
+        "scores": scores,
+        "score_bars": bars(scores, top=1.0),
+        "quality_bars": bars(quality, top=1.0),
+        "score_is": score_metric(summary),
+        "result_columns": result_columns(summary, methods, results),
+        "call_columns": result_columns(
+            summary, methods, [(f"calls_{name}", label.split("_")[0], 1, 2) for name, label in TOOLS + ACTIONS]
+        ),
+        "tool_bars": tool_bars(summary),
+        "methods": methods,
+        "by_seed": by_seed(summary, methods),
+        "curves": curves(run, weights),
+        "updates": updates,
+        "num_curve_seeds": sum(bool(rows) for rows in run.metrics.values()),
+        "tasks": tasks,
+        "num_traces": sum(map(len, run.traces.values())),
+        "ending_variants": variants,
+        "ending_totals": totals,
+        "endings": endings,
+        "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
+        "environment": facts(summary.get("environment") or {}),
+        "seconds": {name: duration(value) for name, value in (summary.get("seconds") or {}).items()},
+        "command": summary.get("command") or "",
+        "number": number,
+    }
+
+
+def describe(run: RunFiles, updates: int) -> str:
+    """One or two sentences: what was trained, on what, how."""
+    config = run.config
+    policy, task, rl = (config.get(part) or {} for part in ("policy", "task", "rl"))
+    sentences = []
+    if policy.get("weights"):
+        sentences.append(f"The policy starts from {Path(policy['weights']).name}.")
+    elif policy.get("num_layers"):
+        layers, width = policy["num_layers"], policy.get("hidden_size", "?")
+        sentences.append(f"A small policy of {layers} layers, {width} wide, taught the tool format by a warm start.")
+    if updates:
+        made = f"{rl.get('schedule', '')} step-wise GRPO".strip()
+        size = ""
+        if rl.get("tasks_per_update") and rl.get("group_size"):
+            size = f" of {rl['tasks_per_update']} tasks × {rl['group_size']} rollouts"
+        sentences.append(f"Trained for {updates} updates{size} with {made}.")
+    else:
+        sentences.append("No update was made by reinforcement learning.")
+    if task:
+        source = Path(task["path"]).name if task.get("path") else "generated two-hop questions"
+        sentences.append(f"Questions: {source}; each is asked after the facts that answer it have left the context.")
+    return " ".join(sentences)
+
+
+def gains(summary: dict) -> list[Gain]:
+    """Points of task score that the trained policy has over each other method."""
+    after = value_of(summary, "agemem", "task_score")
+    out = []
+    for name, over in (("agemem_norl", "the warm start"), ("no_memory", "no memory")):
+        other = value_of(summary, name, "task_score")
+        if after is None or other is None:
+            continue
+        apart = None
+        if after.ci95 is not None and other.ci95 is not None:
+            apart = abs(after.mean - other.mean) > after.ci95 + other.ci95
+        out.append(Gain(over, 100 * (after.mean - other.mean), apart))
+    return out
+
+
+def verdict(summary: dict) -> str:
+    """One sentence that states the gain, and whether the intervals bear it out."""
+    after = value_of(summary, "agemem", "task_score", 100, 1)
+    if after is None:
+        return "There is no task score of the trained policy, so nothing can be said of the gain."
+    score = f"{after} ± {after.half_width}" if after.half_width else str(after)
+    tasks = f" on {summary['test_tasks']} unseen test tasks" if summary.get("test_tasks") else " on unseen test tasks"
+    found = gains(summary)
+    if not found:
+        return f"After RL the agent scores {score}{tasks}; there is no other method to compare with."
+    parts = []
+    for gain in found:
+        way = "above" if gain.points >= 0 else "below"
+        how = {True: "intervals apart", False: "intervals overlap", None: "no interval"}[gain.apart]
+        parts.append(f"{abs(gain.points):.1f} points {way} {gain.over} ({how})")
+    text = f"After RL the agent scores {score}{tasks}: {' and '.join(parts)}."
+    if any(gain.points >= 0 and gain.apart is False for gain in found):
+        text += " Where intervals overlap this run does not establish a gain."
+    return text
+
+
+def bearing(found: list[Gain]) -> str:
+    """How the verdict is coloured: "apart" (a gain, intervals apart), "below" (a loss), "" (not established)."""
+    if any(gain.points < 0 for gain in found):
+        return "below"
+    return "apart" if found and all(gain.apart for gain in found) else ""
+
+
+def interval_note(summary: dict) -> str:
+    """What ± means in this run."""
+    seeds = len(summary.get("seeds") or ())
+    over = f"± is the half width of the 95 % interval over {seeds} seeds."
+    if seeds < 2:
+        over = (
+            "± is the half width of the 95 % interval over the test tasks of the one seed trained; it says nothing "
+            "about the spread between seeds."
+        )
+    tasks = summary.get("test_tasks")
+    return f"{over} {tasks} test tasks a seed, the same for every method." if tasks else over
+
+
+def score_metric(summary: dict) -> str:
+    """What the task score is, in words; "" if the summary does not say."""
+    headings = {metric: heading.lower().replace("f1", "F1") for metric, heading, _, _ in RESULTS}
+    return headings.get(summary.get("task_metric"), "")
+
+
+def value_of(summary: dict, method: str, metric: str, factor: float = 1, digits: int = 2) -> Value | None:
+    """A metric of a method, None if the run does not have it."""
+    found = (summary["methods"].get(method) or {}).get(metric)
+    if not isinstance(found, dict) or not _finite(found.get("mean")):
+        return None
+    ci95 = found.get("ci95")
+    seeds = [value for value in found.get("seeds") or () if _finite(value)]
+    return Value(found["mean"], ci95 if _finite(ci95) else None, seeds, factor, digits)
+
+
+def result_columns(summary: dict, methods: list, columns) -> list[tuple[str, list[Value | None]]]:
+    """(heading, a value for each method) of the metrics that at least one method has."""
+    out = []
+    for metric, label, factor, digits in columns:
+        values = [value_of(summary, name, metric, factor, digits) for name, _, _ in methods]
+        if any(values):
+            out.append((label, values))
+    return out
+
+
+def by_seed(summary: dict, methods: list) -> list[tuple[str, list[str]]]:
+    """Every metric in the summary, raw: (name, each method's mean, interval and seeds as text)."""
+    names = list(dict.fromkeys(metric for name, _, _ in methods for metric in summary["methods"][name]))
+    rows = []
+    for metric in names:
+        cells = []
+        for name, _, _ in methods:
+            value = value_of(summary, name, metric)
+            each = f" [{', '.join(map(number, value.seeds))}]" if value and len(value.seeds) > 1 else ""
+            spread = f" ± {number(value.ci95)}" if value and value.ci95 is not None else ""
+            cells.append(f"{number(value.mean)}{spread}{each}" if value else "–")
+        rows.append((metric, cells))
+    return rows
+
+
+def bars(rows: list, top: float) -> list[dict]:
+    """Bars with whiskers, in percent of `top`."""
+    out = []
+    for (name, title, what), value in rows:
+        if value is None:
+            continue
+        ci95 = value.ci95 or 0
+        low, high = max(0.0, value.mean - ci95), min(top, value.mean + ci95)
+        out.append({
+            "name": name, "title": title, "what": what, "value": value,
+            "width": 100 * max(0.0, value.mean) / top, "low": 100 * low / top, "high": 100 * high / top,
+        })  # fmt: skip
+    return out
+
+
+def tool_bars(summary: dict) -> list[dict]:
+    """Calls per trajectory of every tool, before and after RL, on one scale."""
+    rows = []
+    for name, label in TOOLS + ACTIONS:
+        pair = [value_of(summary, method, f"calls_{name}") for method in ("agemem_norl", "agemem")]
+        if any(pair):
+            rows.append((label, pair))
+    top = max((v.mean + (v.ci95 or 0) for _, pair in rows for v in pair if v), default=0) or 1.0
+    sides = (("agemem_norl", "before RL", ""), ("agemem", "after RL", ""))
+    return [{"label": label, "bars": bars(list(zip(sides, pair, strict=True)), top)} for label, pair in rows]
+
+
+def curves(run: RunFiles, weights: dict[str, float]) -> list[tuple[str, str, list[Chart]]]:
+    """The charts by heading: (heading, remark, charts). Metrics without a place of their own come last."""
+    bands = stage_bands(run.metrics)
+    used = set(NOT_CURVES)
+
+    def chart(title: str, names: tuple[str, ...], bounds, note: str = "") -> Chart | None:
+        used.update(names)
+        return line_chart(title, [curve_of(rows, names) for rows in run.metrics.values()], note, bounds, bands)
+
+    sections = []
+    for heading, remark, panels in CURVES:
+        if panels == "terms":
+            charts = [chart(*panel) for panel in term_panels(run.metrics, weights)]
+        else:
+            charts = [chart(*panel) for panel in panels]
+        sections.append((heading, remark, [c for c in charts if c]))
+    names = dict.fromkeys(name for rows in run.metrics.values() for row in rows for name in row)
+    rest = [chart(name, (name,), None) for name in names if name not in used]
+    sections.append(("Everything else", "Other numbers that the run recorded.", [c for c in rest if c]))
+    return [section for section in sections if section[2]]
+
+
+def term_panels(metrics: dict[int, list[dict]], weights: dict[str, float]) -> list[tuple]:
+    """Panels of the reward terms, stage by stage; the note tells stage and weight."""
+    names = sorted({name for rows in metrics.values() for row in rows for name in row if name.startswith("term/")})
+    recorded = [name.removeprefix("term/") for name in names]
+    panels = []
+    for term in [*(term for term in TERM_STAGE if term in recorded), *(t for t in recorded if t not in TERM_STAGE)]:
+        notes = [f"stage {TERM_STAGE[term]}"] if term in TERM_STAGE else []
+        if term in weights:
+            notes.append(f"weight {number(weights[term])}" if weights[term] else "switched off")
+        bounds = None if term in SIGNED_TERMS else SHARE
+        panels.append((term.replace("_", " ").capitalize(), (f"term/{term}",), bounds, " · ".join(notes)))
+    return panels
+
+
+def curve_of(rows: list[dict], names: tuple[str, ...]) -> Curve:
+    """The recorded values of a metric under the first of its names that has any."""
+    for name in names:
+        curve = [(row["update"], row[name]) for row in rows if _finite(row.get(name))]
+        if curve:
+            return curve[1:] if name in TIMED and len(curve) > 1 else curve
+    return []
+
+
+def stage_bands(metrics: dict[int, list[dict]]) -> list[tuple[int, int, int]]:
+    """(first update, last update, stage) of the sequential schedule; empty where all updates train the same."""
+    rows = next((rows for rows in metrics.values() if rows), [])
+    bands: list[list[int]] = []
+    for row in rows:
+        if not isinstance(row.get("stage"), int):
+            continue
+        if bands and bands[-1][2] == row["stage"]:
+            bands[-1][1] = row["update"]
+        else:
+            bands.append([row["update"], row["update"], row["stage"]])
+    return [tuple(band) for band in bands] if len(bands) > 1 else []
+
+
+def term_weights(reward: dict) -> dict[str, float]:
+    """The factor of each term in the reward, as far as config.reward tells: its own weight times its group's."""
+    factors = {"task": reward.get("task")}
+    for group, terms in TERM_GROUPS.items():
+        outer = 1.0 if group == "penalty" else reward.get(group)
+        for term in terms:
+            inner = reward.get(term)
+            factors[term] = outer * inner if _finite(outer) and _finite(inner) else None
+    return {term: factor for term, factor in factors.items() if _finite(factor)}
+
+
+def task_score_curves(run: RunFiles) -> list[Curve]:
+    """Token F1 of the training rollouts over updates, one curve a seed."""
+    found = [curve_of(rows, ("task/f1", "f1")) for rows in run.metrics.values()]
+    return [curve for curve in found if curve]
+
+
+def smoothed_mean(found: list[Curve]) -> Curve:
+    """Mean over seeds, smoothed as in the charts."""
+    return smooth(mean_curve(found))
+
+
+def facts(environment: dict) -> list[tuple[str, str]]:
+    """Name and value pairs as text."""
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in environment.items()
+    ]
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if not _finite(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _finite(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete {path.name} and run the training command of this workdir again; it writes the file anew at its end."
+
+
+def _read(path: Path, kind: Callable, needed: bool = True):
+    """A JSON file whose top level is `kind`; an empty one if it is missing and not needed."""
+    if not needed and not path.exists():
+        return kind()
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}. {_remedy(path)}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}. {_remedy(path)}")
+    return value
+
+
+def _read_traces(path: Path) -> list[dict]:
+    """The traces in one file of a seed."""
+    traces = _read(path, list)
+    for place, trace in enumerate(traces):
+        if not isinstance(trace, dict) or not isinstance(trace.get("turns"), list):
+            raise ValueError(f"{path}: trace {place} is not an object with a list of `turns`. {_remedy(path)}")
+    return traces
+
+
+def _read_metrics(path: Path) -> list[dict]:
+    """One record an update, ascending. Lines of the same update (or `step`: an evaluation's) are put together."""
+    if not path.exists():
+        return []
+    by_update: dict[int, dict] = {}
+    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            update = int(row.get("update") or row["step"])
+            by_update.setdefault(update, {}).update(row | {"update": update})
+        except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}, line {place} is not a JSON object with an `update`: {error!r}. Delete that line (a run that "
+                "was killed may leave half a line at the end), then make the report again."
+            ) from error
+    return [by_update[update] for update in sorted(by_update)]
