@@ -1,0 +1,173 @@
+"""Measures the whole loop, and the libraries that it is compared with, on this machine's CPU:
+
+    python -m experiments.benchmark_loop [--peers=all|none|trl,tunix] [--out=FILE]
+
+Each program runs in a process of its own, one after another; leave the machine alone meanwhile. The peers' environments
+are made on first use, in ~/.cache/agemem_jax/peers.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from absl import app, flags
+
+from experiments.benchmark import parts
+
+PEERS = flags.DEFINE_string("peers", "all", "libraries to compare with: all, none, or names with commas (trl,tunix)")
+OUT = flags.DEFINE_string("out", "", "also write all figures to this JSON file")
+PART = flags.DEFINE_enum("part", None, parts.PARTS, "measure this part alone, in this process")
+
+SCRIPTS = Path(parts.__file__).parent / "peers"
+ENVIRONMENTS = Path.home() / ".cache" / "agemem_jax" / "peers"
+PACKAGES = {
+    "trl": ["torch==2.13.0", "trl==1.16.*", "transformers", "datasets", "accelerate"],
+    "tunix": ["google-tunix==0.1.7", "jax==0.10.2", "flax", "optax", "transformers"],
+}
+PROGRAMS = {
+    "trl": {
+        "single_turn": ["trl_grpo.py"],
+        "multi_turn": ["trl_multiturn.py", "4", "0"],
+        "multi_turn_kv_reuse": ["trl_multiturn.py", "4", "1"],
+    },
+    "tunix": {"single_turn": ["tunix_grpo.py"], "multi_turn": ["tunix_multiturn.py"]},
+}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are --peers and --out")
+    if PART.value:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(parts.measure(PART.value, Path(folder))), flush=True)
+        return
+    try:
+        peers = chosen_peers(PEERS.value)
+        pythons = {peer: environment(peer) for peer in peers}
+        ours = {part: run_part(part) for part in parts.PARTS}
+        theirs = {peer: {name: run_peer(peer, name, pythons[peer]) for name in PROGRAMS[peer]} for peer in peers}
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    figures = summarise(ours, theirs)
+    print(table(figures))
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def chosen_peers(text: str) -> list[str]:
+    """The libraries that --peers names. Raises ValueError for an unknown one."""
+    if text in ("all", "none"):
+        return list(PACKAGES) if text == "all" else []
+    names = text.split(",")
+    if unknown := [name for name in names if name not in PACKAGES]:
+        raise ValueError(f"--peers={text}: {unknown[0]!r} is unknown; give all, none, or of {', '.join(PACKAGES)}")
+    return names
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's environment, which is made if it is not there."""
+    folder = ENVIRONMENTS / peer
+    python = folder / "bin" / "python"
+    if python.exists():
+        return python
+    print(f"making an environment for {peer} in {folder} (minutes, once)", flush=True)
+    try:
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
+    except BaseException as error:  # nothing half-made stays behind, whatever stopped it
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, subprocess.CalledProcessError):
+            raise RuntimeError(f"cannot install {peer}; leave it out with --peers=none") from error
+        raise
+    return python
+
+
+def run_part(part: str) -> dict:
+    """Measures one of our own parts."""
+    return run(f"ours: {part}", [sys.executable, "-m", "experiments.benchmark_loop", f"--part={part}"], Path.cwd())
+
+
+def run_peer(peer: str, name: str, python: Path) -> dict:
+    """Measures one of a peer's programs, in an empty folder."""
+    script, *arguments = PROGRAMS[peer][name]
+    with tempfile.TemporaryDirectory() as folder:
+        return run(f"{peer}: {name}", [python, SCRIPTS / script, *arguments], Path(folder))
+
+
+def run(title: str, command: list, folder: Path) -> dict:
+    """Runs a program to its end and reads the JSON object in its last line."""
+    print(f"{title} ...", end=" ", flush=True)
+    settings = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        print("failed", flush=True)
+        raise RuntimeError(f"{title} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
+    figures = json.loads(lines[-1])
+    rate = figures.get("tokens_per_s")
+    print(f"{rate:,.0f} tokens/s" if rate else f"{figures['matmul_gflops']:,.0f} GFLOP/s", flush=True)
+    return figures
+
+
+def summarise(ours: dict, theirs: dict) -> dict:
+    """The ratios of the comparison, with every figure behind them. A ratio to peers that did not run is left out."""
+
+    def best(name: str) -> float | None:
+        return max((figures[name]["tokens_per_s"] for figures in theirs.values() if name in figures), default=None)
+
+    rate = {name: figures.get("tokens_per_s") for name, figures in ours.items()}
+    pairs = {
+        "host_driven": (rate["fused"], rate["host_driven"]),
+        "single_turn": (rate["single_turn"], best("single_turn")),
+        "multi_turn": (rate["multi_turn"], best("multi_turn")),
+        "multi_turn_kv_reuse": (rate["multi_turn"], best("multi_turn_kv_reuse")),
+    }
+    peak = ours["matmul"]["matmul_gflops"]
+    share = lambda name: round(ours[name]["update_gflops"] / peak, 3)  # noqa: E731
+    return {
+        "ratio": {name: round(ours / other, 2) for name, (ours, other) in pairs.items() if other},
+        "update_share_of_matmul": share("single_turn"),
+        "update_share_of_matmul_multi_turn": share("multi_turn"),
+        "matmul_gflops": peak,
+        "growth": {
+            name: round(ours[f"double_{name}"]["step_s"] / ours["fused"]["step_s"], 2) for name in parts.DOUBLED
+        },
+        "ours": ours,
+        "peers": theirs,
+        "cpus": os.cpu_count(),
+    }
+
+
+def table(figures: dict) -> str:
+    """All of it, as lines to read."""
+    programs = [("agemem_jax", name, f) for name, f in figures["ours"].items() if "tokens_per_s" in f]
+    programs += [(peer, name, f) for peer, parts in figures["peers"].items() for name, f in parts.items()]
+    lines = [f"{'':12}{'':22}{'tokens/s':>10}{'step s':>9}{'compile s':>11}{'peak GB':>9}"]
+    for who, name, f in programs:
+        compile_s = f"{f['compile_s']:.1f}" if "compile_s" in f else ""
+        rate, step, peak = f["tokens_per_s"], f["step_s"], f["peak_rss_gb"]
+        lines.append(f"{who:12}{name:22}{rate:>10,.0f}{step:>9.2f}{compile_s:>11}{peak:>9.2f}")
+    lines.append("")
+    fused = figures["ours"]["fused"]
+    lines.append(f"trained tokens/s of the fused stage programs: {fused['trained_tokens_per_s']:,.0f}")
+    for name, goal in (("host_driven", 3), ("single_turn", 3.5), ("multi_turn", 3), ("multi_turn_kv_reuse", None)):
+        if name in figures["ratio"]:
+            aim = f" (goal {goal})" if goal else ""
+            lines.append(f"times as fast as {name:22}{figures['ratio'][name]:>6.2f}{aim}")
+    lines.append(
+        f"share of the matmul rate ({figures['matmul_gflops']:,.0f} GFLOP/s) in the update: "
+        f"{figures['update_share_of_matmul']:.2f} single-turn (goal 0.5), "
+        f"{figures['update_share_of_matmul_multi_turn']:.2f} multi-turn"
+    )
+    growth = ", ".join(f"{name} {factor:.2f}" for name, factor in figures["growth"].items())
+    lines.append(f"time of an update when each doubles (2 = linear): {growth}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,66 @@
+"""Makes the warm-started policy of the tiny default from nothing: vocabulary, demonstrations, supervised training.
+
+    python -m experiments.warm_start --config=configs/tiny.py --export=agemem_jax/assets/tiny
+
+The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import optax
+from absl import flags
+from tqdm import tqdm
+
+from agemem_jax.data import vocabulary
+from agemem_jax.data.demos import Demonstrator
+from agemem_jax.models import weights
+from agemem_jax.training.setup import build
+from agemem_jax.training.state import new_state
+from agemem_jax.training.warm import warm_step
+from experiments import cli
+
+EXPORT = flags.DEFINE_string("export", None, "folder for the warm-started policy", required=True)
+OUT = flags.DEFINE_string("out", "", "file for the loss curve and times as JSON")
+
+
+def main(config) -> None:
+    folder = Path(EXPORT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.policy.weights = ""
+    config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
+    vocabulary.build(config.policy.tokenizer, config.tools)
+    group = config.rl.group_size
+    config.rl.tasks_per_update = -(-config.warm.batch // group)
+    run = build(config)
+    warm = config.warm
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, warm.learning_rate, warm.warmup_steps, warm.steps, warm.final_learning_rate
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.optim.max_grad_norm), optax.adamw(schedule, weight_decay=warm.weight_decay)
+    )
+    state = new_state(run.params, optimizer)
+    step = jax.jit(
+        warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, config.rl.logit_chunk), donate_argnums=0
+    )
+    demos = Demonstrator(run.source, config, run.tokenizer.chat_pieces().end_of_turn)
+    curve, began = [], time.time()
+    batch = demos.batch(0, run.spec.rollout.batch)
+    bar = tqdm(range(config.warm.steps), desc="warm start")
+    for i in bar:
+        state, metrics = step(state, *batch, run.world)
+        batch = demos.batch(i + 1, run.spec.rollout.batch)  # made while the device works
+        if i % 20 == 0 or i + 1 == config.warm.steps:
+            metrics = {name: float(value) for name, value in metrics.items()}
+            curve.append({"step": i, "seconds": time.time() - began, **metrics})
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}", demo=f"{metrics['demo_score']:.2f}")
+    weights.save_hf(folder, run.model, state.params)
+    if OUT.value:
+        Path(OUT.value).write_text(json.dumps({"config": json.loads(config.to_json_best_effort()), "curve": curve}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
