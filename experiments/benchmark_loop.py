@@ -17,10 +17,10 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments import out
 from experiments.benchmark import parts
 
 PEERS = flags.DEFINE_string("peers", "all", "libraries to compare with: all, none, or names with commas (trl,tunix)")
-OUT = flags.DEFINE_string("out", "", "also write all figures to this JSON file")
 PART = flags.DEFINE_enum("part", None, parts.PARTS, "measure this part alone, in this process")
 
 SCRIPTS = Path(parts.__file__).parent / "peers"
@@ -55,8 +55,7 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     figures = summarise(ours, theirs)
     print(table(figures))
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
+    out.write(figures)
 
 
 def chosen_peers(text: str) -> list[str]:

@@ -7,9 +7,7 @@ Recall@k is the share of the supporting sentences among the first k retrieved, t
 words are weighted by their rarity in the messages of the training records.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +23,10 @@ from agemem_jax.models import weights
 from agemem_jax.training.setup import ENCODER_SEED, document_counts
 from agemem_jax.types import PAD_ID, Text
 from configs import base, tiny
+from experiments import out
 
 PATH = flags.DEFINE_string("path", "", "a HotpotQA JSON file; without it test questions of the tiny default")
 WEIGHTS = flags.DEFINE_string("weights", "", "whose vocabulary and embeddings; without it those of the tiny default")
-OUT = flags.DEFINE_string("out", "", "also write the table to this JSON file")
 TOP = (1, 3, 5)
 LEXICAL_SIZES = (128, 256, 512)
 
@@ -44,8 +42,7 @@ def main(argv: list[str]) -> None:
     print(f"{'encoder':<10}{'size':>6}" + "".join(f"{f'recall@{k}':>11}" for k in TOP))
     for row in results["encoders"]:
         print(f"{row['encoder']:<10}{row['size']:>6}" + "".join(f"{row[f'recall@{k}']:>11.3f}" for k in TOP))
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps(results, indent=2) + "\n")
+    out.write(results)
 
 
 def measure(path: str, weight_file: str, generated: int = 200) -> dict:

@@ -7,10 +7,10 @@ from pathlib import Path
 from absl import app, flags
 
 from agemem_jax.report import page
+from experiments import out
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
 PAGE = flags.DEFINE_string("page", None, "Where the page goes; WORKDIR/report.html if not given.")
-OUT = flags.DEFINE_string("out", None, "Also write the run's summary and what was made, as JSON, here.")
 PICTURE = flags.DEFINE_string("picture", None, "Also draw one compact PNG of the run here.")
 
 
@@ -22,9 +22,7 @@ def main(argv: list[str]) -> None:
         if PICTURE.value:
             made["picture"] = str(page.write_picture(WORKDIR.value, PICTURE.value))
         print("\n".join(made.values()))
-        if OUT.value:
-            summary = json.loads((Path(WORKDIR.value) / "summary.json").read_text())
-            Path(OUT.value).write_text(json.dumps(summary | made, indent=1))
+        out.write(json.loads((Path(WORKDIR.value) / "summary.json").read_text()) | made)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

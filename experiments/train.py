@@ -14,10 +14,9 @@ from agemem_jax.report import page
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import table, write_summary
-from experiments import cli
+from experiments import cli, out
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-OUT = flags.DEFINE_string("out", "", "also write the summary to this file")
 
 
 def main(config) -> None:
@@ -31,8 +30,7 @@ def main(config) -> None:
     summary = write_summary(workdir, config, results, command)
     print(table(summary))
     print(f"report: {page.write(workdir)}")
-    if OUT.value:
-        Path(OUT.value).write_text((workdir / "summary.json").read_text())
+    out.write(summary)
 
 
 if __name__ == "__main__":

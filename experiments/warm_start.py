@@ -20,10 +20,9 @@ from agemem_jax.models import weights
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.warm import warm_step
-from experiments import cli
+from experiments import cli, out
 
 EXPORT = flags.DEFINE_string("export", None, "folder for the warm-started policy", required=True)
-OUT = flags.DEFINE_string("out", "", "file for the loss curve and times as JSON")
 
 
 def main(config) -> None:
@@ -58,8 +57,7 @@ def main(config) -> None:
             curve.append({"step": i, "seconds": time.time() - began, **metrics})
             bar.set_postfix(loss=f"{metrics['loss']:.4f}", demo=f"{metrics['demo_score']:.2f}")
     weights.save_hf(folder, run.model, state.params)
-    if OUT.value:
-        Path(OUT.value).write_text(json.dumps({"config": json.loads(config.to_json_best_effort()), "curve": curve}))
+    out.write({"config": json.loads(config.to_json_best_effort()), "curve": curve})
 
 
 if __name__ == "__main__":
