@@ -297,6 +297,108 @@ def test_a_model_that_no_family_has_cannot_be_exported(tmp_path):
         weights.save_hf(tmp_path, config, random_params(config))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_export_in_shards_from_sharded_arrays(family, tmp_path):
+    """What transformers loads from several files equals the parameters, wherever these lived."""
+    config = FAMILIES[family]
+    params = random_params(config)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+
+    def spread(x):
+        spec = [None] * (x.ndim - 2) + [
+            a if n % 4 == 0 else None for n, a in zip(x.shape[-2:], "ab"[-x.ndim :], strict=True)
+        ]
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
+
+    weights.save_hf(tmp_path, config, jax.tree.map(spread, params), max_shard_bytes=20_000, extra={"eos_token_id": 5})
+    files = sorted(file.name for file in tmp_path.iterdir())
+    count = len(files) - 2
+    assert count > 2
+    shards = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    assert files == ["config.json", *shards, "model.safetensors.index.json"]
+    assert all((tmp_path / shard).stat().st_size < 20_000 + 4_000 for shard in shards)  # header included
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
+    assert_same_params(weights.load(tmp_path)[1], params)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert model.config.eos_token_id == 5
+    tokens = list(np.random.default_rng(0).integers(0, 61, 50))
+    theirs = hf_logits(model, tokens)
+    assert np.abs(our_logits(config, params, tokens) - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_export_in_another_dtype(saved):
+    folder, config, params = saved
+    weights.save_hf(folder, config, params, dtype="bfloat16")
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    assert {str(x.dtype) for x in stored.values()} == {"bfloat16"}
+    assert transformers.AutoConfig.from_pretrained(folder).dtype == torch.bfloat16
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+    assert_same_params(weights.load(folder)[1], rounded)
+    with pytest.raises(ValueError, match="dtype='int8' cannot be exported"):
+        weights.save_hf(folder, config, params, dtype="int8")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("before", [10**9, 40_000], ids=["from one file", "from shards"])
+@pytest.mark.parametrize("after", [10**9, 40_000], ids=["to one file", "to shards"])
+def test_an_export_killed_at_any_moment_leaves_the_former_or_the_new_weights(before, after, tmp_path, monkeypatch):
+    config = FAMILIES["qwen2"]
+    old = random_params(config)
+    new = jax.tree.map(lambda x: x + 1, old)
+
+    def state(load) -> str:
+        (same,) = [name for name, params in (("old", old), ("new", new)) if all_equal(load(tmp_path), params)]
+        return same
+
+    def transformers_params(folder):  # as our own reader sees what transformers loaded
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+        return weights.assemble(config, weights.Tensors("", shapes, lambda n: model.state_dict()[n].numpy()))
+
+    def all_equal(a, b):
+        return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+    def save_until(step: int) -> bool:
+        """Whether the save ended before that many files were opened, replaced or deleted."""
+        left = iter(range(step))
+
+        def dying(plain):
+            def call(*args, **kwargs):
+                if next(left, None) is None:
+                    raise Killed
+                return plain(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("open", "replace", "unlink"):
+                patch.setattr(Path, name, dying(getattr(Path, name)))
+            try:
+                weights.save_hf(tmp_path, config, new, max_shard_bytes=after)
+            except Killed:
+                return False
+        return True
+
+    states: list[str] = []
+    weights.save_hf(tmp_path, config, old, max_shard_bytes=before)
+    while not save_until(len(states)):
+        states.append(state(lambda folder: weights.load(folder)[1]))
+        if len(states) % 3 == 0:
+            assert state(transformers_params) in ("old", "new")
+        for file in tmp_path.iterdir():
+            file.unlink()
+        weights.save_hf(tmp_path, config, old, max_shard_bytes=before)
+    assert state(lambda folder: weights.load(folder)[1]) == "new"
+    assert states == sorted(states, reverse=True) and states[0] == "old"  # old, then new, never back
+    assert not list(tmp_path.glob("*.partial"))
+    weights.save_hf(tmp_path, config, old, max_shard_bytes=before)
+    assert state(lambda folder: weights.load(folder)[1]) == "old"
+
+
 @pytest.mark.weights
 @pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "smollm2-135m-instruct-q4_1.gguf"])
 def test_real_weights_give_transformers_logits(name):

@@ -1,20 +1,26 @@
 """Real weights: Hugging Face safetensors (one file or sharded) and GGUF are read, Hugging Face safetensors written.
 
-Host code. Reading is bounded: beside the parameters themselves, one of them (stacked over layers) and one tensor of the
-file are in memory at a time.
+Host code. Both ways are bounded: beside the parameters themselves, one tensor of the file (one layer's) is in memory at
+a time. A process reads the rows that its own devices hold; they are transposed, converted and put into their layer's
+place on the devices.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from agemem_jax.models import qwen
 from agemem_jax.models.qwen import ModelConfig
@@ -60,6 +66,19 @@ GGUF_NAMES = {
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Hugging Face's model_type and GGUF's general.architecture
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+READABLE = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+}
+READ_BYTES = 16 << 20  # of rows that are read to be cut into columns
+MAX_HEADER = 100_000_000  # the safetensors library's own limit
+SHARD_BYTES = 5_000_000_000  # as transformers cuts large models
+INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
+
+Index = tuple[slice, ...]  # one slice with bounds and step 1 for every axis
+Shardings = Any  # a tree like the parameters of jax.sharding.Sharding
 
 
 class Tensors(NamedTuple):
@@ -67,7 +86,7 @@ class Tensors(NamedTuple):
 
     origin: str  # for messages
     shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    read: Callable[[str], "np.ndarray | Stored"]  # to be indexed with an Index
 
 
 def config_from_hf(config: dict, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
@@ -161,23 +180,175 @@ def _check(config: ModelConfig, tensors: Tensors) -> None:
         raise ValueError(f"{tensors.origin} does not fit its config: {'; '.join(problems[:8])}{more}")
 
 
-def assemble(config: ModelConfig, tensors: Tensors) -> dict:
-    """The parameters, read one by one; raises ValueError naming every tensor that does not fit `config`."""
+def assemble(config: ModelConfig, tensors: Tensors, shardings: Shardings | None = None) -> dict:
+    """The parameters, read tensor by tensor into place.
+
+    Args:
+      shardings: tree like the parameters; each process reads the part that its devices hold. A layer axis stays whole.
+        None: uncommitted arrays on the default device.
+
+    Raises ValueError naming every tensor that does not fit `config`, or the parameter whose sharding cannot be had.
+    """
     _check(config, tensors)
     params: dict = {}
     for path, (name, leaf) in _expected(config).items():
-        value = np.empty(leaf.shape, leaf.dtype)
-        transpose = path.endswith("/kernel")
-        for i in range(config.num_layers if "{}" in name else 1):
-            tensor = tensors.read(name.format(i))
-            target = value[i] if "{}" in name else value
-            target[...] = tensor.T if transpose else tensor
         *parents, last = path.split("/")
-        node = params
+        node, wanted = params, shardings
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = jnp.asarray(value)
+        if shardings is not None:
+            for key in path.split("/"):
+                wanted = wanted[key]
+        value = _read_param(config, tensors, path, name, leaf, wanted)
+        if wanted is not None:  # programs give an equivalent sharding back, which would not compare as equal
+            parts = [shard.data for shard in value.addressable_shards]
+            value = jax.make_array_from_single_device_arrays(value.shape, wanted, parts)
+        node[last] = value
     return params
+
+
+def _read_param(
+    config: ModelConfig, tensors: Tensors, path: str, name: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding | None
+) -> jax.Array:
+    """One parameter, in its dtype and sharding."""
+    stacked, transpose = "{}" in name, path.endswith("/kernel")
+    piece_sharding = None if sharding is None else _of_tensor(path, leaf.shape, sharding, stacked, transpose)
+    how = dict(transpose=transpose, sharding=sharding)
+    if not stacked:
+        return _converted(_read_tensor(tensors, name, piece_sharding), dtype=leaf.dtype, **how)
+    value = _zeros(shape=leaf.shape, dtype=leaf.dtype, sharding=sharding)
+    for layer in range(config.num_layers):
+        tensor = _read_tensor(tensors, name.format(layer), piece_sharding)
+        # Waited for, or tensors that were read but not yet used would pile up.
+        value = jax.block_until_ready(_with_layer(value, tensor, layer, **how))
+    return value
+
+
+def _of_tensor(path: str, shape: tuple[int, ...], sharding: Sharding, stacked: bool, transpose: bool) -> Sharding:
+    """The sharding of a file's tensor from which that of our parameter follows without communication."""
+    if isinstance(sharding, SingleDeviceSharding):
+        return sharding
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(f"parameter {path}: cannot be read into a {type(sharding).__name__}; use a NamedSharding")
+    try:
+        sharding.shard_shape(shape)
+    except ValueError as error:
+        raise ValueError(f"parameter {path}: {error}") from error
+    axes = [*sharding.spec]
+    if stacked:
+        if axes and axes[0] not in (None, ()):
+            raise ValueError(f"parameter {path}: {sharding.spec} cuts the layer axis; leave axis 0 whole")
+        axes = axes[1:]
+    if transpose:
+        axes = [*axes, None, None][:2][::-1]
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes), memory_kind=sharding.memory_kind)
+
+
+def _read_tensor(tensors: Tensors, name: str, sharding: Sharding | None) -> jax.Array:
+    """A tensor of the file, in its own layout and dtype; every value is read at most once, whoever needs it."""
+    shape = tensors.shapes[name]
+    if sharding is None:
+        return jnp.asarray(tensors.read(name)[tuple(slice(0, n) for n in shape)])
+    indices = [
+        [slice(*part.indices(n)[:2]) for part, n in zip(index, shape, strict=True)]
+        for index in sharding.addressable_devices_indices_map(shape).values()
+    ]
+    box = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*indices, strict=True))
+    values = tensors.read(name)[box]
+
+    def part(index: Index) -> np.ndarray:
+        bounds = (s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        return values[tuple(slice(a - b.start, z - b.start) for (a, z), b in zip(bounds, box, strict=True))]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _pin(x: jax.Array, sharding: Sharding | None) -> jax.Array:
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "sharding"))
+def _zeros(*, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
+    """A place for a parameter of all layers."""
+    return _pin(jnp.zeros(shape, dtype), sharding)
+
+
+@functools.partial(jax.jit, static_argnames=("transpose", "dtype", "sharding"))
+def _converted(tensor: jax.Array, *, dtype: np.dtype, transpose: bool, sharding: Sharding | None) -> jax.Array:
+    """A file's tensor as our parameter."""
+    return _pin((tensor.T if transpose else tensor).astype(dtype), sharding)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("transpose", "sharding"))
+def _with_layer(
+    value: jax.Array, tensor: jax.Array, layer: int, *, transpose: bool, sharding: Sharding | None
+) -> jax.Array:
+    """A parameter of all layers with one of them filled in."""
+    tensor = (tensor.T if transpose else tensor).astype(value.dtype)
+    return _pin(jax.lax.dynamic_update_index_in_dim(value, tensor, layer, 0), sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file; indexing reads.
+
+    Plain reads, since pages of a mapped file would count as this process's memory. Rows that are not asked for are not
+    read. Where columns are cut, whole rows pass through a small buffer: pieces of rows are too short to be read one by
+    one.
+    """
+
+    file: Path
+    offset: int  # bytes from the file's beginning
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        first, *others = index
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        out = np.empty([s.stop - s.start for s in index], self.dtype)
+        whole = all(s == slice(0, n) for s, n in zip(others, self.shape[1:], strict=True))
+        rows_at_once = len(out) if whole else max(1, READ_BYTES // row_bytes)
+        with self.file.open("rb", buffering=0) as file:
+            for start in range(0, len(out), rows_at_once):
+                rows = out[start : start + rows_at_once]
+                buffer = rows if whole else np.empty((len(rows), *self.shape[1:]), self.dtype)
+                file.seek(self.offset + (first.start + start) * row_bytes)
+                view = memoryview(buffer.reshape(-1).view(np.uint8))
+                while view:
+                    got = file.readinto(view)
+                    if not got:
+                        raise ValueError(f"{self.file} ends too early; fetch it again")
+                    view = view[got:]
+                if not whole:
+                    rows[...] = buffer[(slice(None), *others)]
+        return out
+
+
+def _safetensors_header(path: Path) -> dict[str, Stored]:
+    """What a .safetensors file holds: the header's length (8 bytes, little endian), the header (JSON), the tensors.
+
+    Raises ValueError naming the file if it is none, is cut off, or holds a dtype that is not read here.
+    """
+    found = {}
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
+                raise ValueError(f"its header would have {length} bytes")
+            for name, entry in json.loads(file.read(length)).items():
+                if name == "__metadata__":
+                    continue
+                shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+                if entry["dtype"] not in READABLE:
+                    raise ValueError(f"{name} is {entry['dtype']}; only {', '.join(READABLE)} are read")
+                dtype = READABLE[entry["dtype"]]
+                if start < 0 or stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
+                    raise ValueError(f"{name} does not lie where its header says; the file is cut off or damaged")
+                found[name] = Stored(path, 8 + length + start, dtype, shape)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+    return found
 
 
 def _open_safetensors(path: Path) -> tuple[dict, Tensors]:
@@ -192,18 +363,12 @@ def _open_safetensors(path: Path) -> tuple[dict, Tensors]:
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent or not shards:
             raise ValueError(f"{path}: its shards {absent} are missing" if shards else f"{path}: no weight_map in it")
-    shapes, where = {}, {}
+    stored: dict[str, Stored] = {}
     for shard in shards:
-        try:
-            file = safe_open(shard, framework="numpy")
-        except SafetensorError as error:
-            raise ValueError(f"{shard} is not a readable safetensors file ({error}); fetch it again") from error
-        for name in file.keys():
-            if name.endswith("rotary_emb.inv_freq"):  # a buffer that older checkpoints keep; follows from rope_theta
-                continue
-            shapes[name] = tuple(file.get_slice(name).get_shape())
-            where[name] = file
-    return json.loads(config_path.read_text()), Tensors(str(path), shapes, lambda name: where[name].get_tensor(name))
+        stored |= _safetensors_header(shard)
+    # A buffer that older checkpoints keep; it follows from rope_theta.
+    shapes = {name: s.shape for name, s in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    return json.loads(config_path.read_text()), Tensors(str(path), shapes, stored.__getitem__)
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -285,8 +450,10 @@ def find(path: str | os.PathLike) -> Path:
     """The weight file that `path` means: itself, or in a folder its index or its one .safetensors or .gguf file."""
     path = Path(path).expanduser()
     if path.is_dir():
-        index = path / "model.safetensors.index.json"
-        choices = [index] if index.is_file() else [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+        index = path / INDEX
+        files = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
+        # A shard without its index is no model.
+        choices = [index] if index.is_file() else [file for file in files if not SHARD_NAME.fullmatch(file.name)]
         if len(choices) != 1:
             found = f"{len(choices)} weight files ({', '.join(sorted(c.name for c in choices))})" if choices else "none"
             raise ValueError(f"{path}: need one index, .safetensors or .gguf file, found {found}; name the file itself")
@@ -301,7 +468,11 @@ def find(path: str | os.PathLike) -> Path:
 
 
 def load(
-    path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32", remat: bool = False
+    path: str | os.PathLike,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: bool = False,
+    shardings: Shardings | Callable[[ModelConfig], Shardings] | None = None,
 ) -> tuple[ModelConfig, dict]:
     """Reads a model's architecture and parameters.
 
@@ -309,18 +480,30 @@ def load(
       path: a .safetensors file or .safetensors.index.json with config.json beside it, a .gguf file, or a folder.
       dtype, remat: as in the config returned.
       param_dtype: of the parameters returned; other precisions are converted, quantised tensors are dequantised.
+      shardings: of the parameters returned, as a tree or a function of the config; see `assemble`. With several
+        processes each of them calls, and reads its own part.
 
     Raises ValueError naming the file and every missing, unknown or mis-shaped tensor with both shapes.
     """
     config, tensors = _open(find(path), dtype, param_dtype)
     config = dataclasses.replace(config, remat=remat)
-    return config, assemble(config, tensors)
+    return config, assemble(config, tensors, shardings(config) if callable(shardings) else shardings)
+
+
+def read_config(
+    path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32", remat: bool = False
+) -> ModelConfig:
+    """The architecture alone, as `load` returns it; no tensor is read."""
+    return dataclasses.replace(_open(find(path), dtype, param_dtype)[0], remat=remat)
 
 
 def load_token_embeddings(path: str | os.PathLike) -> np.ndarray:
     """The token embeddings alone, `[V, D]` float32; `path` and errors as of `load`."""
     _, tensors = _open(find(path), "float32", "float32")
-    return np.asarray(tensors.read(HF_NAMES["embed_tokens/embedding"]), np.float32)
+    name = HF_NAMES["embed_tokens/embedding"]
+    if name not in tensors.shapes:
+        raise ValueError(f"{tensors.origin} does not fit its config: missing {name}")
+    return np.asarray(tensors.read(name)[tuple(slice(0, n) for n in tensors.shapes[name])], np.float32)
 
 
 def _open(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, Tensors]:
@@ -361,16 +544,88 @@ def hf_config(config: ModelConfig, max_position_embeddings: int = 32768) -> dict
     }
 
 
-def save_hf(folder: str | os.PathLike, config: ModelConfig, params: dict) -> None:
-    """Writes model.safetensors and config.json, which transformers and vLLM load, into `folder` (made if need be).
+def save_hf(
+    folder: str | os.PathLike,
+    config: ModelConfig,
+    params: dict,
+    dtype: str | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    extra: dict | None = None,
+) -> None:
+    """Writes weights and config.json, which transformers and vLLM load, into `folder` (made if need be).
 
-    One tensor at a time goes through host memory. The tokenizer's files are the caller's.
+    One tensor at a time goes through host memory, whatever the shardings. Killed at any moment, the folder holds the
+    former weights or the new ones, whole. With several processes all of them call; the first one writes.
+
+    Args:
+      params: arrays of any sharding, or numpy arrays.
+      dtype: of the file; the parameters' own if None.
+      max_shard_bytes: beyond it, the weights are cut into files with a model.safetensors.index.json.
+      extra: further fields of config.json, for example eos_token_id or max_position_embeddings.
+
+    The tokenizer's files are the caller's.
     """
     folder = Path(folder)
-    described = hf_config(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    header: dict = {"__metadata__": {"format": "pt"}}
-    order, end = [], 0
+    described = hf_config(config) | {"torch_dtype": dtype or config.param_dtype} | (extra or {})
+    if dtype is not None and dtype not in SAFETENSORS_DTYPES:
+        raise ValueError(f"dtype={dtype!r} cannot be exported; one of {', '.join(SAFETENSORS_DTYPES)} can")
+    shards = _into_shards(_parts(config, params, dtype), max_shard_bytes)
+    writes = jax.process_index() == 0
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+    former = [file for file in folder.glob("*.safetensors") if SHARD_NAME.fullmatch(file.name)]
+    # New shards get names that no former one has: until the index is replaced, the former files are the model.
+    stem = next(s for s in ("model", "model-b") if not any(re.match(rf"{s}-\d{{5}}", file.name) for file in former))
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, parts in zip(names, shards, strict=True):
+        if writes:
+            _write_shard(folder / f"{name}.partial", parts)
+        else:
+            for part in parts:
+                _on_host(part)
+    if not writes:
+        return
+    write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    for name in names:
+        (folder / f"{name}.partial").replace(folder / name)
+    if len(shards) > 1:
+        total = sum(part.nbytes for parts in shards for part in parts)
+        where = {part.name: name for name, parts in zip(names, shards, strict=True) for part in parts}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+        (folder / "model.safetensors").unlink(missing_ok=True)
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for file in [*former, *folder.glob("*.safetensors.partial")]:  # the latter of a writer that was killed
+        file.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or, as before, not."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class _Part(NamedTuple):
+    """A tensor to be written: a parameter, or one layer of it."""
+
+    name: str
+    value: jax.Array | np.ndarray
+    layer: int | None
+    transpose: bool
+    shape: tuple[int, ...]  # in the file
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _parts(config: ModelConfig, params: dict, dtype: str | None) -> Iterator[_Part]:
+    """What a model's file holds, in its order. Raises ValueError for a parameter that does not fit `config`."""
     for path, (name, leaf) in _expected(config).items():
         value = params
         for key in path.split("/"):
@@ -378,19 +633,54 @@ def save_hf(folder: str | os.PathLike, config: ModelConfig, params: dict) -> Non
         if value.shape != leaf.shape:
             raise ValueError(f"parameter {path}: expected {list(leaf.shape)}, found {list(value.shape)}")
         shape = _hf_shape(path, leaf.shape)
-        for i in range(config.num_layers if "{}" in name else 1):
-            start, end = end, end + int(np.prod(shape)) * value.dtype.itemsize
-            kind = SAFETENSORS_DTYPES[value.dtype.name]
-            header[name.format(i)] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
-            order.append((value, i if "{}" in name else None, path.endswith("/kernel")))
-    # The format: the header's length (8 bytes, little endian), the header (JSON), the tensors one after another.
+        for i in range(config.num_layers) if "{}" in name else (None,):
+            kind = jnp.dtype(dtype or value.dtype)
+            yield _Part(name.format(i), value, i, path.endswith("/kernel"), shape, kind)
+
+
+def _into_shards(parts: Iterator[_Part], max_bytes: int) -> list[list[_Part]]:
+    """Consecutive tensors of up to `max_bytes` together; a larger tensor has a file to itself."""
+    shards: list[list[_Part]] = [[]]
+    size = 0
+    for part in parts:
+        if shards[-1] and size + part.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(part)
+        size += part.nbytes
+    return shards
+
+
+def _write_shard(path: Path, parts: list[_Part]) -> None:
+    """Writes a .safetensors file."""
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for part in parts:
+        start, end = end, end + part.nbytes
+        kind = SAFETENSORS_DTYPES[part.dtype.name]
+        header[part.name] = {"dtype": kind, "shape": list(part.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = folder / "model.safetensors.partial"
-    with open(partial, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for value, layer, transpose in order:
-            tensor = np.asarray(value if layer is None else value[layer])
-            file.write(np.ascontiguousarray(tensor.T if transpose else tensor).tobytes())
-    partial.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        for part in parts:
+            tensor = _on_host(part).astype(part.dtype, copy=False)
+            tensor = np.ascontiguousarray(tensor.T if part.transpose else tensor)
+            file.write(memoryview(tensor.reshape(-1).view(np.uint8)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _on_host(part: _Part) -> np.ndarray:
+    """The values of one tensor, in our layout; all processes together if none holds all of it."""
+    value = part.value
+    if part.layer is not None:
+        value = value[part.layer] if isinstance(value, np.ndarray) else _one_layer(value, part.layer)
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
+
+
+@jax.jit
+def _one_layer(value: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(value, layer, 0, keepdims=False)
