@@ -1,0 +1,743 @@
+"""Reads a compiled program's HLO text and says what each of its instructions costs, and how often it runs.
+
+XLA's own `cost_analysis` counts the body of a loop once. Here every computation gets its number of runs: known trip
+counts are read, those that depend on data come from the caller. All costs are of one device.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import combinations
+
+BITS = {
+    "pred": 8, "token": 0, "opaque": 0, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16,
+    "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "add-dependency", "domain", "get-dimension-size", "while", "conditional", "call", "async-start",
+    "async-update", "async-done",
+}  # fmt: skip
+FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding"}
+SLICES = {"dynamic-slice", "slice", "gather"}
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # operand that holds what is written, into operand 0 in place
+ELEMENTWISE = set(
+    "abs add and atan2 ceil clamp compare convert divide floor is-finite maximum minimum multiply negate not or "
+    "popcnt remainder round-nearest-afz round-nearest-even select shift-left shift-right-arithmetic "
+    "shift-right-logical sign subtract xor stochastic-convert count-leading-zeros".split()
+)
+TRANSCENDENTAL = set(
+    "cbrt cosine erf exponential exponential-minus-one log log-plus-one logistic power rsqrt sine sqrt tan tanh".split()
+)
+LOOP_WORDS = re.compile(r"while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation|scan|shard_map")
+SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=?]*)\](?:\{([^{}]*)\})?")
+INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+ROLES = "calls|body|condition|branch_computations|true_computation|false_computation"
+CALLED = re.compile(rf"\b({ROLES})=(\{{[^}}]*\}}|%[\w.\-]+)")
+MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*(?:\)[^)]*)?)\))? \{([^}]*)\}")
+WEIGH_FLOPS, WEIGH_BYTES = 4e14, 2e12  # rates by which a conditional's most expensive branch is found
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One array of a result: its HBM bytes include the padding to the tiles of its layout."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    order: tuple[int, ...] = ()  # minor to major
+    tile: tuple[int, ...] = ()
+    space: int = 0  # 0 is HBM; others are on the chip
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.dims)
+
+    @cached_property
+    def bytes(self) -> float:
+        """Bytes with padding, wherever the array lies."""
+        dims = [self.dims[i] for i in reversed(self.order)] if self.order else list(self.dims)
+        if len(dims) >= len(self.tile) > 0:
+            for i, tile in enumerate(self.tile, len(dims) - len(self.tile)):
+                dims[i] = -(-dims[i] // tile) * tile
+        return math.prod(dims) * BITS.get(self.dtype, 8) / 8
+
+    @property
+    def hbm(self) -> float:
+        """Bytes, if the array lies in HBM."""
+        return self.bytes if self.space == 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]  # leaves of the result
+    operands: tuple[str, ...]
+    literal: str  # what stands in the parentheses: a constant's value, a parameter's number
+    attributes: str  # everything behind them
+
+    @cached_property
+    def op_name(self) -> str:
+        """The path of named scopes and the primitive, as JAX wrote it."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    @cached_property
+    def called(self) -> dict[str, list[str]]:
+        """Computations by role: calls, body, condition, branch_computations, ..."""
+        return {role: re.findall(r"%([\w.\-]+)", names) for role, names in CALLED.findall(self.attributes)}
+
+    def number(self, name: str) -> int | None:
+        """An integer of the attributes, quoted or not."""
+        found = re.search(rf'\b{name}"?[=:]\s*"?(-?\d+)', self.attributes)
+        return int(found.group(1)) if found else None
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """A list of dimensions such as lhs_contracting_dims={2}."""
+        found = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return tuple(map(int, found.group(1).split(","))) if found and found.group(1) else ()
+
+
+@dataclass
+class Computation:
+    """Instructions by name, in order, the root's name, and who uses what."""
+
+    name: str
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+    root: str = ""
+
+    @cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+        for instruction in self.instructions.values():
+            for name in dict.fromkeys(instruction.operands):
+                users[name].append(instruction)
+        return users
+
+    @cached_property
+    def parameters(self) -> list[str]:
+        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return [i.name for i in sorted(found, key=lambda i: int(i.literal))]
+
+    def operands(self, instruction: Instruction) -> list[Instruction]:
+        return [self.instructions[name] for name in instruction.operands]
+
+
+@dataclass
+class Module:
+    """A whole program."""
+
+    computations: dict[str, Computation]
+    entry: str
+    devices: int
+
+
+def parse(text: str) -> Module:
+    """Reads `compiled.as_text()`. Raises ValueError if that holds no entry computation."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if current is None:
+            if header := HEADER.match(line):
+                current = Computation(header.group(2))
+                if header.group(1):
+                    entry = current.name
+        elif line.startswith("}"):
+            computations[current.name] = current
+            current = None
+        elif start := INSTRUCTION.match(line):
+            instruction = _instruction(start.group(2), line[start.end() :])
+            current.instructions[instruction.name] = instruction
+            if start.group(1):
+                current.root = instruction.name
+    if not entry:
+        raise ValueError("the text holds no ENTRY computation: give compiled.as_text()")
+    found = re.search(r"num_partitions=(\d+)", text[:100_000].split("\n", 1)[0])
+    return Module(computations, entry, int(found.group(1)) if found else 1)
+
+
+def _instruction(name: str, rest: str) -> Instruction:
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    shapes = tuple(_shape(*found) for found in SHAPE.findall(rest[:end]))
+    opened = rest.index("(", end)
+    closed = _closing(rest, opened)
+    inside = rest[opened + 1 : closed]
+    opcode = rest[end:opened].strip()
+    operands = () if opcode in ("constant", "parameter") else tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(name, opcode, shapes, operands, inside, rest[closed + 1 :])
+
+
+def _closing(text: str, at: int) -> int:
+    """Index of the parenthesis that closes the one at `at`."""
+    depth = 0
+    for found in re.compile(r"[()]").finditer(text, at):
+        depth += 1 if found.group() == "(" else -1
+        if depth == 0:
+            return found.start()
+    raise ValueError(f"no closing parenthesis in {text[at : at + 80]!r}")
+
+
+@lru_cache(maxsize=100_000)
+def _shape(dtype: str, dims: str, layout: str) -> Shape:
+    order, _, marks = layout.partition(":")
+    tile = re.search(r"T\(([\d,]+)\)", marks)
+    space = re.search(r"S\((\d+)\)", marks)
+    return Shape(
+        dtype,
+        tuple(int(d.lstrip("<=")) for d in dims.split(",") if d.lstrip("<=").isdigit()),
+        tuple(map(int, order.split(","))) if order else (),
+        tuple(map(int, tile.group(1).split(","))) if tile else (),
+        int(space.group(1)) if space else 0,
+    )
+
+
+# --- names of places ---
+
+
+@lru_cache(maxsize=100_000)
+def scope_of(op_name: str) -> tuple[str, ...]:
+    """Components of an op name without jit and without the wrappers of transformations: the words of named scopes.
+
+    "jit(step)/update/transpose(jvp(layers))/while/body/dot_general" -> update, layers, while, body, dot_general
+    """
+    parts, depth, start = [], 0, 0
+    for i, letter in enumerate(op_name + "/"):
+        depth += (letter == "(") - (letter == ")")
+        if letter == "/" and depth <= 0:
+            parts.append(op_name[start:i])
+            start = i + 1
+    words: list[str] = []
+    for part in parts:
+        while wrapped := re.fullmatch(r"(\w+)\((.*)\)", part):
+            if wrapped.group(1) in ("jit", "pjit"):
+                part = ""
+            elif "/" in wrapped.group(2):
+                words.extend(scope_of(wrapped.group(2)))
+                part = ""
+            else:
+                part = wrapped.group(2)
+        if part:
+            words.append(part)
+    return tuple(words)
+
+
+def plain(scope: Sequence[str]) -> str:
+    """A scope without the words of control flow: "update/layers/dot_general"."""
+    return "/".join(word for word in scope if not LOOP_WORDS.fullmatch(word))
+
+
+# --- collectives ---
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a program."""
+
+    kind: str
+    payload: float  # bytes: of the gathered array; of the array to be reduced; of what one device sends
+    groups: tuple[tuple[int, ...], ...]  # of positions in the mesh; of a permute: (source, target) pairs
+    axis: str  # mesh axes it runs over, e.g. "fsdp" or "data+fsdp"
+    overlaps: bool  # whether the schedule starts it early and waits for it later
+
+
+def replica_groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of an instruction's attributes, in any of XLA's four spellings; all devices if there are none.
+
+    replica_groups={{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=4,'b'=2] {'a'}, and source_target_pairs={{0,1},{1,0}}.
+    """
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
+        return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", found.group(1)))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        count, size = int(found.group(1)), int(found.group(2))
+        order = _iota(_ints(found.group(3)), _ints(found.group(4)))
+        return tuple(tuple(order[i * size : (i + 1) * size]) for i in range(count))
+    if found := MESH_GROUPS.search(text):
+        axes = [(name.strip("'\" "), int(size)) for name, size in (a.split("=") for a in found.group(1).split(","))]
+        return _mesh_groups(axes, found.group(2), found.group(3))
+    return (tuple(range(devices)),)
+
+
+def _ints(text: str | None) -> tuple[int, ...]:
+    return tuple(int(x) for x in re.findall(r"\d+", text or ""))
+
+
+def _iota(dims: Sequence[int], perm: Sequence[int]) -> list[int]:
+    """range(prod(dims)) reshaped to `dims`, transposed by `perm`, flattened."""
+    perm = perm or range(len(dims))
+    strides = [math.prod(dims[i + 1 :]) for i in range(len(dims))]
+    order = [0]
+    for axis in perm:
+        order = [at + k * strides[axis] for at in order for k in range(dims[axis])]
+    return order
+
+
+def _mesh_groups(axes: list[tuple[str, int]], ids: str | None, used: str) -> tuple[tuple[int, ...], ...]:
+    """Groups over some axes of a mesh; 'a':(2)4 is the part of size 4 of axis a that lies inside its outer 2."""
+    dims: list[int] = []
+    grouped: list[int] = []
+    wanted = {}
+    for part in filter(None, used.replace(" ", "").split(",")):
+        name, _, inner = part.partition(":")
+        wanted.setdefault(name.strip("'\""), []).append(_ints(inner))
+    for name, size in axes:
+        pieces = sorted(p for p in wanted.get(name, []) if p)
+        if name in wanted and not pieces:
+            grouped.append(len(dims))
+            dims.append(size)
+            continue
+        outer = 1
+        for before, part in pieces:
+            dims += [before // outer, part]
+            grouped.append(len(dims) - 1)
+            outer = before * part
+        dims.append(size // outer)
+    total = math.prod(dims)
+    if ids and "<=" not in ids and "[" not in ids:
+        devices = list(_ints(ids))
+    elif ids:
+        shape, _, perm = ids.partition("T(")
+        devices = _iota(_ints(shape.split("<=")[-1]), _ints(perm))
+    else:
+        devices = list(range(total))
+    rest = [i for i in range(len(dims)) if i not in grouped]
+    size = math.prod(dims[i] for i in grouped)
+    order = [devices[i] for i in _iota(dims, [*rest, *grouped])]
+    return tuple(tuple(order[i : i + size]) for i in range(0, total, size))
+
+
+def axis_of(groups: Sequence[Sequence[int]], mesh: dict[str, int]) -> str:
+    """The smallest combination of mesh axes that holds the groups: "fsdp", "data+fsdp"; "part of ..." if finer.
+
+    Args:
+      mesh: axis sizes in order; devices are numbered in the mesh's order.
+    """
+    axes = [name for name, size in mesh.items() if size > 1]
+    asked = {frozenset(g) for g in groups}
+    for count in range(len(axes) + 1):
+        for some in combinations(axes, count):
+            order = _iota(list(mesh.values()), [i for i, name in enumerate(mesh) if name not in some]
+                          + [i for i, name in enumerate(mesh) if name in some])  # fmt: skip
+            size = math.prod(mesh[name] for name in some)
+            have = [frozenset(order[i : i + size]) for i in range(0, len(order), size)]
+            if asked == set(have):
+                return "+".join(some) or "none"
+            if all(any(g <= h for h in have) for g in asked):
+                return "part of " + "+".join(some) if len(next(iter(asked))) > 2 or count == 0 else "+".join(some)
+    return "unknown"
+
+
+# --- costs of one instruction ---
+
+
+def _flops(computation: Computation, instruction: Instruction) -> float:
+    """Matmul FLOPs, two an element and multiply-add, of a dot or a convolution."""
+    out = instruction.shapes[0]
+    operands = computation.operands(instruction)
+    if instruction.opcode == "dot":
+        lhs = operands[0].shapes[0].dims
+        return 2.0 * out.size * math.prod(lhs[i] for i in instruction.dims("lhs_contracting_dims"))
+    lhs, rhs = (o.shapes[0].dims for o in operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    at_lhs, at_rhs, at_out = labels.groups()
+    window = _window(instruction.attributes)
+    positions = 1.0
+    for label in (x for x in at_out if x.isdigit()):
+        k = int(label)
+        positions *= _positions(
+            lhs[at_lhs.index(label)], rhs[at_rhs.index(label)], out.dims[at_out.index(label)],
+            window["stride"](k), window["pad"](k), window["lhs_dilate"](k), window["rhs_dilate"](k),
+        )  # fmt: skip
+    groups = instruction.number("batch_group_count") or 1
+    # The kernel's input features are already those of one feature group.
+    return 2.0 * positions * lhs[at_lhs.index("b")] / groups * rhs[at_rhs.index("i")] * rhs[at_rhs.index("o")]
+
+
+def _window(attributes: str) -> dict[str, Callable[[int], int]]:
+    """Per spatial dimension: stride, low padding and dilations of a convolution."""
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in found.group(1).split()) if found else {}
+
+    def reader(name: str, default: int) -> Callable[[int], int]:
+        values = [int(x.split("_")[0]) for x in fields.get(name, "").split("x") if x]
+        return lambda k: values[k] if k < len(values) else default
+
+    return {n: reader(n, d) for n, d in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))}
+
+
+@lru_cache(maxsize=10_000)
+def _positions(size: int, window: int, out: int, stride: int, pad: int, dilate: int, spread: int) -> int:
+    """Pairs (output, place in the window) that meet an element of the input, not padding and not a dilation's hole."""
+    count = 0
+    for k in range(window):
+        shift = k * spread - pad  # an output o reads o * stride + shift, of which each dilate-th is an element
+        first = max(0, -(shift // stride))  # the first that is not before the input
+        last = min(out - 1, ((size - 1) * dilate - shift) // stride)
+        if last < first:
+            continue
+        step = dilate // math.gcd(stride, dilate)
+        if shift % math.gcd(stride, dilate):
+            continue
+        while first <= last and (first * stride + shift) % dilate:
+            first += 1
+        count += (last - first) // step + 1 if first <= last else 0
+    return count
+
+
+def _work(computation: Computation, instruction: Instruction, module: Module) -> tuple[float, float]:
+    """(matmul FLOPs, elementwise operations) of an instruction, those of a fusion's inside included."""
+    code = instruction.opcode
+    if code in ("dot", "convolution"):
+        return _flops(computation, instruction), 0.0
+    if code in ELEMENTWISE:
+        return 0.0, float(instruction.shapes[0].size)
+    if code in ("reduce", "reduce-window"):
+        return 0.0, float(computation.operands(instruction)[0].shapes[0].size)
+    if code == "fusion":
+        inner = module.computations[instruction.called["calls"][0]]
+        parts = [_work(inner, i, module) for i in inner.instructions.values()]
+        return sum(p[0] for p in parts), sum(p[1] for p in parts)
+    if code == "custom-call":
+        found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+        return float(found.group(1)) if found else 0.0, 0.0
+    return 0.0, 0.0
+
+
+def traffic(computation: Computation, instruction: Instruction, module: Module) -> float:
+    """HBM bytes that an instruction reads and writes.
+
+    An operand of which only slices are used counts these; an update in place counts what it writes.
+    """
+    code = instruction.opcode
+    if code in FREE or code.endswith("-done") or code.endswith("-update"):
+        return 0.0
+    operands = computation.operands(instruction)
+    written = sum(s.hbm for s in instruction.shapes)
+    if code in SLICES:
+        cut = instruction.shapes[0].bytes * (operands[0].shapes[0].space == 0)
+        return written + cut + sum(s.hbm for o in operands[1:] for s in o.shapes)
+    if code in UPDATES:
+        update = operands[UPDATES[code]].shapes[0]
+        in_hbm = instruction.shapes[0].space == 0
+        reads = sum(s.hbm for o in operands[1:] for s in o.shapes)
+        return reads + update.bytes * in_hbm * (2 if code == "scatter" else 1)
+    if code in ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"):
+        arrays = [s for s in instruction.shapes if s.dims]
+        moved = min(arrays, key=lambda s: s.size)  # the piece, where the other array is what it is cut from
+        return moved.bytes * sum(s.space == 0 for s in arrays[:2])
+    if code == "custom-call":
+        target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+        if target and target.group(1) in FREE_CALLS:
+            return 0.0
+        if found := re.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"?(\d+)', instruction.attributes):
+            return float(found.group(1))
+    if code == "fusion":
+        inner = module.computations[instruction.called["calls"][0]]
+        reads = sum(
+            _read(inner, inner.parameters[i], operand.shapes[0], module)
+            for i, operand in enumerate(operands)
+            if len(operand.shapes) == 1 and operand.shapes[0].space == 0
+        )
+        return reads + sum(w for w, s in zip(_writes(inner, module), instruction.shapes, strict=True) if s.space == 0)
+    return written + sum(s.hbm for o in operands for s in o.shapes)
+
+
+def _read(inner: Computation, name: str, shape: Shape, module: Module) -> float:
+    """Bytes of a parameter that a fusion reads."""
+    total = 0.0
+    for user in inner.users[name]:
+        code = user.opcode
+        if code == "bitcast":
+            total += _read(inner, user.name, shape, module)
+        elif code in SLICES and user.operands[0] == name:
+            total += user.shapes[0].bytes
+        elif code in UPDATES and user.operands[0] == name and _is_result(inner, user):
+            continue
+        elif code == "fusion":
+            nested = module.computations[user.called["calls"][0]]
+            total += sum(
+                _read(nested, nested.parameters[i], shape, module) for i, o in enumerate(user.operands) if o == name
+            )
+        elif code == "tuple" or collective_kind(user) or _is_async_marker(user):
+            continue
+        else:
+            return shape.bytes
+    return min(total, shape.bytes)
+
+
+def _is_result(inner: Computation, instruction: Instruction) -> bool:
+    """Whether an instruction's value is (part of) the root's, unchanged and nothing else."""
+    return instruction.name == inner.root or all(
+        user.opcode in ("bitcast", "tuple") and _is_result(inner, user) for user in inner.users[instruction.name]
+    )
+
+
+def _writes(inner: Computation, module: Module) -> list[float]:
+    """Bytes that a fusion writes, for each array of its result."""
+
+    def write(instruction: Instruction) -> list[float]:
+        code = instruction.opcode
+        if code == "tuple":
+            return [w for operand in inner.operands(instruction) for w in write(operand)]
+        if code == "bitcast":
+            inside = write(inner.operands(instruction)[0])
+            return inside if len(inside) == 1 else [s.bytes for s in instruction.shapes]
+        if code in UPDATES:
+            return [inner.operands(instruction)[UPDATES[code]].shapes[0].bytes]
+        if code == "parameter" or collective_kind(instruction) or _is_async_marker(instruction):
+            return [0.0 for _ in instruction.shapes]
+        if code == "fusion":
+            return _writes(module.computations[instruction.called["calls"][0]], module)
+        return [s.bytes for s in instruction.shapes]
+
+    return write(inner.instructions[inner.root])
+
+
+def _is_async_marker(instruction: Instruction) -> bool:
+    """Whether it only marks where a chain of fusions starts or ends a collective."""
+    return instruction.opcode == "custom-call" and "AsyncCollective" in instruction.attributes
+
+
+def collective_kind(instruction: Instruction) -> str | None:
+    """The collective that an instruction is or starts."""
+    code = instruction.opcode.removesuffix("-start")
+    return code if code in COLLECTIVES else None
+
+
+# --- the walk ---
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an instruction costs each time, and how often it runs. One device's."""
+
+    scope: tuple[str, ...]
+    computation: str  # whose schedule it is part of
+    name: str
+    opcode: str
+    times: float
+    flops: float  # of matmuls
+    vector: float  # elementwise operations
+    hbm: float  # bytes
+    cycles: float  # the compiler's own estimate; 0 where it makes none
+    collective: Collective | None = None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop and how often its body was taken to run."""
+
+    scope: str
+    trips: float
+    source: str  # "program" (a constant), "caller", "bound" (at most so many) or "unknown" (taken as once)
+
+
+Trips = Callable[[str], float | None]
+
+
+def walk(module: Module, mesh: dict[str, int], trips: Trips) -> tuple[list[Cost], list[Loop]]:
+    """Every instruction that costs something, with the number of times it runs, and the loops that this rests on.
+
+    Of a conditional the most expensive branch is counted.
+
+    Args:
+      mesh: axis sizes in order.
+      trips: (scope of a loop, control flow's own words left out) -> mean runs of its body each time it is reached, or
+        None if the caller does not know. Asked only for loops whose count is not a constant of the program.
+    """
+    loops: list[Loop] = []
+    callers: dict[str, tuple[Computation, Instruction]] = {}
+
+    def visit(name: str, times: float, outer: tuple[str, ...]) -> Iterator[Cost]:
+        computation = module.computations[name]
+        chained: set[int] = set()
+        for instruction in computation.instructions.values():
+            code, called = instruction.opcode, instruction.called
+            if code == "while":
+                callers[called["body"][0]] = callers[called["condition"][0]] = (computation, instruction)
+                scope = _loop_scope(module, computation, instruction, outer)
+                count, source = _trips(module, callers, computation, instruction)
+                if source != "program":
+                    told = trips(plain(scope))
+                    count, source = (count, source) if told is None else (float(told), "caller")
+                loops.append(Loop(plain(scope), count, source))
+                yield from visit(called["body"][0], times * count, (*scope, "while", "body"))
+                yield from visit(called["condition"][0], times * count, (*scope, "while", "cond"))
+                continue
+            if code == "conditional":
+                roles = ("branch_computations", "true_computation", "false_computation")
+                branches = [b for role in roles for b in called.get(role, [])]
+                found, kept = [], list(loops)
+                for branch in branches:
+                    del loops[len(kept) :]
+                    found.append((list(visit(branch, times, scope_of(instruction.op_name) or outer)), list(loops)))
+                best, loops[:] = max(found, key=lambda f: sum(_weight(c) for c in f[0]))
+                yield from best
+                continue
+            if code in ("call", "async-start"):
+                for inner in called.get("calls", []) or re.findall(r"to_apply=%([\w.\-]+)", instruction.attributes):
+                    yield from visit(inner, times, outer)
+                continue
+            yield from cost(computation, instruction, times, outer, chained)
+
+    def cost(computation, instruction, times, outer, chained) -> Iterator[Cost]:
+        scope = scope_of(instruction.op_name) or outer
+        found = _collective(module, computation, instruction, mesh)
+        if found is not None:
+            channel, collective = found
+            if channel is not None:  # a chain of fusions does one collective, piece by piece
+                collective = None if channel in chained else collective
+                chained.add(channel)
+            if collective is not None:
+                hbm = sum(s.hbm for o in computation.operands(instruction) for s in o.shapes)
+                hbm = hbm + sum(s.hbm for s in instruction.shapes) if channel is None else collective.payload
+                yield Cost(scope, computation.name, instruction.name, collective.kind, times, 0, 0, hbm, 0, collective)
+            if instruction.opcode != "fusion" or channel is None:
+                return
+        flops, vector = _work(computation, instruction, module)
+        hbm = traffic(computation, instruction, module)
+        cycles = float(instruction.number("estimated_cycles") or 0)
+        if flops or vector or hbm or cycles:
+            yield Cost(scope, computation.name, instruction.name, instruction.opcode, times, flops, vector, hbm, cycles)
+
+    return list(visit(module.entry, 1.0, ())), loops
+
+
+def _weight(cost: Cost) -> float:
+    wire = cost.collective.payload if cost.collective else 0.0
+    return cost.times * (cost.flops / WEIGH_FLOPS + (cost.hbm + 10 * wire) / WEIGH_BYTES)
+
+
+def _collective(
+    module: Module, computation: Computation, instruction: Instruction, mesh: dict[str, int]
+) -> tuple[int | None, Collective] | None:
+    """The collective of an instruction, or inside a fusion, with the channel if it is one piece of a chain."""
+    kind, inner, at = collective_kind(instruction), computation, instruction
+    channel = None
+    if instruction.opcode == "fusion":
+        inner = module.computations[instruction.called["calls"][0]]
+        inside = [i for i in inner.instructions.values() if collective_kind(i)]
+        if not inside:
+            return None
+        at = inside[0]
+        kind = collective_kind(at)
+        if "chain_id" in at.attributes or any(map(_is_async_marker, inner.instructions.values())):
+            channel = at.number("channel_id")
+        elif kind == "all-reduce" and inner.instructions[inner.root].opcode == "dynamic-slice":
+            kind = "reduce-scatter"
+    if kind is None:
+        return None
+    groups = replica_groups(at.attributes, module.devices)
+    arrays = [s for o in inner.operands(at) for s in o.shapes]
+    payload = sum(s.size * BITS.get(s.dtype, 8) / 8 for s in arrays)
+    if kind == "all-gather":
+        payload *= len(groups[0])
+    overlaps = channel is not None or at.opcode.endswith("-start")
+    return channel, Collective(kind, payload, groups, axis_of(groups, mesh), overlaps)
+
+
+def _loop_scope(module: Module, computation: Computation, loop: Instruction, outer: tuple[str, ...]) -> tuple[str, ...]:
+    """The scope in which a loop was written, without its own "while"."""
+    names = [loop.op_name, *(u.op_name for u in computation.users[loop.name])]
+    for words in map(scope_of, names):
+        if words and words[-1] == "while":
+            return words[:-1]
+    votes: Counter = Counter()  # of the body's instructions, for the innermost loop that they name
+    for instruction in _deep(module, loop.called["body"][0]):
+        words = scope_of(instruction.op_name)
+        marks = [i for i in range(len(words) - 1) if words[i : i + 2] == ("while", "body")]
+        if marks:
+            votes[words[: marks[-1]]] += 1
+    return votes.most_common(1)[0][0] if votes else outer
+
+
+def _deep(module: Module, name: str) -> Iterator[Instruction]:
+    for instruction in module.computations[name].instructions.values():
+        yield instruction
+        if instruction.opcode == "fusion":
+            yield from _deep(module, instruction.called["calls"][0])
+
+
+def _trips(module: Module, callers: dict, computation: Computation, loop: Instruction) -> tuple[float, str]:
+    """How often a loop runs, and where that comes from: stated by XLA, or read from a condition `i < constant`."""
+    if (known := loop.attributes.find('"known_trip_count"')) >= 0:
+        return float(re.search(r"\d+", loop.attributes[known:]).group()), "program"
+    condition = module.computations[loop.called["condition"][0]]
+    body = module.computations[loop.called["body"][0]]
+    root = condition.instructions[condition.root]
+    bounds = []
+    for name in condition.instructions:
+        compare = condition.instructions[name]
+        if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+            continue
+        at, bound = condition.operands(compare)
+        index, limit = _element(condition, at), _constant(module, callers, condition, bound)
+        if index is None or limit is None:
+            continue
+        tuple_of = computation.operands(loop)[0]
+        first = None
+        if tuple_of.opcode == "tuple":
+            first = _constant(module, callers, computation, computation.operands(tuple_of)[index])
+        step = _step(module, callers, body, index)
+        bounds.append((compare.name == root.name, max(0.0, math.ceil((limit - (first or 0)) / (step or 1)))))
+    if not bounds:
+        return 1.0, "unknown"
+    exact, count = bounds[0]
+    return count, "program" if exact and len(bounds) == 1 else "bound"
+
+
+def _through(computation: Computation, instruction: Instruction) -> Instruction:
+    """What an instruction is a mere copy of."""
+    while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start") and instruction.operands:
+        instruction = computation.operands(instruction)[0]
+    return instruction
+
+
+def _element(computation: Computation, instruction: Instruction) -> int | None:
+    """Which element of the loop's state an instruction is."""
+    instruction = _through(computation, instruction)
+    if instruction.opcode != "get-tuple-element" or computation.operands(instruction)[0].opcode != "parameter":
+        return None
+    return instruction.number("index")
+
+
+def _constant(module: Module, callers: dict, computation: Computation, instruction: Instruction) -> int | None:
+    """An integer constant, also one that is handed into the loop as part of its state."""
+    instruction = _through(computation, instruction)
+    if instruction.opcode == "constant":
+        return int(instruction.literal) if re.fullmatch(r"-?\d+", instruction.literal) else None
+    index = _element(computation, instruction)
+    if index is None or computation.name not in callers:
+        return None
+    outer, loop = callers[computation.name]
+    state = outer.operands(loop)[0]
+    if state.opcode != "tuple" or not _carried(module.computations[loop.called["body"][0]], index):
+        return None
+    return _constant(module, callers, outer, outer.operands(state)[index])
+
+
+def _carried(body: Computation, index: int) -> bool:
+    """Whether the body leaves an element of the state as it is."""
+    root = body.instructions[body.root]
+    return root.opcode == "tuple" and _element(body, body.operands(root)[index]) == index
+
+
+def _step(module: Module, callers: dict, body: Computation, index: int) -> int | None:
+    """By how much the body raises an element of its state."""
+    root = body.instructions[body.root]
+    if root.opcode != "tuple":
+        return None
+    add = _through(body, body.operands(root)[index])
+    if add.opcode != "add":
+        return None
+    sides = body.operands(add)
+    steps = [_constant(module, callers, body, side) for side in sides]
+    counts = [_element(body, side) == index for side in sides]
+    return next((s for s, other in zip(steps, reversed(counts), strict=True) if other and s), None)
