@@ -354,9 +354,15 @@ def test_model_flops_and_shares():
 # --- ahead of time for a TPU that is not here ---
 
 
+def compilable(topology):
+    where = parse_slice(topology)
+    if not plan.has_compiler(where):
+        pytest.skip(f"no compiler for {topology}")
+    return where
+
+
 def test_tpu_ahead_of_time():
-    pytest.importorskip("libtpu")
-    where = parse_slice("v5e:2x2")
+    where = compilable("v5e:2x2")
     devices = plan.topology_devices(where)
     assert sorted(coordinates(devices)) == [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]
     mesh = make_mesh(devices, fsdp=2, tensor=2)
@@ -378,8 +384,7 @@ def test_tpu_ahead_of_time():
 
 
 def test_tpu_refuses_what_does_not_fit():
-    pytest.importorskip("libtpu")
-    where = parse_slice("v5e:2x2")
+    where = compilable("v5e:2x2")
     sharding = jax.sharding.SingleDeviceSharding(plan.topology_devices(where)[0])
     x = jax.ShapeDtypeStruct((64, 1024, 1024, 256), jnp.bfloat16, sharding=sharding)
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
@@ -388,3 +393,54 @@ def test_tpu_refuses_what_does_not_fit():
     assert not one["fits"]
     assert one["hbm_gib_per_chip"] > where.chip.hbm_bytes / GIB
     assert "stage 2: DOES NOT FIT" in page.write({"title": "", "stages": [one], "summary": plan.summary([one], 1)})
+
+
+def test_gpu_ahead_of_time():
+    where = compilable("h100:8")
+    mesh = make_mesh(plan.topology_devices(where), fsdp=4, tensor=2)
+    compiled = stage(mesh, jnp.bfloat16)
+    one = plan.analyse(compiled, mesh, where, {"decode": 4}, PHASES, "stage 3")
+    assert one["fits"]
+    phases = {p["phase"]: p for p in one["phases"]}
+    assert phases["decode"]["flops"] == pytest.approx(4 * 2 * 2 * B * D * F * LAYERS / 8)
+    axes = {(c["phase"], c["axis"]) for c in one["collectives"]}
+    assert {("decode", "fsdp"), ("decode", "tensor"), ("grad", "fsdp")} <= axes
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(plan, "has_compiler", lambda where: False)
+    monkeypatch.setattr(
+        "jax.experimental.topologies.get_topology_desc", lambda **_: (_ for _ in ()).throw(RuntimeError)
+    )
+    with pytest.raises(RuntimeError, match=r"v5e:2x2.*agemem_jax\[tpu\]"):
+        plan.topology_devices(parse_slice("v5e:2x2"))
+
+
+HIDDEN = """
+HloModule m, is_scheduled=true, num_partitions=4
+
+ENTRY %main (x: f32[64,64], y: f32[64,64]) -> (f32[256,64], f32[64,64]) {
+  %x = f32[64,64]{1,0} parameter(0)
+  %y = f32[64,64]{1,0} parameter(1)
+  %start = (f32[64,64]{1,0}, f32[256,64]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  WORK
+  %done = f32[256,64]{1,0} all-gather-done(%start)
+  AFTER
+  ROOT %t = (f32[256,64]{1,0}, f32[64,64]{1,0}) tuple(%done, %dot)
+}
+"""
+DOT = "%dot = f32[64,64]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_what_starts_early_hides_behind_work(early):
+    text = HIDDEN.replace("WORK", DOT if early else "").replace("AFTER", "" if early else DOT)
+    costs, _ = hlo.walk(hlo.parse(text), {"fsdp": 4}, lambda scope: None)
+    (gather,) = (c for c in costs if c.collective)
+    assert gather.collective.overlaps == early
+    assert gather.collective.payload == 4 * 64 * 64 * 4
+    where = parse_slice("h100:4")
+    (phase,) = roofline.phase_times(costs, {}, where, None)
+    alone, work = phase["interconnect_s"], phase["compute_s"]
+    assert work < alone
+    assert phase["predicted_s"] == pytest.approx(alone if early else alone + sum(c.hbm for c in costs) / 3350e9)

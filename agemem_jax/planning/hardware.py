@@ -47,6 +47,21 @@ CHIPS = {
         Chip("h100", 0.92 * 81559 * 2**20, 3350e9, 989e12, 450e9, 0, 0, 10e-6, 0.0),
     )
 }
+# What the CUDA compiler wants to know of a GPU that is not here (XLA's own spec of an H100 SXM, without what only its
+# cost model reads).
+H100_TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84942979072
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 NODE = 8  # GPUs on one NVLink switch
 
 # The shapes behind the names under which slices are sold: v5e and v6e count chips, v5p counts TensorCores (two a chip).

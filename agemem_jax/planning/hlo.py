@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import combinations
 
@@ -40,6 +40,7 @@ HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 ROLES = "calls|body|condition|branch_computations|true_computation|false_computation"
 CALLED = re.compile(rf"\b({ROLES})=(\{{[^}}]*\}}|%[\w.\-]+)")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*(?:\)[^)]*)?)\))? \{([^}]*)\}")
+TINY = 1024  # elements up to which an instruction hides nothing
 WEIGH_FLOPS, WEIGH_BYTES = 4e14, 2e12  # rates by which a conditional's most expensive branch is found
 
 
@@ -360,6 +361,15 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
     return 2.0 * positions * lhs[at_lhs.index("b")] / groups * rhs[at_rhs.index("i")] * rhs[at_rhs.index("o")]
 
 
+def _gemm_flops(computation: Computation, instruction: Instruction) -> float:
+    """FLOPs of a call of cuBLAS: its result's size times the contracted dimensions of its left operand."""
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    if found is None:
+        return 0.0
+    lhs = computation.operands(instruction)[0].shapes[0].dims
+    return 2.0 * instruction.shapes[0].size * math.prod(lhs[i] for i in _ints(found.group(1)))
+
+
 def _window(attributes: str) -> dict[str, Callable[[int], int]]:
     """Per spatial dimension: stride, low padding and dilations of a convolution."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
@@ -406,6 +416,8 @@ def _work(computation: Computation, instruction: Instruction, module: Module) ->
         return sum(p[0] for p in parts), sum(p[1] for p in parts)
     if code == "custom-call":
         found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+        if found is None and "gemm" in instruction.attributes:
+            return _gemm_flops(computation, instruction), 0.0
         return float(found.group(1)) if found else 0.0, 0.0
     return 0.0, 0.0
 
@@ -583,7 +595,9 @@ def walk(module: Module, mesh: dict[str, int], trips: Trips) -> tuple[list[Cost]
                 continue
             if code in ("call", "async-start"):
                 for inner in called.get("calls", []) or re.findall(r"to_apply=%([\w.\-]+)", instruction.attributes):
-                    yield from visit(inner, times, outer)
+                    inside = visit(inner, times, scope_of(instruction.op_name) or outer)
+                    early = code == "async-start" and _is_early(computation, instruction)
+                    yield from (_started(cost, computation.name, early) for cost in inside)
                 continue
             yield from cost(computation, instruction, times, outer, chained)
 
@@ -596,8 +610,7 @@ def walk(module: Module, mesh: dict[str, int], trips: Trips) -> tuple[list[Cost]
                 collective = None if channel in chained else collective
                 chained.add(channel)
             if collective is not None:
-                hbm = sum(s.hbm for o in computation.operands(instruction) for s in o.shapes)
-                hbm = hbm + sum(s.hbm for s in instruction.shapes) if channel is None else collective.payload
+                hbm = _collective_hbm(computation, instruction, collective)
                 yield Cost(scope, computation.name, instruction.name, collective.kind, times, 0, 0, hbm, 0, collective)
             if instruction.opcode != "fusion" or channel is None:
                 return
@@ -608,6 +621,27 @@ def walk(module: Module, mesh: dict[str, int], trips: Trips) -> tuple[list[Cost]
             yield Cost(scope, computation.name, instruction.name, instruction.opcode, times, flops, vector, hbm, cycles)
 
     return list(visit(module.entry, 1.0, ())), loops
+
+
+def _started(cost: Cost, computation: str, early: bool) -> Cost:
+    """The cost of an instruction that another computation calls, as part of that one's schedule."""
+    collective = cost.collective and replace(cost.collective, overlaps=early)
+    return replace(cost, computation=computation, collective=collective)
+
+
+def _is_early(computation: Computation, start: Instruction) -> bool:
+    """Whether the schedule does something between the start of an asynchronous instruction and the wait for it."""
+    at = start
+    while not at.opcode.endswith("-done"):
+        at = next((u for u in computation.users[at.name] if u.opcode.endswith(("-update", "-done"))), None)
+        if at is None:  # waited for in the loop's next run
+            return True
+    order = list(computation.instructions.values())
+    between = order[order.index(start) + 1 : order.index(at)]
+    waits = ("-start", "-update", "-done")
+    loops = ("while", "conditional", "call")
+    busy = (i for i in between if i.opcode in loops or not (i.opcode in FREE or i.opcode.endswith(waits)))
+    return any(shape.size > TINY for i in busy for shape in i.shapes)
 
 
 def _weight(cost: Cost) -> float:
@@ -639,8 +673,18 @@ def _collective(
     payload = sum(s.size * BITS.get(s.dtype, 8) / 8 for s in arrays)
     if kind == "all-gather":
         payload *= len(groups[0])
-    overlaps = channel is not None or at.opcode.endswith("-start")
+    overlaps = channel is not None or (at.opcode.endswith("-start") and _is_early(inner, at))
     return channel, Collective(kind, payload, groups, axis_of(groups, mesh), overlaps)
+
+
+def _collective_hbm(computation: Computation, instruction: Instruction, collective: Collective) -> float:
+    """HBM bytes that a collective reads and writes on one device."""
+    size = len(collective.groups[0])
+    reads, writes = {"all-gather": (1 / size, 1.0), "reduce-scatter": (1.0, 1 / size)}.get(collective.kind, (1.0, 1.0))
+    sources = [s for o in computation.operands(instruction) for s in o.shapes if s.dims]
+    near = not sources or any(s.space == 0 for s in sources)
+    far = any(s.space == 0 for s in instruction.shapes if s.dims)
+    return collective.payload * (reads * near + writes * far)
 
 
 def _loop_scope(module: Module, computation: Computation, loop: Instruction, outer: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 from agemem_jax.planning import hlo, roofline
-from agemem_jax.planning.hardware import GIB, Slice, coordinates
+from agemem_jax.planning.hardware import GIB, H100_TARGET, Slice, coordinates
 
 DEEPEST = 12  # lines of the tables of arrays and of scopes
 
 
 def topology_devices(where: Slice) -> list:
-    """The devices of a TPU slice that is not here, to make a mesh of (sharding.make_mesh) and compile for.
+    """The devices of a slice that is not here, to make a mesh of (sharding.make_mesh) and compile for.
 
-    Raises RuntimeError where libtpu is not installed.
+    Raises RuntimeError where the compiler is not installed: libtpu, or JAX's CUDA plugin (which needs no GPU for this).
     """
     from jax.experimental import topologies
 
@@ -22,12 +22,24 @@ def topology_devices(where: Slice) -> list:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is opened, so programs may compile side by side
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    name, extra, options = where.topology, "tpu", {}
+    if not where.chip.torus:
+        extra, options = "cuda", {"target_config": H100_TARGET, "topology": f"1x1x{where.size}"}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=where.topology).devices)
-    except Exception as error:
-        if importlib.util.find_spec("libtpu") is None:
-            raise RuntimeError(f"{where.topology}: to compile for a TPU, install libtpu (the extra tpu)") from error
-        raise
+        platform = "tpu" if where.chip.torus else "cuda"
+        return list(topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices)
+    except (NotImplementedError, RuntimeError) as error:
+        if has_compiler(where):
+            raise
+        raise RuntimeError(f"{name}: its compiler is not installed: pip install agemem_jax[{extra}]") from error
+
+
+def has_compiler(where: Slice) -> bool:
+    """Whether programs can be compiled for a slice here."""
+    if where.chip.torus:
+        return importlib.util.find_spec("libtpu") is not None
+    plugins = importlib.util.find_spec("jax_plugins")
+    return plugins is not None and any(importlib.util.find_spec(f"jax_plugins.xla_cuda{n}") for n in (12, 13))
 
 
 def analyse(
