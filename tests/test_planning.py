@@ -444,3 +444,26 @@ def test_what_starts_early_hides_behind_work(early):
     alone, work = phase["interconnect_s"], phase["compute_s"]
     assert work < alone
     assert phase["predicted_s"] == pytest.approx(alone if early else alone + sum(c.hbm for c in costs) / 3350e9)
+
+
+def test_kernels_that_are_calls_have_their_flops():
+    """What compilers call instead of compiling it: Pallas kernels with their estimate, cuBLAS, cuDNN's attention."""
+    calls = {
+        'custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"7","bytes_accessed":"5"}}': 7,
+        'custom_call_target="__cublas$gemm", backend_config={"lhs_contracting_dimensions":["3"]}': 2 * 2**4 * 2,
+        'custom_call_target="__cudnn$fmhaSoftmax", backend_config={"mask_type": "CAUSAL"}': 2 * 2**4 * 2,
+        'custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"mask_type":"NO_MASK"}': 5 * 2 * 2**4 * 2,
+        'custom_call_target="Sharding"': 0,
+    }
+    array = "f32[2,2,2,2]{3,2,1,0}"
+    for attributes, flops in calls.items():
+        text = f"""
+ENTRY %main (q: f32[2,2,2,2]) -> f32[2,2,2,2] {{
+  %q = {array} parameter(0)
+  ROOT %c = {array} custom-call(%q, %q, %q), {attributes}
+}}
+"""
+        costs, _ = hlo.walk(hlo.parse(text), {"fsdp": 1}, lambda scope: None)
+        assert sum(c.flops for c in costs) == flops
+        if "bytes_accessed" in attributes:
+            assert sum(c.hbm for c in costs) == 5

@@ -363,11 +363,22 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
 
 def _gemm_flops(computation: Computation, instruction: Instruction) -> float:
     """FLOPs of a call of cuBLAS: its result's size times the contracted dimensions of its left operand."""
-    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+    found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', instruction.attributes)
     if found is None:
         return 0.0
     lhs = computation.operands(instruction)[0].shapes[0].dims
     return 2.0 * instruction.shapes[0].size * math.prod(lhs[i] for i in _ints(found.group(1)))
+
+
+def _fmha_flops(computation: Computation, instruction: Instruction) -> float:
+    """FLOPs of cuDNN's attention: two matmuls forward and five backward, half of them where it is causal.
+
+    Its operands begin with queries [B, T, heads, head_dim] and keys [B, S, KV heads, head_dim].
+    """
+    queries, keys = (o.shapes[0] for o in computation.operands(instruction)[:2])
+    matmuls = 5 if "Backward" in instruction.attributes else 2
+    half = 0.5 if re.search(r'"mask_type":\s*"\w*CAUSAL"', instruction.attributes) else 1.0
+    return half * matmuls * 2.0 * queries.size * keys.dims[1]
 
 
 def _window(attributes: str) -> dict[str, Callable[[int], int]]:
@@ -415,7 +426,9 @@ def _work(computation: Computation, instruction: Instruction, module: Module) ->
         parts = [_work(inner, i, module) for i in inner.instructions.values()]
         return sum(p[0] for p in parts), sum(p[1] for p in parts)
     if code == "custom-call":
-        found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+        found = re.search(r'"cost_estimate":\s*\{"flops":\s*"?(\d+)', instruction.attributes)
+        if found is None and "__cudnn$fmha" in instruction.attributes:
+            return _fmha_flops(computation, instruction), 0.0
         if found is None and "gemm" in instruction.attributes:
             return _gemm_flops(computation, instruction), 0.0
         return float(found.group(1)) if found else 0.0, 0.0
@@ -448,7 +461,7 @@ def traffic(computation: Computation, instruction: Instruction, module: Module) 
         target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
         if target and target.group(1) in FREE_CALLS:
             return 0.0
-        if found := re.search(r'"cost_estimate":\{[^}]*"bytes_accessed":"?(\d+)', instruction.attributes):
+        if found := re.search(r'"cost_estimate":\s*\{[^}]*"bytes_accessed":\s*"?(\d+)', instruction.attributes):
             return float(found.group(1))
     if code == "fusion":
         inner = module.computations[instruction.called["calls"][0]]

@@ -1,0 +1,132 @@
+"""The stage programs of a config with shapes in place of arrays, to be compiled for devices that are not here.
+
+With a tokenizer in the config (or weights that bring one) every shape is the run's own. Without, the small built-in
+vocabulary stands in: arrays over the vocabulary get the policy's size, the prompt the length of Qwen's.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from agemem_jax import sharding
+from agemem_jax.config import check_prompt, validate
+from agemem_jax.data import vocabulary
+from agemem_jax.data.batches import TaskSource
+from agemem_jax.data.prompts import build_pieces
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.envs import scoring
+from agemem_jax.models import qwen, weights
+from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
+from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
+from agemem_jax.training.setup import build_world, check_policy_mesh, fresh_model, program_spec
+from agemem_jax.training.state import make_optimizer, param_shardings, state_shardings
+from agemem_jax.types import Text, TrainState
+
+PROMPT_TOKENS = 1152  # of the system prompt with Qwen's vocabulary (measured: 1,104), in whole tiles of 128
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a plan compiles."""
+
+    config: ConfigDict
+    mesh: Mesh
+    model: ModelConfig
+    spec: ProgramSpec
+    prompt_tokens: int
+    is_exact: bool  # shapes from the run's own tokenizer
+    programs: dict
+    arguments: tuple  # (state, frozen, task, world, control), all shapes
+    rows: Rows  # shapes, of what goes into stages 2 and 3
+
+    def lower(self, stage: int):
+        """The program of a stage, traced: `.compile()` is next."""
+        state, frozen, task, world, control = self.arguments
+        rows = None if stage == 1 else self.rows
+        return self.programs[stage].lower(state, frozen, rows, task, world, control)
+
+
+def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
+    """Checks the config and describes its programs on a mesh. Raises ConfigError as a run would."""
+    validate(config)
+    source_of_words = config.policy.tokenizer or config.policy.weights
+    tokenizer = Tokenizer.load(source_of_words) if source_of_words else small_vocabulary(config)
+    p = config.policy
+    if p.weights:
+        model = weights.read_config(p.weights, p.dtype, p.param_dtype)
+    else:
+        model = fresh_model(p, tokenizer.vocab_size)
+    check_policy_mesh(config, model, mesh)
+    small = config.copy_and_resolve_references()
+    small.task.train_size = small.task.test_size = small.train.eval_tasks = 8
+    source = TaskSource(small, tokenizer, scoring.hash_words)
+    pieces = build_pieces(tokenizer, config)
+    if not source_of_words:
+        prefix = Text(np.zeros((1, PROMPT_TOKENS), np.int32), np.full((1,), PROMPT_TOKENS, np.int32))
+        pieces = pieces.replace(prefix=prefix)
+    check_prompt(config, int(pieces.prefix.length.sum()))
+    grammar = grammar_lib.build_grammar(config.tools, tokenizer)
+    table = {"embed_tokens": {"embedding": np.zeros((tokenizer.vocab_size, 1), np.float32)}}
+    world = build_world(small, tokenizer, source, pieces, grammar, table)
+    spec = program_spec(config, world, mesh)
+    optimizer = make_optimizer(config.optim)
+    everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
+    params = jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
+    frozen = shapes(params, param_shardings(model, mesh)) if config.rl.kl_coef else {}
+    scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
+    control = Control(**scalars, update=np.bool_(True))
+    task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
+    if not source_of_words:
+        world = resized(world, tokenizer.vocab_size, model.vocab_size)
+    rows = jax.eval_shape(lambda: new_rows(spec.rollout, model))
+    return StandIn(
+        config=config,
+        mesh=mesh,
+        model=model,
+        spec=spec,
+        prompt_tokens=int(pieces.prefix.length.sum()),
+        is_exact=bool(source_of_words),
+        programs=compile_programs(spec, model, optimizer, config.rl, config.reward),
+        arguments=(
+            shapes(state, state_shardings(model, optimizer, mesh)), frozen, everywhere_shapes(task, by_row),
+            everywhere_shapes(world, everywhere), everywhere_shapes(control, everywhere),
+        ),
+        rows=shapes(rows, row_shardings(rows, spec.rollout.layout)),
+    )  # fmt: skip
+
+
+def small_vocabulary(config: ConfigDict) -> Tokenizer:
+    """The built-in vocabulary with the literals of this config's tools."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / vocabulary.FILE_NAME)
+        vocabulary.build(path, config.tools)
+        return Tokenizer.load(path)
+
+
+def shapes(tree, where):
+    """ShapeDtypeStructs of arrays, with the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
+
+
+def everywhere_shapes(tree, where: NamedSharding):
+    """ShapeDtypeStructs of arrays (or numbers), all with one sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+def resized(world: World, old: int, new: int) -> World:
+    """The tables with the policy's vocabulary in place of the small one: whatever has `old` entries in front."""
+
+    def resize(x):
+        shape = (new, *x.shape[1:]) if x.ndim and x.shape[0] == old else x.shape
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return jax.tree.map(resize, world)
