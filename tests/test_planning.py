@@ -163,6 +163,7 @@ def test_four_spellings_of_replica_groups():
         ([tuple(range(8))], "data+fsdp+tensor"),
         ([(0, 6), (2, 4), (1, 7), (3, 5)], "data+fsdp"),
         ([(i,) for i in range(8)], "none"),
+        ([(0, 3), (1, 2), (4, 7), (5, 6)], "part of fsdp+tensor"),
     ],
 )
 def test_mesh_axis_of_groups(groups, axis):

@@ -314,11 +314,12 @@ def _mesh_groups(axes: list[tuple[str, int]], ids: str | None, used: str) -> tup
     return tuple(tuple(order[i : i + size]) for i in range(0, total, size))
 
 
-def axis_of(groups: Sequence[Sequence[int]], mesh: dict[str, int]) -> str:
+def axis_of(groups: Sequence[Sequence[int]], mesh: dict[str, int], pairs: bool = False) -> str:
     """The smallest combination of mesh axes that holds the groups: "fsdp", "data+fsdp"; "part of ..." if finer.
 
     Args:
       mesh: axis sizes in order; devices are numbered in the mesh's order.
+      pairs: the groups are a permute's sources and targets.
     """
     axes = [name for name, size in mesh.items() if size > 1]
     asked = {frozenset(g) for g in groups}
@@ -331,7 +332,7 @@ def axis_of(groups: Sequence[Sequence[int]], mesh: dict[str, int]) -> str:
             if asked == set(have):
                 return "+".join(some) or "none"
             if all(any(g <= h for h in have) for g in asked):
-                return "part of " + "+".join(some) if len(next(iter(asked))) > 2 or count == 0 else "+".join(some)
+                return ("" if pairs else "part of ") + "+".join(some)
     return "unknown"
 
 
@@ -615,7 +616,8 @@ def walk(module: Module, mesh: dict[str, int], trips: Trips) -> tuple[list[Cost]
             yield from cost(computation, instruction, times, outer, chained)
 
     def cost(computation, instruction, times, outer, chained) -> Iterator[Cost]:
-        scope = scope_of(instruction.op_name) or outer
+        # A name without a path is the compiler's own, and says nothing of the place.
+        scope = scope_of(instruction.op_name) if "/" in instruction.op_name else outer
         found = _collective(module, computation, instruction, mesh)
         if found is not None:
             channel, collective = found
@@ -687,7 +689,7 @@ def _collective(
     if kind == "all-gather":
         payload *= len(groups[0])
     overlaps = channel is not None or (at.opcode.endswith("-start") and _is_early(inner, at))
-    return channel, Collective(kind, payload, groups, axis_of(groups, mesh), overlaps)
+    return channel, Collective(kind, payload, groups, axis_of(groups, mesh, kind == "collective-permute"), overlaps)
 
 
 def _collective_hbm(computation: Computation, instruction: Instruction, collective: Collective) -> float:
