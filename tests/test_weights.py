@@ -37,7 +37,7 @@ def our_logits(config: ModelConfig, params: dict, tokens: list[int]) -> np.ndarr
     rows = jnp.array(tokens)[None, None]
     nothing = jnp.zeros((1, 0), jnp.int32), jnp.zeros(1, jnp.int32)
     forward = jax.jit(qwen.rows_forward, static_argnums=1)
-    hidden = forward(params, config, *nothing, rows, jnp.ones(rows.shape, bool))[1]
+    hidden = forward(params, config, *nothing, rows)[1]
     return np.asarray(qwen.logits(params, config, hidden[0, 0]))
 
 
@@ -310,18 +310,19 @@ def test_export_in_shards_from_sharded_arrays(family, tmp_path):
         ]
         return jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))
 
-    weights.save_hf(tmp_path, config, jax.tree.map(spread, params), max_shard_bytes=20_000, extra={"eos_token_id": 5})
+    ids = {"eos_token_id": 5}
+    weights.save_hf(tmp_path, config, jax.tree.map(spread, params), max_shard_bytes=20_000, token_ids=ids)
     files = sorted(file.name for file in tmp_path.iterdir())
-    count = len(files) - 2
+    count = len(files) - 3
     assert count > 2
     shards = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    assert files == ["config.json", *shards, "model.safetensors.index.json"]
+    assert files == ["config.json", "generation_config.json", *shards, "model.safetensors.index.json"]
     assert all((tmp_path / shard).stat().st_size < 20_000 + 4_000 for shard in shards)  # header included
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in jax.tree.leaves(params))
     assert_same_params(weights.load(tmp_path)[1], params)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert model.config.eos_token_id == 5
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == 5
     tokens = list(np.random.default_rng(0).integers(0, 61, 50))
     theirs = hf_logits(model, tokens)
     assert np.abs(our_logits(config, params, tokens) - theirs).max() < 1e-4 * np.abs(theirs).max()

@@ -1,13 +1,31 @@
-"""Tokenizers: a sentencepiece model (the tiny vocabulary), or byte-level BPE from a Hugging Face folder or a GGUF."""
+"""Tokenizers: a sentencepiece model (the tiny vocabulary), or byte-level BPE from a Hugging Face folder or a GGUF.
+
+`write_hf` writes any of them as the files that transformers' AutoTokenizer loads.
+"""
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from agemem_jax.types import PAD_ID
 
 END_OF_TURN = "<|im_end|>"
+# The tiny vocabulary's conversations, as training lays them out: the system message comes first even if it says
+# nothing, and what a message says begins with a space, unless it is in the tools' format.
+SMALL_CHAT_TEMPLATE = (
+    "{%- if not messages or messages[0]['role'] != 'system' %}{{ '<|im_start|>system<|im_end|>' }}{% endif %}"
+    "{%- for message in messages %}{{ '<|im_start|>' + message['role'] }}"
+    "{%- if message['content'] and message['content'][0] not in ' <' %}{{ ' ' }}{% endif %}"
+    "{{- message['content'] }}{% if not message['content'].endswith('<|im_end|>') %}{{ '<|im_end|>' }}{% endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+# What makes up a tokenizer in a Hugging Face folder.
+HF_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+            "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip
 _UNUSED = re.compile(r"\[PAD\d+\]")  # GGUF fills the vocabulary up with these
 
 
@@ -71,6 +89,11 @@ class Tokenizer:
         if name not in self.markers:
             raise ValueError(f"the vocabulary has no control token {name!r}; it has {sorted(self.markers)[:20]}")
         return self.markers[name]
+
+    def end_ids(self) -> list[int]:
+        """Tokens that end an assistant message: the marker, and pieces that have it at their end."""
+        mark = self.end_of_turn.encode()
+        return [self.eos_id, *(i for i, piece in enumerate(self.pieces) if piece and piece.endswith(mark))]
 
     def token_bytes(self) -> list[bytes | None]:
         """Text of each token as it appears in a string, `[vocab_size]`; None for control tokens."""
@@ -155,21 +178,25 @@ def _load_sentencepiece(path: str) -> Tokenizer:
     return Tokenizer(encode, tuple(pieces), markers, pad_id, END_OF_TURN, None, None, True)
 
 
-def _load_bpe(path: str) -> Tokenizer:
+def _load_fast(path: str):
+    """transformers' tokenizer of a folder, a tokenizer.json or a GGUF file."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder, name = os.path.split(path)
     try:
         if path.endswith(".gguf"):
-            loaded = AutoTokenizer.from_pretrained(folder or ".", gguf_file=name)
-        elif name == "tokenizer.json":  # the files beside it hold the chat template
-            loaded = PreTrainedTokenizerFast.from_pretrained(folder or ".")
-        elif path.endswith(".json"):
-            loaded = PreTrainedTokenizerFast(tokenizer_file=path)
-        else:
-            loaded = PreTrainedTokenizerFast.from_pretrained(path)
+            return AutoTokenizer.from_pretrained(folder or ".", gguf_file=name)
+        if name == "tokenizer.json":  # the files beside it hold the chat template
+            return PreTrainedTokenizerFast.from_pretrained(folder or ".")
+        if path.endswith(".json"):
+            return PreTrainedTokenizerFast(tokenizer_file=path)
+        return PreTrainedTokenizerFast.from_pretrained(path)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions on files that they cannot read
         raise ValueError(f"policy.tokenizer: cannot read a tokenizer from {path!r}: {error}") from error
+
+
+def _load_bpe(path: str) -> Tokenizer:
+    loaded = _load_fast(path)
     backend = loaded.backend_tokenizer
     if "ByteLevel" not in str(backend.decoder):
         raise ValueError(f"policy.tokenizer: {path!r} is not byte-level BPE (its decoder is {backend.decoder})")
@@ -203,3 +230,71 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+def write_hf(path: str, folder: str | os.PathLike) -> None:
+    """Writes the tokenizer of `path`, as `Tokenizer.load` takes it, for transformers' AutoTokenizer; same ids.
+
+    Files of a Hugging Face folder are copied. A sentencepiece model is written as a tokenizer.json, and itself beside
+    it. The folder is made if need be; each file appears whole.
+
+    Raises ValueError as `Tokenizer.load`, or if the sentencepiece model is of a kind that a tokenizer.json cannot hold.
+    """
+    loaded = Tokenizer.load(path)
+    folder = Path(folder)
+    partial = folder / "tokenizer.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if path.endswith(".model"):
+        _convert_sentencepiece(path, loaded.pad_id).save_pretrained(partial)
+        shutil.copyfile(path, partial / "tokenizer.model")
+    elif path.endswith(".gguf") or (path.endswith(".json") and os.path.basename(path) != "tokenizer.json"):
+        _load_fast(path).save_pretrained(partial)
+    else:
+        source = Path(path) if os.path.isdir(path) else Path(path).parent
+        for name in HF_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, partial / name)
+    for file in partial.iterdir():
+        file.replace(folder / file.name)
+    partial.rmdir()
+
+
+def _convert_sentencepiece(path: str, pad_id: int):
+    """A sentencepiece unigram model without normalisation as transformers' tokenizer; spaces stay spaces in its pieces.
+
+    Both look for the most likely pieces. sentencepiece takes its user-defined symbols wherever they stand; here they
+    are added tokens, of which the first and then the longest is taken. Markers are special ones.
+    """
+    import tokenizers
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import PreTrainedTokenizerFast
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(Path(path).read_bytes())
+    normalizer, trainer = model.normalizer_spec, model.trainer_spec
+    plain = not (normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces or normalizer.precompiled_charsmap)
+    if trainer.model_type != trainer.UNIGRAM or not plain:
+        raise ValueError(
+            f"{path}: only a unigram model without normalisation, dummy prefix and removal of spaces can be written "
+            "for transformers; train it as data/vocabulary.py does"
+        )
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    pieces, added = [], []
+    for piece in model.pieces:
+        text = piece.piece.replace("▁", " ")
+        pieces.append((text, piece.score))
+        if piece.type == kinds.USER_DEFINED:  # markers are told as in `Tokenizer.load`
+            added.append(tokenizers.AddedToken(text, special=text.startswith("<|"), normalized=False))
+    unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == kinds.UNKNOWN)
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unknown, trainer.byte_fallback))
+    backend.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    backend.add_tokens(added)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token=model.pieces[unknown].piece,
+        pad_token=model.pieces[pad_id].piece,
+        eos_token=END_OF_TURN,
+        clean_up_tokenization_spaces=False,
+        chat_template=SMALL_CHAT_TEMPLATE,
+    )

@@ -184,8 +184,8 @@ def assemble(config: ModelConfig, tensors: Tensors, shardings: Shardings | None 
     """The parameters, read tensor by tensor into place.
 
     Args:
-      shardings: tree like the parameters; each process reads the part that its devices hold. A layer axis stays whole.
-        None: uncommitted arrays on the default device.
+      shardings: tree like the parameters, on a mesh of Auto axes or a single device; each process reads the part that
+        its devices hold. A layer axis stays whole. None: uncommitted arrays on the default device.
 
     Raises ValueError naming every tensor that does not fit `config`, or the parameter whose sharding cannot be had.
     """
@@ -550,6 +550,7 @@ def save_hf(
     params: dict,
     dtype: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
+    token_ids: dict[str, int | list[int]] | None = None,
     extra: dict | None = None,
 ) -> None:
     """Writes weights and config.json, which transformers and vLLM load, into `folder` (made if need be).
@@ -561,12 +562,14 @@ def save_hf(
       params: arrays of any sharding, or numpy arrays.
       dtype: of the file; the parameters' own if None.
       max_shard_bytes: beyond it, the weights are cut into files with a model.safetensors.index.json.
-      extra: further fields of config.json, for example eos_token_id or max_position_embeddings.
+      token_ids: eos_token_id and pad_token_id, for config.json and a generation_config.json.
+      extra: further fields of config.json, for example max_position_embeddings.
 
     The tokenizer's files are the caller's.
     """
     folder = Path(folder)
-    described = hf_config(config) | {"torch_dtype": dtype or config.param_dtype} | (extra or {})
+    token_ids = token_ids or {}
+    described = hf_config(config) | {"torch_dtype": dtype or config.param_dtype} | token_ids | (extra or {})
     if dtype is not None and dtype not in SAFETENSORS_DTYPES:
         raise ValueError(f"dtype={dtype!r} cannot be exported; one of {', '.join(SAFETENSORS_DTYPES)} can")
     shards = _into_shards(_parts(config, params, dtype), max_shard_bytes)
@@ -588,6 +591,8 @@ def save_hf(
     if not writes:
         return
     write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    if token_ids:
+        write_text(folder / "generation_config.json", json.dumps(token_ids, indent=2) + "\n")
     for name in names:
         (folder / f"{name}.partial").replace(folder / name)
     if len(shards) > 1:
@@ -673,12 +678,17 @@ def _write_shard(path: Path, parts: list[_Part]) -> None:
 
 def _on_host(part: _Part) -> np.ndarray:
     """The values of one tensor, in our layout; all processes together if none holds all of it."""
-    value = part.value
-    if part.layer is not None:
-        value = value[part.layer] if isinstance(value, np.ndarray) else _one_layer(value, part.layer)
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+    value, layer = part.value, part.layer
+    if isinstance(value, np.ndarray):
+        return value if layer is None else value[layer]
+    value = value if layer is None else _one_layer(value, layer)
+    if not value.is_fully_addressable:
         return multihost_utils.process_allgather(value, tiled=True)
-    return np.asarray(value)
+    out = np.empty(value.shape, value.dtype)  # np.asarray(value) would stay in memory as long as the parameter
+    for shard in value.addressable_shards:
+        if shard.replica_id == 0:
+            out[shard.index] = shard.data
+    return out
 
 
 @jax.jit

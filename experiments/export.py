@@ -1,0 +1,211 @@
+"""Exports the policy of a run as a released checkpoint, which transformers and vLLM load.
+
+    python -m experiments.export --run=runs/tiny/seed_0 --folder=released/tiny --dtype=bfloat16
+
+The folder holds config.json, generation_config.json, the weights, the tokenizer with its chat template, and a model
+card, README.md. The newest whole checkpoint is taken, whichever mesh wrote it; it is spread over the devices at hand.
+"""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from absl import flags
+from ml_collections import ConfigDict
+
+from agemem_jax import sharding
+from agemem_jax.config import ConfigError, from_json, to_json
+from agemem_jax.data.prompts import system_prompt
+from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.models import qwen, weights
+from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.training.checkpoint import checkpoints, damage
+from agemem_jax.training.setup import fresh_model
+from agemem_jax.training.state import param_shardings
+from agemem_jax.training.summary import table
+from experiments import cli, out
+
+RUN = flags.DEFINE_string("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
+FOLDER = flags.DEFINE_string("folder", None, "where the released checkpoint goes", required=True)
+DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")
+SHARD_BYTES = flags.DEFINE_integer("shard_bytes", weights.SHARD_BYTES, "largest weight file", lower_bound=1)
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [agemem, agent-memory, grpo]
+---
+
+# {name}
+
+A policy that manages its own memory with six tools (ADD, UPDATE, DELETE and RETRIEVE on a long-term store, SUMMARY and
+FILTER on its context), trained by the three-stage, step-wise GRPO of AgeMem
+([arXiv 2601.01885](https://arxiv.org/abs/2601.01885)) with agemem_jax: {updates} updates, seed {seed}, started from
+{start}.
+
+| {kind} | |
+|---|---|
+{architecture}
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+messages = [{messages}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+reply = model.generate(**prompt, max_new_tokens={new_tokens}, do_sample=False)
+print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :]))
+```
+
+`FOLDER` is where this file lies. In agemem_jax: `--config.policy.weights=FOLDER --config.policy.tokenizer={tokenizer}`.
+The policy writes tool calls; the program around it must run them. In training a grammar held decoding to their format.
+{prompt}{results}
+## The run
+
+```json
+{config}
+```
+"""
+PROMPT = """
+## The system prompt it was trained with
+
+```
+{text}
+```
+"""
+RESULTS = """
+## Results
+
+{tasks} test tasks that training never met, over the seeds {seeds} of the run (this checkpoint is of one); mean ± half a
+95 % interval. no_memory: the starting policy with its tools off; agemem_norl: with them; agemem: after training.
+
+```
+{table}
+```
+"""
+
+
+def main(_) -> None:
+    try:
+        figures = export(Path(RUN.value), Path(FOLDER.value), DTYPE.value, SHARD_BYTES.value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(f"{figures['checkpoint']} -> {figures['folder']}: {figures['parameters']:,} parameters, {figures['dtype']}")
+    out.write(figures)
+
+
+def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict:
+    """Writes the released checkpoint; returns what it is. Raises ValueError if there is nothing to export."""
+    checkpoint = newest(run)
+    config = from_json((checkpoint / "config.json").read_text())
+    source = config.policy.tokenizer or config.policy.weights
+    tokenizer = Tokenizer.load(source)
+    model = architecture(config, tokenizer)
+    params = restore_params(checkpoint, model)
+    write_hf(source, folder)
+    dtype = dtype or model.param_dtype
+    weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype))
+    ends = tokenizer.end_ids()
+    token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
+    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config))
+    return {
+        "checkpoint": str(checkpoint),
+        "folder": str(folder),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "dtype": dtype,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "files": sorted(file.name for file in folder.iterdir()),
+    }
+
+
+def newest(run: Path) -> Path:
+    """The newest whole checkpoint of a seed. Raises ValueError if there is none."""
+    folder = run / "checkpoints"
+    for path in checkpoints(folder) if folder.is_dir() else []:
+        problem = damage(path)
+        if problem is None:
+            return path
+        warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
+    seeds = ", ".join(sorted(str(path) for path in run.glob("seed_*")))
+    hint = f"give one of its seeds: {seeds}" if seeds else "give the folder of one seed, as in --run=runs/tiny/seed_0"
+    raise ValueError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
+
+
+def architecture(config: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
+    """Of the policy of a run; no weights are read."""
+    p = config.policy
+    if p.weights:
+        return weights.read_config(p.weights, dtype=p.dtype, param_dtype=p.param_dtype)
+    return fresh_model(p, tokenizer.vocab_size)
+
+
+def restore_params(checkpoint: Path, model: ModelConfig) -> dict:
+    """The parameters alone, over the devices of this process; the optimizer's state is not read."""
+    mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
+    shapes = jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))
+    wanted = {f".params{jax.tree_util.keystr(p)}": x for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
+    saved = json.loads((checkpoint / "arrays.json").read_text())
+    for name in sorted(wanted.keys() | {name for name in saved if name.startswith(".params[")}):
+        expected = f"{wanted[name].dtype}{list(wanted[name].shape)}" if name in wanted else "absent"
+        if saved.get(name, "absent") != expected:
+            raise ValueError(
+                f"checkpoint {checkpoint}: {name} is {saved.get(name, 'absent')}, and {expected} in the policy of its "
+                "config; put the weights back that policy.weights named when the run began"
+            )
+    like = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, param_shardings(model, mesh)
+    )
+    item = {"params": like}
+    how = ocp.checkpoint_utils.construct_restore_args(item)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
+
+
+def positions(config: ConfigDict) -> dict:
+    """The longest context that the weights were made for, if the starting weights tell."""
+    beside = weights.find(config.policy.weights).parent / "config.json" if config.policy.weights else None
+    known = json.loads(beside.read_text()) if beside is not None and beside.is_file() else {}
+    return {name: known[name] for name in ("max_position_embeddings",) if name in known}
+
+
+def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str) -> str:
+    """The model card, README.md."""
+    described = weights.hf_config(model)
+    fields = [name for name in described if name not in ("architectures", "torch_dtype")]
+    rows = [*((name, described[name]) for name in fields), ("dtype of the weights", dtype)]
+    messages = [{"role": "user", "content": "Ada Keller wrote Silver River"}]
+    prompt = ""
+    if not tokenizer.is_small:
+        prompt = PROMPT.format(text=system_prompt(config.tools))
+        messages.insert(0, {"role": "system", "content": "..."})
+    summary = run.parent / "summary.json"
+    results = ""
+    if summary.is_file():
+        kept = json.loads(summary.read_text())
+        seeds = ", ".join(map(str, kept["seeds"]))
+        results = RESULTS.format(tasks=kept["test_tasks"], seeds=seeds, table=table(kept))
+    return CARD.format(
+        name=config.name,
+        updates=int(checkpoint.name),
+        seed=config.seed,
+        start=f"`{config.policy.weights}`" if config.policy.weights else "fresh parameters",
+        kind=described["architectures"][0],
+        architecture="\n".join(f"| {name} | {value} |" for name, value in rows if value is not None),
+        messages=", ".join(map(json.dumps, messages)),
+        new_tokens=config.rollout.action_tokens,
+        tokenizer="FOLDER/tokenizer.model" if tokenizer.is_small else "FOLDER",
+        prompt=prompt,
+        results=results,
+        config=to_json(config),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, config_required=False)
