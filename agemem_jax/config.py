@@ -17,16 +17,20 @@ from agemem_jax.types import TOOL_NAMES
 CHOICES = {
     "policy.dtype": ("float32", "bfloat16", "float16"),
     "policy.param_dtype": ("float32", "bfloat16", "float16"),
+    "policy.attention": ("xla", "splash", "cudnn"),
     "tools.format": ("paper", "hermes"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
     "store.encoder": ("lexical", "policy"),
     "reward.task_metric": ("f1", "exact_match", "judge"),
+    "mesh.learner": ("fsdp", "tensor"),
     "rl.schedule": ("chained", "sequential"),
     "rl.credit": ("broadcast", "per_stage", "return_to_go"),
     "rl.zero_variance": ("keep", "drop"),
     "rl.loss_average": ("token", "sequence", "constant"),
 }
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # that can have adapters
 
 # Smallest values. Fields that are not listed here or below only have to be finite.
 AT_LEAST = {
@@ -39,6 +43,8 @@ AT_LEAST = {
     "policy.num_heads": 1,
     "policy.num_kv_heads": 1,
     "policy.head_dim": 2,
+    "policy.query_block": 0,
+    "policy.lora_rank": 0,
     "tools.max_calls": 1,
     "tools.min_calls": 0,
     "tools.max_tags": 0,
@@ -78,6 +84,7 @@ AT_LEAST = {
     "rl.epochs": 1,
     "rl.micro_batch": 1,
     "rl.logit_chunk": 1,
+    "rl.widths": 1,
     "optim.warmup_updates": 0,
     "optim.weight_decay": 0,
     "warm.steps": 0,
@@ -94,6 +101,7 @@ AT_LEAST = {
 ABOVE_ZERO = (
     "policy.rope_theta",
     "policy.rms_norm_eps",
+    "policy.lora_alpha",
     "rollout.temperature",
     "rl.advantage_eps",
     "optim.learning_rate",
@@ -167,6 +175,7 @@ def validate(config: ConfigDict) -> None:
             if not low <= value <= high:
                 refuse(name, value, f"must lie between {low} and {high}")
     check_policy(config)
+    check_mesh_sizes(config)
     check_tools(config)
     check_task(config)
     check_context(config)
@@ -174,8 +183,23 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_policy(config: ConfigDict) -> None:
-    """Sizes of a fresh policy; with weights they come from the file."""
+    """Adapters, and sizes of a fresh policy; with weights they come from the file."""
     p = config.policy
+    for name in p.lora_targets:
+        if name not in PROJECTIONS:
+            refuse(
+                "policy.lora_targets", tuple(p.lora_targets),
+                f"there is no projection {name!r}; the projections are {', '.join(PROJECTIONS)}"
+                f"{nearest_of(str(name), PROJECTIONS)}",
+            )  # fmt: skip
+    if len(set(p.lora_targets)) < len(p.lora_targets):
+        refuse("policy.lora_targets", tuple(p.lora_targets), "names a projection twice; name each once")
+    if p.lora_rank and not p.lora_targets:
+        refuse(
+            "policy.lora_targets", (),
+            f"with policy.lora_rank = {p.lora_rank} nothing would be trained; name a projection, or set "
+            "policy.lora_rank = 0 to train all parameters",
+        )  # fmt: skip
     if p.weights:
         return
     if p.num_heads % p.num_kv_heads:
@@ -186,6 +210,44 @@ def check_policy(config: ConfigDict) -> None:
         )  # fmt: skip
     if p.head_dim % 2:
         refuse("policy.head_dim", p.head_dim, "must be even, since rotary embeddings turn pairs of dimensions")
+
+
+def check_mesh_sizes(config: ConfigDict) -> None:
+    """Sizes of the mesh by themselves; whether they fit the devices is known when these are."""
+    for name in ("data", "fsdp", "tensor"):
+        if config.mesh[name] < 1 and config.mesh[name] != -1:
+            refuse(f"mesh.{name}", config.mesh[name], "must be at least 1, or -1 for the devices that the others leave")
+
+
+def check_mesh(config: ConfigDict, shape: dict[str, int], kv_heads: int, sizes: dict[str, int]) -> None:
+    """Raises ConfigError if rows or parameters cannot be cut evenly over a mesh.
+
+    Args:
+      shape: sizes of data, fsdp and tensor.
+      kv_heads: key-value heads of the policy.
+      sizes: {name of a size of the policy: its value} that tensor and fsdp cut.
+    """
+    rows, cut = derive(config).rows, shape["data"] * shape["fsdp"]
+    if rows % cut:
+        refuse(
+            "rl.tasks_per_update", config.rl.tasks_per_update,
+            f"times rl.group_size = {config.rl.group_size} gives {rows} rollouts, which cannot be cut over mesh.data x "
+            f"mesh.fsdp = {cut} devices; choose a multiple",
+        )  # fmt: skip
+    micro = derive(config).micro_batch
+    cut *= shape["tensor"] if config.mesh.learner == "fsdp" else 1
+    if micro % cut:
+        refuse(
+            "rl.micro_batch", micro,
+            f"cannot be cut over the {cut} devices that the update's rows are spread over; choose a multiple of {cut} "
+            "(at most the segments of an update: rollouts x context.max_segments)",
+        )  # fmt: skip
+    if kv_heads % shape["tensor"]:
+        refuse("mesh.tensor", shape["tensor"], f"must divide the policy's {kv_heads} key-value heads")
+    for name, size in sizes.items():
+        axis = "fsdp" if name == "hidden_size" else "tensor"
+        if size % shape[axis]:
+            refuse(f"mesh.{axis}", shape[axis], f"must divide the policy's {name} = {size}")
 
 
 def check_tools(config: ConfigDict) -> None:

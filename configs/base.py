@@ -32,6 +32,15 @@ def get_config() -> ConfigDict:
     c.policy.dtype = "float32"  # of activations and the KV cache
     c.policy.param_dtype = "float32"
     c.policy.remat = False  # recompute layers in the backward pass
+    c.policy.attention = "xla"  # "xla", "splash" (TPU) or "cudnn" (GPU): of many queries; decoding is always "xla"
+    c.policy.query_block = 0  # of "xla": so many queries at a time, for contexts of thousands of tokens; 0 = all
+    c.policy.scan_layers = False  # decode in a loop over layers: compiles faster, for accelerators (slow on a CPU)
+
+    # LoRA: with a rank, adapters on these projections are trained (float32) and the policy itself stays as it is; it is
+    # also the reference. Adapters take a larger optim.learning_rate than all parameters do.
+    c.policy.lora_rank = 0  # 0 = all parameters are trained
+    c.policy.lora_alpha = 16.0  # adapters count alpha / rank times
+    c.policy.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     # The turn format: <think>, then a JSON array of calls, or an answer.
     c.tools = ConfigDict()
@@ -54,6 +63,14 @@ def get_config() -> ConfigDict:
     c.tools.body_tokens = 0  # of a turn's budget, that thinking leaves for the calls or answer; constrained only
     c.tools.optional_arguments = True  # memory_type, metadata, metadata_filter, top_k may be written
     c.tools.summary_by = "policy"  # "policy": a generation slot of its own; "call": the call carries the text
+
+    # Devices: their number is the product; -1 takes what the others leave. Rows are cut over data and fsdp, parameters
+    # and optimizer state are stored over fsdp and tensor.
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1  # tensor parallelism of the rollout; must divide the key-value heads
+    c.mesh.learner = "fsdp"  # the update: "fsdp" (rows over all devices, layers gathered) or "tensor" (as the rollout)
 
     # Long-term memory.
     c.store = ConfigDict()
@@ -99,7 +116,7 @@ def get_config() -> ConfigDict:
     c.rollout.summary_slots = 2  # generation slots a stage may spend on summaries
     c.rollout.temperature = 1.0
     c.rollout.prefill_chunk = 256
-    c.rollout.prefill_rows = 0  # rows of a prefill chunk after the first, those that need most; 0 = all
+    c.rollout.prefill_rows = 0  # rows of a prefill chunk after the first, those that need most; 0, several devices: all
     c.rollout.history_widths = 1  # the decode loop is compiled for so many context lengths, and runs on the shortest
 
     # Rewards: R = w . (task, context, memory) + penalties. A weight of 0 switches a term off; every term has its curve.
@@ -137,8 +154,9 @@ def get_config() -> ConfigDict:
     c.rl.kl_coef = 0.1  # beta, to the frozen starting policy; 0 = no reference pass
     c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: by a fixed length)
     c.rl.epochs = 1
-    c.rl.micro_batch = 32  # segments a gradient-accumulation step
-    c.rl.logit_chunk = 512  # tokens whose logits exist at once
+    c.rl.micro_batch = 32  # segments a gradient-accumulation step, of all devices together
+    c.rl.logit_chunk = 512  # tokens whose logits exist at once (of each device)
+    c.rl.widths = 4  # lengths that micro-batches are cut to; the update is compiled for each
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-6

@@ -35,6 +35,7 @@ def small_config(**changes) -> ConfigDict:
     c.policy.num_heads = 2
     c.policy.num_kv_heads = 1
     c.policy.head_dim = 16
+    c.mesh.fsdp = 1
     c.store.entries = 3
     c.store.embedding_size = 64
     c.task.train_size = 32
@@ -86,9 +87,12 @@ def build_small(**changes) -> Run:
     config, capacity = run.config, run.spec.rollout.capacity
     widths = tuple(capacity * (i + 1) // WIDTHS for i in range(WIDTHS))
     spec = dataclasses.replace(run.spec, learn=dataclasses.replace(run.spec.learn, widths=widths))
+    sharper = lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x  # noqa: E731
+    params, frozen = (jax.tree.map(sharper, tree) for tree in (run.params, run.frozen))
     return dataclasses.replace(
         run,
-        params=jax.tree.map(lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x, run.params),
+        params=run.params if run.model.lora else params,
+        frozen=frozen,
         spec=spec,
         programs=compile_programs(spec, run.model, run.optimizer, config.rl, config.reward),
     )
@@ -111,7 +115,7 @@ def play(run: Run, task, asked, state=None, stages=(1, 2, 3)):
     state = new_state(run.params, run.optimizer) if state is None else state
     rows, after, outcomes = None, [], []
     for stage in stages:
-        state, rows, outcome = run.programs[stage](state, run.params, rows, task, run.world, asked)
+        state, rows, outcome = run.programs[stage](state, run.frozen, rows, task, run.world, asked)
         after.append(jax.device_get(rows))
         outcomes.append(jax.device_get(outcome))
     return state, after, outcomes

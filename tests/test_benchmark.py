@@ -33,9 +33,7 @@ def full_log_probs(params: dict, sizes: Sizes, prompts: jax.Array, tokens: jax.A
     """Log-probabilities of rollouts [rows, context] by one forward pass over prompt and rollout, without any cache."""
     sequence = jnp.concatenate([jnp.repeat(prompts, sizes.group, 0), tokens], 1)
     empty = jnp.zeros((1, 0), jnp.int32)
-    _, hidden = qwen.rows_forward(
-        params, MODEL, empty, jnp.zeros((1,), jnp.int32), sequence[None], jnp.ones((1, *sequence.shape), bool)
-    )
+    _, hidden = qwen.rows_forward(params, MODEL, empty, jnp.zeros((1,), jnp.int32), sequence[None])
     scores = jax.nn.log_softmax(qwen.logits(params, MODEL, hidden[0]))
     return np.asarray(jnp.take_along_axis(scores[:, sizes.prompt - 1 : -1], tokens[..., None], 2)[..., 0])
 

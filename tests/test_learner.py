@@ -80,9 +80,8 @@ def reference():
     def log_probs(params, turn):
         """Masked log-probabilities [C] of a turn's context at every place."""
         tokens = jnp.concatenate([prompt, turn["tokens"]])[None, None]
-        valid = jnp.arange(tokens.shape[-1]) < p + turn["end"]
         nothing = jnp.zeros((1, 0), jnp.int32), jnp.zeros((1,), jnp.int32)
-        _, hidden = qwen.rows_forward(params, run.model, *nothing, tokens, valid[None, None])
+        _, hidden = qwen.rows_forward(params, run.model, *nothing, tokens)
         z = qwen.logits(params, run.model, hidden[0, 0, p - 1 : -1]) / run.config.rollout.temperature
         allowed = grammar_lib.allowed_tokens(run.world.grammar, turn["state"], turn["remaining"], turn["ops"])
         logp = jax.nn.log_softmax(jnp.where(allowed, z, -1e30), axis=-1)
@@ -115,7 +114,6 @@ def turn_arrays(segments, advantage: np.ndarray, weight: np.ndarray, multiple: i
         rows.append(
             {
                 "tokens": np.where(columns < end, segments.tokens[b, s], PAD_ID),
-                "end": np.int32(end),
                 "trainable": segments.trainable[b, s] & (columns >= begin) & (columns < end),
                 "advantage": np.float32(advantage[b]),
                 "weight": np.float32(weight[b]),
@@ -259,9 +257,8 @@ def grouped_reference():
             joined[g, r, : p[g, 0] + n[g, r]] = [*prefix.tokens[g, : p[g, 0]], *batch.tokens[g, r, : n[g, r]]]
 
     def sequence_loss(params, one):
-        tokens, start, end, row = one
-        valid = jnp.arange(17) < end
-        _, hidden = qwen.rows_forward(params, MODEL, *nothing, tokens[None, None], valid[None, None])
+        tokens, start, row = one
+        _, hidden = qwen.rows_forward(params, MODEL, *nothing, tokens[None, None])
         z = jax.nn.log_softmax(qwen.logits(params, MODEL, hidden[0, 0]) / 0.9)
         z = jax.lax.dynamic_slice_in_dim(z, start - 1, 12)
         logp = jnp.take_along_axis(z, row.tokens[:, None], 1)[:, 0]

@@ -67,8 +67,8 @@ def small_policy() -> tuple[ModelConfig, dict]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def forward(params, config, prefix_tokens, prefix_length, tokens, valid):
-    prefix, rows = qwen.rows_forward(params, config, prefix_tokens, prefix_length, tokens, valid)
+def forward(params, config, prefix_tokens, prefix_length, tokens):
+    prefix, rows = qwen.rows_forward(params, config, prefix_tokens, prefix_length, tokens)
     return qwen.logits(params, config, prefix), qwen.logits(params, config, rows)
 
 
@@ -76,12 +76,10 @@ def full_logits(params, config, sequences: list[np.ndarray]) -> list[np.ndarray]
     """Logits of whole sequences, each its own row without a prefix, padded to the longest."""
     width = max(map(len, sequences))
     tokens = np.zeros((len(sequences), 1, width), np.int32)
-    valid = np.zeros(tokens.shape, bool)
     for row, sequence in enumerate(sequences):
         tokens[row, 0, : len(sequence)] = sequence
-        valid[row, 0, : len(sequence)] = True
     n = len(sequences)
-    _, out = forward(params, config, jnp.zeros((n, 0), jnp.int32), jnp.zeros(n, jnp.int32), tokens, valid)
+    _, out = forward(params, config, jnp.zeros((n, 0), jnp.int32), jnp.zeros(n, jnp.int32), tokens)
     return [np.asarray(out[row, 0, : len(sequence)]) for row, sequence in enumerate(sequences)]
 
 
@@ -135,8 +133,7 @@ def test_prefix_and_rows_equal_whole_sequences():
     rng = np.random.default_rng(2)
     prefix_tokens, prefix_length = random_tokens(rng, 2, 9), np.array([9, 4])
     tokens, lengths = random_tokens(rng, 2, 3, 11), np.array([[11, 5, 1], [2, 8, 11]])
-    valid = np.arange(11) < lengths[..., None]
-    prefix_out, out = forward(params, config, prefix_tokens, prefix_length, tokens, valid)
+    prefix_out, out = forward(params, config, prefix_tokens, prefix_length, tokens)
     for n in range(2):
         prefix = prefix_tokens[n, : prefix_length[n]]
         assert_close(prefix_out[n, : len(prefix)], full_logits(params, config, [prefix])[0])
@@ -150,12 +147,12 @@ def test_padding_changes_nothing():
     config, params = small_policy()
     rng = np.random.default_rng(3)
     prefix, row = random_tokens(rng, 1, 6), random_tokens(rng, 1, 1, 7)
-    _, expected = forward(params, config, prefix, np.array([6]), row, np.ones((1, 1, 7), bool))
-    tokens, valid = random_tokens(rng, 2, 4, 19), np.zeros((2, 4, 19), bool)
-    tokens[1, 2, :7], valid[1, 2, :7], valid[0] = row[0, 0], True, True
+    _, expected = forward(params, config, prefix, np.array([6]), row)
+    tokens = random_tokens(rng, 2, 4, 19)
+    tokens[1, 2, :7] = row[0, 0]
     wide_prefix = random_tokens(rng, 2, 13)
     wide_prefix[1, :6] = prefix[0]
-    _, out = forward(params, config, wide_prefix, np.array([13, 6]), tokens, valid)
+    _, out = forward(params, config, wide_prefix, np.array([13, 6]), tokens)
     assert_close(out[1, 2, :7], expected[0, 0], 1e-5)
     assert np.isfinite(np.asarray(out)).all()
 
@@ -167,12 +164,12 @@ def test_gradients_equal_those_of_whole_sequences_and_remat_changes_nothing():
     target = jax.random.normal(jax.random.key(5), (3, 6, config.vocab_size))
 
     def split(params, config):
-        return (forward(params, config, prefix, jnp.array([5]), rows, jnp.ones(rows.shape, bool))[1][0] * target).sum()
+        return (forward(params, config, prefix, jnp.array([5]), rows)[1][0] * target).sum()
 
     def whole(params):
         tokens = jnp.concatenate([jnp.broadcast_to(prefix, (3, 5)), rows[0]], 1)[:, None]
         nothing = jnp.zeros((3, 0), jnp.int32), jnp.zeros(3, jnp.int32)
-        return (forward(params, config, *nothing, tokens, jnp.ones(tokens.shape, bool))[1][:, 0, 5:] * target).sum()
+        return (forward(params, config, *nothing, tokens)[1][:, 0, 5:] * target).sum()
 
     expected = jax.jit(jax.grad(whole))(params)
     for remat in (False, True):
@@ -180,9 +177,11 @@ def test_gradients_equal_those_of_whole_sequences_and_remat_changes_nothing():
         jax.tree.map(lambda g, e: assert_close(g, e, 1e-4), got, expected)
 
 
-def test_prefill_in_chunks_decode_and_merge_equal_full_forward():
+@pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
+def test_prefill_in_chunks_decode_and_merge_equal_full_forward(scan_layers):
     """Rows at uneven lengths: chunked prefill, token by token decoding, merge, and on again; then an edit."""
     config, params = small_policy()
+    config = dataclasses.replace(config, scan_layers=scan_layers)
     rng = np.random.default_rng(6)
     prompts, rows, capacity, width = 2, 6, 40, 5
     prefix_tokens, prefix_length = random_tokens(rng, prompts, 7), np.array([7, 3])
@@ -239,7 +238,7 @@ def test_split_layers_and_an_empty_prefix_give_the_same_decoding():
     rng = np.random.default_rng(7)
     tokens = random_tokens(rng, 2, 6)
     want = full_logits(params, config, list(tokens))
-    split = kv_cache.split_layers(params)
+    split = kv_cache.split_layers(params, config)
     prefix, last = encode_prefix(split, config, np.zeros((1, 0), np.int32), np.array([0]))
     assert last.shape == (1, config.hidden_size) and not last.any()
     zero = jnp.zeros(2, jnp.int32)
@@ -255,7 +254,7 @@ def test_bfloat16_activations_stay_near_float32():
     config, params = small_policy()
     half = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16")
     tokens = random_tokens(np.random.default_rng(8), 1, 2, 9)
-    args = (np.zeros((1, 0), np.int32), np.array([0]), tokens, np.ones(tokens.shape, bool))
+    args = (np.zeros((1, 0), np.int32), np.array([0]), tokens)
     _, full = forward(params, config, *args)
     _, low = forward(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), half, *args)
     assert low.dtype == jnp.float32

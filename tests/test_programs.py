@@ -117,15 +117,15 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
     task = jax.device_put(run.source.batch(0))
     for update in range(3):
         with jax.transfer_guard("disallow"):
-            state, outcome = train_update(run, state, run.params, update, task)
+            state, outcome = train_update(run, state, run.frozen, update, task)
             task = jax.device_put(run.source.batch(update + 1))
             metrics = jax.device_get(outcome["metrics"])
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
     for method in METHODS:
-        state, numbers, traced = evaluate(run, state, run.params, method, 8)
+        state, numbers, traced = evaluate(run, state, run.frozen, method, 8)
         assert {len(values) for values in numbers.values()} == {8}
-    state, _ = train_update(run, state, run.params, 3, task)
+    state, _ = train_update(run, state, run.frozen, 3, task)
     assert int(state.step) == 4
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 1}
 
@@ -143,11 +143,11 @@ def test_buffers_are_donated(recwarn):
     state, rows = new_state(run.params, run.optimizer), None
     for stage in (1, 2, 3):
         given = state, rows
-        state, rows, _ = run.programs[stage](state, run.params, rows, task, run.world, asked)
+        state, rows, _ = run.programs[stage](state, run.frozen, rows, task, run.world, asked)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
         # What a stage sets anew before it reads it, a few counters of one number a row, is no input to the program.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[1]) if leaf.size > run.spec.rollout.batch)
-    kept = run.params, task, run.world, state, rows
+    kept = run.params, run.frozen, task, run.world, state, rows
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
     assert not [w for w in recwarn if "donated" in str(w.message)]
 
@@ -157,7 +157,7 @@ def test_an_update_is_a_function_of_seed_update_and_state():
     task = jax.device_put(run.source.batch(0))
     ends = []
     for _ in range(2):
-        state, _ = train_update(run, new_state(run.params, run.optimizer), run.params, 7, task)
+        state, _ = train_update(run, new_state(run.params, run.optimizer), run.frozen, 7, task)
         ends.append(jax.device_get(state.params))
     jax.tree.map(np.testing.assert_array_equal, *ends)
     assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (run.params, ends[0])), strict=True))
@@ -167,12 +167,12 @@ def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     run = chained()
     state = new_state(run.params, run.optimizer)
     before = jax.device_get(state)
-    state, numbers, ((traces, rows), task) = evaluate(run, state, run.params, "agemem", 11)
+    state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, "agemem", 11)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
     assert {len(values) for values in numbers.values()} == {11}
     assert set(traces) == {1, 2, 3} and len(rows["f1"]) == 8
     assert (task.index >= run.source.num_train).all()
-    _, again, _ = evaluate(run, state, run.params, "agemem", 11)
+    _, again, _ = evaluate(run, state, run.frozen, "agemem", 11)
     for name, values in numbers.items():
         np.testing.assert_array_equal(values, again[name])
     assert method_tools(run.config, "no_memory") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS
@@ -188,7 +188,7 @@ def capture(monkeypatch, stages, rl: dict, reward: dict | None = None) -> Run:
     """The chained run with other settings, whose programs of `stages` do everything but the optimizer step: their
     metrics hold the learner's batch instead."""
 
-    def keep(state, ref_params, optimizer, model, grammar, prefix, batch, spec, rl, on):
+    def keep(state, frozen, optimizer, model, grammar, prefix, batch, spec, rl, on):
         return state, {"batch": batch}
 
     monkeypatch.setattr(programs_lib, "update", keep)

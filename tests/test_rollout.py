@@ -153,15 +153,14 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
     prompt = np.asarray(run.world.pieces.prefix.tokens[0])
     b, s, c = seg.tokens.shape
     tokens = np.concatenate([np.broadcast_to(prompt, (b * s, len(prompt))), seg.tokens.reshape(b * s, c)], 1)
-    valid = np.arange(tokens.shape[1]) < len(prompt) + seg.length.reshape(-1, 1)
 
     @jax.jit
-    def plain(params, tokens, valid):
+    def plain(params, tokens):
         nothing = jnp.zeros((1, 0), jnp.int32), jnp.zeros((1,), jnp.int32)
-        _, hidden = qwen.rows_forward(params, run.model, *nothing, tokens[None], valid[None])
+        _, hidden = qwen.rows_forward(params, run.model, *nothing, tokens[None])
         return qwen.logits(params, run.model, hidden[0])
 
-    logits = np.asarray(plain(run.params, tokens, valid))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
+    logits = np.asarray(plain(run.params, tokens))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
     where = np.nonzero(seg.trainable)
     allowed = grammar_lib.allowed_tokens(
         run.world.grammar, *(jnp.asarray(x[where], jnp.int32) for x in (seg.state, seg.remaining, seg.ops))
@@ -171,7 +170,7 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
     # And it matters what was seen: with the first token of each context exchanged it is another distribution.
     changed = tokens.copy()
     changed[:, len(prompt) + 1] = 7 + changed[:, len(prompt) + 1] % 500
-    other = np.asarray(plain(run.params, changed, valid))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
+    other = np.asarray(plain(run.params, changed))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
     moved, _ = masked_log_prob(other[where], allowed, jnp.asarray(seg.tokens[where]), 0.8)
     assert np.median(np.abs(moved - seg.logp[where])) > 1e-2
 

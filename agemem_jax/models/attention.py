@@ -67,7 +67,7 @@ def attention(
         kernel = _splash if implementation == "splash" else _cudnn
         out = _by_device(kernel, q, parts, layout, implementation)
     elif 0 < query_block < w:
-        out = _in_blocks(q, parts, query_block)
+        out = _in_blocks(q, parts, query_block, layout)
     else:
         out = _exact(q, parts, 0)
     return out.reshape(b, w, h * hd)
@@ -124,12 +124,16 @@ def _exact(q: jax.Array, parts: list[Keys], first: jax.Array | int) -> jax.Array
     return out.transpose(0, 3, 1, 2, 4)
 
 
-def _in_blocks(q: jax.Array, parts: list[Keys], block: int) -> jax.Array:
+def _in_blocks(q: jax.Array, parts: list[Keys], block: int, layout: Layout) -> jax.Array:
     """`_exact` for `block` queries at a time, each block's scores made again in the backward pass."""
     b, w, h, hd = q.shape
+
+    def place(x: jax.Array) -> jax.Array:  # [blocks, B, block, H, HD]: a loop forgets how its arrays are cut
+        return layout.constrain(x, None, "rows" if b > 1 else None, None, "heads", None)
+
     count = -(-w // block)
     q = jnp.pad(q, ((0, 0), (0, count * block - w), (0, 0), (0, 0)))
-    q = q.reshape(b, count, block, h, hd).swapaxes(0, 1)
+    q = place(q.reshape(b, count, block, h, hd).swapaxes(0, 1))
     # Gradients of keys and values add up over the blocks: in float32, whatever type the keys have.
     dtype = parts[0].k.dtype
     parts = [part._replace(k=part.k.astype(jnp.float32), v=part.v.astype(jnp.float32)) for part in parts]
@@ -142,7 +146,7 @@ def _in_blocks(q: jax.Array, parts: list[Keys], block: int) -> jax.Array:
             return _exact(q, [x._replace(k=x.k.astype(dtype), v=x.v.astype(dtype)) for x in seen], first)
 
         firsts = jnp.arange(start, stop) * block
-        return jax.lax.map(lambda x: attend(*x, seen), (q[start:stop], firsts))
+        return place(jax.lax.map(lambda x: attend(*x, seen), (q[start:stop], firsts)))
 
     causal = any(isinstance(part.offset, int) for part in parts)
     step = -(-count // RUNGS) if causal else count

@@ -6,34 +6,60 @@ step (a scalar column index, so a write is one cheap update), until `merge_slot`
 Context token j has position prefix length + j. An edit of the context only lowers `cached`: columns from there on are
 not read, and are overwritten by what comes next.
 
-Caches are tuples over layers of (K, V), K `[B, KV, HD, S]` and V `[B, KV, S, HD]`, and the layers are unrolled: a scan
-over stacked caches would copy all of them for every token. Prompt n's rows are n * R .. n * R + R - 1.
+Caches have one of two forms. Unrolled: a tuple over layers of (K [B, KV, HD, S], V [B, KV, S, HD]), the layers one
+after another in the program, which is fastest on a CPU: a loop over stacked layers copies all of them for every token.
+With `config.scan_layers`: one (K, V) with the layers stacked in front, and a loop, whose program is small whatever the
+depth and which accelerators update in place. Prompt n's rows are n * R .. n * R + R - 1.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from agemem_jax.models import qwen
-from agemem_jax.models.qwen import Keys, ModelConfig
+from agemem_jax.models.attention import Keys
+from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.sharding import Layout
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # per layer (K [B, KV, HD, S], V [B, KV, S, HD])
+KV = tuple[jax.Array, jax.Array]
+Cache = tuple[KV, ...] | KV  # unrolled: per layer; scanned: the layers stacked in front
+COLUMN_AXIS = (-1, -2)  # of K and V
 
 
 @struct.dataclass
 class PrefixCache:
     """Keys and values of Np prompts, each shared by its rows."""
 
-    kv: Cache  # per layer (K [Np, KV, HD, P], V [Np, KV, P, HD])
+    kv: Cache  # of layers (K [Np, KV, HD, P], V [Np, KV, P, HD])
     length: jax.Array  # [Np] int32
 
 
 def _empty(config: ModelConfig, batch: int, columns: int) -> Cache:
     kv, hd, dtype = config.num_kv_heads, config.head_dim, jnp.dtype(config.dtype)
-    return tuple(
-        (jnp.zeros((batch, kv, hd, columns), dtype), jnp.zeros((batch, kv, columns, hd), dtype))
-        for _ in range(config.num_layers)
+    stack = (config.num_layers,) if config.scan_layers else ()
+    pair = lambda: (  # noqa: E731
+        _constrain(config, jnp.zeros((*stack, batch, kv, hd, columns), dtype)),
+        _constrain(config, jnp.zeros((*stack, batch, kv, columns, hd), dtype)),
     )
+    return pair() if config.scan_layers else tuple(pair() for _ in range(config.num_layers))
+
+
+def _constrain(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """K or V, of one layer or stacked, with rows and heads cut as the layout says."""
+    return config.layout.constrain(x, *_names(x))
+
+
+def _names(x: jax.Array) -> tuple[str | None, ...]:
+    rows = "rows" if x.shape[-4] > 1 else None
+    return (*["layers"] * (x.ndim - 4), rows, "kv_heads", None, None)
+
+
+def shardings(cache: Cache, layout: Layout) -> Cache:
+    """Where a cache's arrays lie (shapes will do)."""
+    return jax.tree.map(lambda x: layout.sharding(*_names(x)), cache)
 
 
 def init_history(config: ModelConfig, batch: int, capacity: int) -> Cache:
@@ -46,12 +72,45 @@ def init_slot(config: ModelConfig, batch: int, width: int) -> Cache:
     return _empty(config, batch, width)
 
 
-def split_layers(params: dict) -> dict:
-    """The same parameters with `layers` a tuple of per-layer trees; every function here takes either form.
+def is_stacked(cache: Cache) -> bool:
+    """Whether the layers lie in one pair of arrays."""
+    return not isinstance(cache[0], tuple)
 
-    Done once outside a token loop it saves a few percent on a CPU, where XLA otherwise slices the stacked parameters
-    for every token; the barrier keeps it from moving the slices into the loop.
+
+def columns(cache: Cache) -> int:
+    """S, the columns that a row has."""
+    return jax.tree.leaves(cache)[0].shape[-1]
+
+
+def first_columns(cache: Cache, count: int) -> Cache:
+    """The cache cut to its first columns."""
+    cut = lambda kv: (kv[0][..., :count], kv[1][..., :count, :])  # noqa: E731
+    return cut(cache) if is_stacked(cache) else tuple(cut(kv) for kv in cache)
+
+
+def take_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """Some rows of a cache: `rows [n]` int32."""
+    return jax.tree.map(lambda x: x[:, rows] if is_stacked(cache) else x[rows], cache)
+
+
+def put_rows(cache: Cache, rows: jax.Array, new: Cache) -> Cache:
+    """The cache with its rows `rows [n]`, all different, replaced by those of `new`."""
+
+    def put(x, y):
+        at = x.at[:, rows] if is_stacked(cache) else x.at[rows]
+        return at.set(y, unique_indices=True)
+
+    return jax.tree.map(put, cache, new)
+
+
+def split_layers(params: dict, config: ModelConfig) -> dict:
+    """The same parameters with `layers` a tuple of per-layer trees, unless the layers are scanned.
+
+    Every function here takes either form. Done once outside a token loop it saves a few percent on a CPU, where XLA
+    otherwise slices the stacked parameters for every token; the barrier keeps it from moving the slices into the loop.
     """
+    if config.scan_layers:
+        return params
     return {**params, "layers": jax.lax.optimization_barrier(_layers(params))}
 
 
@@ -63,6 +122,60 @@ def _layers(params: dict) -> tuple[dict, ...]:
     return tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))
 
 
+def _through_layers(
+    params: dict,
+    config: ModelConfig,
+    x: jax.Array,
+    rope: tuple,
+    read: tuple[Cache, ...],
+    own: Cache | None,
+    write: Callable | None,
+    attend: Callable,
+) -> tuple[jax.Array, Cache]:
+    """Runs `x [B, W, D]` through all layers.
+
+    Args:
+      read: caches that the layers read.
+      own: the cache that each layer writes its keys and values to; None: they are collected into a new one.
+      write: (K or V, new keys or values, which: 0 for K, 1 for V, layer) -> K or V with the new ones written. A `layer`
+        that is not None means a stack of layers, of which this one is written.
+      attend: (q, *the layer's parts of `read`, (K, V) of `own` after writing) -> mixed.
+
+    Returns:
+      (x, the cache written or collected).
+    """
+    if not config.scan_layers:
+        new = []
+        for i, layer in enumerate(_layers(params)):
+            shared = [cache[i] for cache in read]
+
+            def look(q, k, v, i=i, shared=shared):
+                kv = (k, v) if own is None else (write(own[i][0], k, 0, None), write(own[i][1], v, 1, None))
+                return attend(q, *shared, kv), kv
+
+            x, kv = qwen.apply_layer(layer, config, x, rope, look)
+            new.append(kv)
+        return x, tuple(new)
+
+    def step(carry, xs):
+        x, own = carry
+        i, layer, shared = xs
+
+        def look(q, k, v):
+            if own is None:
+                return attend(q, *shared, (k, v)), (None, (k, v))
+            stack = tuple(write(s, n, which, i) for which, (s, n) in enumerate(zip(own, (k, v), strict=True)))
+            kv = tuple(jax.lax.dynamic_index_in_dim(s, i, 0, keepdims=False) for s in stack)
+            return attend(q, *shared, kv), (stack, None)
+
+        x, (own, made) = qwen.apply_layer(layer, config, x, rope, look)
+        return (x, own), made
+
+    (x, own), made = jax.lax.scan(step, (x, own), (jnp.arange(config.num_layers), params["layers"], read))
+    return x, made if own is None else own
+
+
+@jax.named_scope("prompt")
 def encode_prefix(
     params: dict, config: ModelConfig, tokens: jax.Array, length: jax.Array
 ) -> tuple[PrefixCache, jax.Array]:
@@ -74,14 +187,9 @@ def encode_prefix(
     if p == 0:
         return PrefixCache(_empty(config, n, 0), length), jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
     rope = qwen.rope_table(config, jnp.arange(p)[None])
-
-    x = qwen.embed(params, config, tokens)
-    kv = []
-    for layer in _layers(params):
-        attend = lambda q, k, v: (qwen.attention(q, [Keys(k, v, qwen.causal_mask(p))]), (k, v))  # noqa: E731
-        x, own = qwen.apply_layer(layer, config, x, rope, attend)
-        kv.append(own)
-    return PrefixCache(tuple(kv), length), last_of(x, length)
+    attend = lambda q, kv: qwen.attend_to(config, q, [Keys(*kv, offset=0)])  # noqa: E731
+    x, kv = _through_layers(params, config, qwen.embed(params, config, tokens), rope, (), None, None, attend)
+    return PrefixCache(kv, length), last_of(x, length)
 
 
 def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
@@ -90,25 +198,32 @@ def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden, at, axis=1)[:, 0]
 
 
-def _write_columns(cache: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    """`new` written into `cache` along `axis` (of one row) from each row's own `start [B]`."""
+def _behind(start: jax.Array) -> Callable:
+    """A `write` of `_through_layers`: columns from each row's own `start [B]` on."""
 
-    def write(cache, new, start):
+    def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
+        def one(row, new, start):
+            at = [0] * row.ndim
+            at[COLUMN_AXIS[which]] = start
+            return jax.lax.dynamic_update_slice(row, new, at)
+
+        if layer is None:
+            return jax.vmap(one)(cache, new, start)
+        whole = jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(cache, jax.vmap(one)(whole, new, start), layer, 0)
+
+    return write
+
+
+def _at_column(column: jax.Array) -> Callable:
+    """A `write` of `_through_layers`, unrolled: one column, the same for all rows (and layers, of a stack)."""
+
+    def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
         at = [0] * cache.ndim
-        at[axis] = start
+        at[COLUMN_AXIS[which]] = column
         return jax.lax.dynamic_update_slice(cache, new, at)
 
-    return jax.vmap(write)(cache, new, start)
-
-
-def _write(
-    kv: tuple[jax.Array, jax.Array], k: jax.Array, v: jax.Array, start: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return _write_columns(kv[0], k, start, 2), _write_columns(kv[1], v, start, 1)
-
-
-def _prefix_seen(prefix: PrefixCache) -> jax.Array:
-    return (jnp.arange(prefix.kv[0][0].shape[-1]) < prefix.length[:, None])[:, None]
+    return write
 
 
 def extend(
@@ -135,19 +250,12 @@ def extend(
     b, w = tokens.shape
     at = cached[:, None] + jnp.arange(w)  # [B, W] context index of each token
     rope = qwen.rope_table(config, jnp.repeat(prefix.length, b // prefix.length.shape[0])[:, None] + at)
-    prefix_seen = _prefix_seen(prefix)
-    seen = jnp.arange(history[0][0].shape[-1]) <= at[..., None]
+
+    def attend(q, shared, own):
+        return qwen.attend_to(config, q, [Keys(*shared, length=prefix.length), Keys(*own, offset=cached)])
+
     x = qwen.embed(params, config, tokens)
-    new = []
-    for layer, shared, own in zip(_layers(params), prefix.kv, history, strict=True):
-
-        def attend(q, k, v, shared=shared, own=own):
-            own = _write(own, k, v, cached)
-            return qwen.attention(q, [Keys(*shared, prefix_seen), Keys(*own, seen)]), own
-
-        x, own = qwen.apply_layer(layer, config, x, rope, attend)
-        new.append(own)
-    return x, tuple(new)
+    return _through_layers(params, config, x, rope, (prefix.kv,), history, _behind(cached), attend)
 
 
 def decode_step(
@@ -167,24 +275,26 @@ def decode_step(
     b = token.shape[0]
     position = jnp.repeat(prefix.length, b // prefix.length.shape[0]) + cached + column
     rope = qwen.rope_table(config, position[:, None])
-    prefix_seen = _prefix_seen(prefix)
-    history_seen = (jnp.arange(history[0][0].shape[-1]) < cached[:, None])[:, None]
-    slot_seen = (jnp.arange(slot[0][0].shape[-1]) <= column)[None, None]
+
+    seen = [dict(length=prefix.length), dict(length=cached)]
     x = qwen.embed(params, config, token)[:, None]
-    new = []
-    for layer, shared, past, own in zip(_layers(params), prefix.kv, history, slot, strict=True):
+    if not config.scan_layers:
 
-        def attend(q, k, v, shared=shared, past=past, own=own):
-            own = (
-                jax.lax.dynamic_update_slice(own[0], k, (0, 0, 0, column)),
-                jax.lax.dynamic_update_slice(own[1], v, (0, 0, column, 0)),
-            )
-            parts = [Keys(*shared, prefix_seen), Keys(*past, history_seen), Keys(*own, slot_seen)]
-            return qwen.attention(q, parts), own
+        def attend(q, shared, past, own):
+            parts = zip((shared, past, own), (*seen, dict(length=column + 1)), strict=True)
+            return qwen.attend_to(config, q, [Keys(*kv, **bound) for kv, bound in parts])
 
-        x, own = qwen.apply_layer(layer, config, x, rope, attend)
-        new.append(own)
-    return x[:, 0], tuple(new)
+        x, slot = _through_layers(params, config, x, rope, (prefix.kv, history), slot, _at_column(column), attend)
+        return x[:, 0], slot
+
+    # In a loop over layers the slot is only read; a column written in each round would copy a layer's slot.
+    def look(q, shared, past, slot, own):
+        parts = zip((shared, past, slot, own), (*seen, dict(length=column), {}), strict=True)
+        return qwen.attend_to(config, q, [Keys(*kv, **bound) for kv, bound in parts])
+
+    x, new = _through_layers(params, config, x, rope, (prefix.kv, history, slot), None, None, look)
+    put = _at_column(column)
+    return x[:, 0], tuple(put(s, n, which, None) for which, (s, n) in enumerate(zip(slot, new, strict=True)))
 
 
 def merge_slot(history: Cache, slot: Cache, start: jax.Array) -> Cache:
@@ -192,4 +302,13 @@ def merge_slot(history: Cache, slot: Cache, start: jax.Array) -> Cache:
 
     The capacity must be at least start + the slot's width; columns past what a row really wrote are overwritten later.
     """
-    return tuple(_write(own, k, v, start) for own, (k, v) in zip(history, slot, strict=True))
+    write = _behind(start)
+
+
+    def pair(own: KV, new: KV, layer: Any = None) -> KV:
+        return tuple(write(x, y, which, layer) for which, (x, y) in enumerate(zip(own, new, strict=True)))
+
+    if not is_stacked(history):
+        return tuple(pair(own, new) for own, new in zip(history, slot, strict=True))
+    count = history[0].shape[0]
+    return jax.lax.fori_loop(0, count, lambda i, own: pair(own, tuple(x[i] for x in slot), i), history)

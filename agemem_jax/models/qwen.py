@@ -7,6 +7,7 @@ Parameters are a plain nested dict with Hugging Face's names; those of the layer
     layers/self_attn/{q,k,v,o}_proj/kernel [L, in, out]     layers/self_attn/{q,k,v}_proj/bias [L, out] (Qwen2)
     layers/self_attn/{q,k}_norm/weight [L, head_dim] (Qwen3)
     layers/mlp/{gate,up,down}_proj/kernel [L, in, out]
+    layers/*/*_proj/{lora_a [L, in, r], lora_b [L, r, out]} (of the projections that have adapters, see lora.py)
 
 Axes here: B rows, Np prompts (prefixes) of R = B / Np consecutive rows each, W tokens of a row, D width, H heads, KV
 key-value heads, HD head size, S keys. Keys are [B, KV, HD, S] and values [B, KV, S, HD], so that attention is two plain
@@ -17,15 +18,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agemem_jax.models.attention import Keys, attention
+from agemem_jax.models.lora import AdaptedDense, Lora, with_axes
+from agemem_jax.sharding import LOCAL, Layout, lay_out
+
 UNROLLED_LAYERS = 4  # models of up to so many layers are trained without a loop over them
-MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,11 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and caches; normalisation, softmax and logits are float32
     param_dtype: str = "float32"
     remat: bool = False  # recompute each layer in the backward pass
+    scan_layers: bool = False  # decode in a loop over the layers: compiles faster, wants an accelerator (see kv_cache)
+    attention: str = "xla"  # or "splash" (TPU), "cudnn" (GPU): see attention.py
+    query_block: int = 0  # of "xla": so many queries at a time, for long contexts; 0 = all at once
+    layout: Layout = LOCAL  # where activations live, and parameters while they are used
+    lora: Lora | None = None  # with adapters beside the projections
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -113,50 +121,9 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-class Keys(NamedTuple):
-    """Keys and values that queries may attend to: of n = B rows, or of n < B prompts, each shared by B / n rows."""
-
-    k: jax.Array  # [n, KV, HD, S]
-    v: jax.Array  # [n, KV, S, HD]
-    mask: jax.Array  # bool, broadcasts to [n, W, S]: the same for all rows of a prompt
-
-
-def attention(q: jax.Array, parts: list[Keys]) -> jax.Array:
-    """Softmax attention of `q [B, W, H, HD]` over the union of `parts`; returns `[B, W, H * HD]`.
-
-    The parts meet only in the softmax's maximum and denominator: they are not concatenated, and neither shared keys nor
-    grouped heads are repeated (a prompt's rows and a group's heads ride on the query axis of the matmul).
-    """
-    b, w, h, hd = q.shape
-    parts = [part for part in parts if part.k.shape[-1]]
-    kv = parts[0].k.shape[1]
-    g = h // kv
-    q = (q * hd**-0.5).reshape(b, w, kv, g, hd).transpose(0, 2, 3, 1, 4)  # [B, KV, G, W, HD]
-
-    def fold(x, n):  # [B, KV, G, W, ...] -> [n, KV, B / n * G, W, ...]
-        x = x.reshape(n, b // n, kv, g, *x.shape[3:]).swapaxes(1, 2)
-        return x.reshape(n, kv, -1, *x.shape[4:])
-
-    def unfold(x, n):
-        return x.reshape(n, kv, b // n, g, *x.shape[3:]).swapaxes(1, 2).reshape(b, kv, g, *x.shape[3:])
-
-    scores = []
-    for k, _, mask in parts:
-        n = k.shape[0]
-        s = jnp.matmul(fold(q, n).reshape(n, kv, -1, hd), k, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask[:, None, None], s.reshape(n, kv, -1, w, k.shape[-1]), MASKED))
-    top = functools.reduce(jnp.maximum, [unfold(s.max(-1), s.shape[0]) for s in scores])  # [B, KV, G, W]
-    top = jax.lax.stop_gradient(top)
-
-    total, out = 0.0, 0.0
-    for (_, v, _), s in zip(parts, scores, strict=True):
-        n = v.shape[0]
-        e = jnp.exp(s - fold(top, n)[..., None])
-        o = jnp.matmul(e.astype(v.dtype).reshape(n, kv, -1, v.shape[2]), v, preferred_element_type=jnp.float32)
-        total = total + unfold(e.sum(-1), n)
-        out = out + unfold(o.reshape(n, kv, -1, w, hd), n)
-    out = (out / total[..., None]).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, w, h * hd)
+def attend_to(config: ModelConfig, q: jax.Array, parts: list[Keys]) -> jax.Array:
+    """Attention of `q [B, W, H, HD]` over the union of `parts`, as the config says: `[B, W, H * HD]`."""
+    return attention(q, parts, config.attention, config.query_block, config.layout)
 
 
 class RMSNorm(nn.Module):
@@ -172,8 +139,15 @@ class RMSNorm(nn.Module):
         return weight.astype(x.dtype) * y.astype(x.dtype)
 
 
+def row_axis(x: jax.Array) -> str | None:
+    """Logical name of the leading axis of activations: a prompt alone has none, all devices run it."""
+    return "rows" if x.shape[0] > 1 else None
+
+
 def _dense(config: ModelConfig, features: int, name: str, use_bias: bool = False) -> nn.Dense:
-    return nn.Dense(
+    adapted = config.lora is not None and name in config.lora.targets
+    make = functools.partial(AdaptedDense, lora=config.lora) if adapted else nn.Dense
+    return make(
         features,
         use_bias=use_bias,
         dtype=jnp.dtype(config.dtype),
@@ -196,7 +170,8 @@ class SelfAttention(nn.Module):
         flat = x.reshape(-1, d)
 
         def heads(count: int, name: str) -> jax.Array:
-            return _dense(c, count * c.head_dim, name, c.qkv_bias)(flat).reshape(b, w, count, c.head_dim)
+            x = _dense(c, count * c.head_dim, name, c.qkv_bias)(flat).reshape(b, w, count, c.head_dim)
+            return c.layout.constrain(x, row_axis(x), None, "heads" if name == "q_proj" else "kv_heads", None)
 
         q, k, v = heads(c.num_heads, "q_proj"), heads(c.num_kv_heads, "k_proj"), heads(c.num_kv_heads, "v_proj")
         if c.qk_norm:
@@ -231,22 +206,25 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
         c = self.config
-        h = RMSNorm(c, name="input_layernorm")(x)
+        # Partial sums of tensor parallelism are added up where they arise, once a block.
+        whole = lambda x: c.layout.constrain(x, row_axis(x), None, None)  # noqa: E731
+        h = whole(RMSNorm(c, name="input_layernorm")(x))
         mixed, carry = SelfAttention(c, name="self_attn")(h, rope, attend)
-        x = x + mixed
-        h = RMSNorm(c, name="post_attention_layernorm")(x)
-        return x + MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape), carry
+        x = whole(x + whole(mixed))
+        h = whole(RMSNorm(c, name="post_attention_layernorm")(x))
+        return whole(x + whole(MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape))), carry
 
 
 def apply_layer(
     layer: dict, config: ModelConfig, x: jax.Array, rope: tuple, attend: Callable
 ) -> tuple[jax.Array, object]:
-    """DecoderLayer with the parameters of one layer (one slice of `params["layers"]`)."""
+    """DecoderLayer with the parameters of one layer (one slice of `params["layers"]`), brought to the layout first."""
+    layer = lay_out(layer, layer_axes(config), config.layout, jnp.dtype(config.dtype))
     return DecoderLayer(config).apply({"params": layer}, x, rope, attend)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> dict:
-    """Fresh parameters: matrices N(0, 0.02), biases 0, norms 1."""
+    """Fresh parameters: matrices N(0, 0.02), biases 0, norms 1; adapters as lora.py begins them."""
     keys = jax.random.split(key, 3)
     normal, dtype = nn.initializers.normal(0.02), jnp.dtype(config.param_dtype)
 
@@ -271,17 +249,16 @@ def logical_axes(config: ModelConfig) -> dict:
     proj = {"kernel": ("layers", "embed", "heads")}, {"kernel": ("layers", "embed", "kv_heads")}
     q, k = ({**p, "bias": ("layers", p["kernel"][-1])} if config.qkv_bias else p for p in proj)
     attn = {"q_proj": q, "k_proj": k, "v_proj": dict(k), "o_proj": {"kernel": ("layers", "heads", "embed")}}
+    mlp = {name: {"kernel": ("layers", "embed", "mlp")} for name in ("gate_proj", "up_proj")}
+    mlp["down_proj"] = {"kernel": ("layers", "mlp", "embed")}
+    attn, mlp = ({name: with_axes(part[name], name, config.lora) for name in part} for part in (attn, mlp))
     if config.qk_norm:
         attn |= {"q_norm": {"weight": ("layers", "head_dim")}, "k_norm": {"weight": ("layers", "head_dim")}}
     axes = {
         "embed_tokens": {"embedding": ("vocab", "embed")},
         "layers": {
             "input_layernorm": {"weight": ("layers", "norm")},
-            "mlp": {
-                "gate_proj": {"kernel": ("layers", "embed", "mlp")},
-                "up_proj": {"kernel": ("layers", "embed", "mlp")},
-                "down_proj": {"kernel": ("layers", "mlp", "embed")},
-            },
+            "mlp": mlp,
             "post_attention_layernorm": {"weight": ("layers", "norm")},
             "self_attn": attn,
         },
@@ -292,9 +269,33 @@ def logical_axes(config: ModelConfig) -> dict:
     return axes
 
 
+def layer_axes(config: ModelConfig) -> dict:
+    """`logical_axes` of one layer's parameters."""
+    return jax.tree.map(lambda names: names[1:], logical_axes(config)["layers"], is_leaf=lambda x: isinstance(x, tuple))
+
+
+@jax.named_scope("layout")
+def to_layout(params: dict, config: ModelConfig) -> dict:
+    """All parameters in the activations' dtype and layout, for programs that use them many times."""
+    return lay_out(params, logical_axes(config), config.layout, jnp.dtype(config.dtype))
+
+
 def embed(params: dict, config: ModelConfig, tokens: jax.Array) -> jax.Array:
-    """Token embeddings `[..., D]` of int32 tokens `[...]`."""
-    return params["embed_tokens"]["embedding"][tokens].astype(jnp.dtype(config.dtype))
+    """Token embeddings `[B, ..., D]` of int32 tokens `[B, ...]`."""
+    axes = {"embedding": logical_axes(config)["embed_tokens"]["embedding"]}
+    table = lay_out(params["embed_tokens"], axes, config.layout, jnp.dtype(config.dtype))["embedding"]
+    # Said twice for the backward pass: each device adds up its own tokens' gradients before any of them travel.
+    table = config.layout.constrain(table, *axes["embedding"])
+    x = table[tokens].astype(jnp.dtype(config.dtype))
+    return config.layout.constrain(x, row_axis(x), *[None] * (x.ndim - 1))
+
+
+def head_params(params: dict, config: ModelConfig) -> dict:
+    """The parameters that `logits` reads, in the activations' dtype and layout."""
+    names = ("norm", "embed_tokens" if config.tie_word_embeddings else "lm_head")
+    axes = logical_axes(config)
+    some = lambda tree: {name: tree[name] for name in names}  # noqa: E731
+    return lay_out(some(params), some(axes), config.layout, jnp.dtype(config.dtype))
 
 
 def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -308,18 +309,12 @@ def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return out.reshape(*hidden.shape[:-1], config.vocab_size)
 
 
-def causal_mask(length: int) -> jax.Array:
-    """`[1, length, length]` bool: query i sees keys 0..i."""
-    return jnp.tril(jnp.ones((length, length), bool))[None]
-
-
 def rows_forward(
     params: dict,
     config: ModelConfig,
     prefix_tokens: jax.Array,
     prefix_length: jax.Array,
     tokens: jax.Array,
-    valid: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The learner's forward: each prompt once, its rows attending to it and causally to themselves.
 
@@ -327,7 +322,7 @@ def rows_forward(
       prefix_tokens: `[Np, P]` int32; P may be 0.
       prefix_length: `[Np]` int32 real tokens of each prompt.
       tokens: `[Np, R, T]` int32 what follows the prompt in each of its rows; token i has position prefix_length + i.
-      valid: `[Np, R, T]` bool; other tokens are not attended to, and their hidden states mean nothing.
+        Shorter rows are padded at their end: no real token sees the padding, whose hidden states mean nothing.
 
     Returns:
       The last layer's output at the prompts `[Np, P, D]` and at the rows `[Np, R, T, D]`; `logits` takes it on.
@@ -337,17 +332,16 @@ def rows_forward(
     xp = embed(params, config, prefix_tokens)
     rope = rope_table(config, jnp.repeat(prefix_length, r)[:, None] + jnp.arange(t))
     rope_prefix = rope_table(config, jnp.arange(p)[None])
-    seen = causal_mask(t) & valid.reshape(n * r, 1, t)
-    prefix_seen = (jnp.arange(p) < prefix_length[:, None])[:, None]
 
     def step(carry, layer):
         xp, x = carry
         shared = []
         if p:
-            attend = lambda q, k, v: (attention(q, [Keys(k, v, causal_mask(p))]), (k, v))  # noqa: E731
+            attend = lambda q, k, v: (attend_to(config, q, [Keys(k, v, offset=0)]), (k, v))  # noqa: E731
             xp, kv = apply_layer(layer, config, xp, rope_prefix, attend)
-            shared = [Keys(*kv, prefix_seen)]
-        x, _ = apply_layer(layer, config, x, rope, lambda q, k, v: (attention(q, [*shared, Keys(k, v, seen)]), None))
+            shared = [Keys(*kv, length=prefix_length)]
+        attend = lambda q, k, v: (attend_to(config, q, [*shared, Keys(k, v, offset=0)]), None)  # noqa: E731
+        x, _ = apply_layer(layer, config, x, rope, attend)
         return (xp, x), None
 
     if config.remat:

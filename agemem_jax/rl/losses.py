@@ -129,7 +129,8 @@ def _packed_log_probs(head_fn, allowed_fn, chunk, temperature, head_params, hidd
         return tuple(lax.dynamic_update_slice_in_dim(d, x, i * chunk, axis=1) for d, x in zip(done, new, strict=True))
 
     zeros = jnp.zeros(hidden.shape[:2], jnp.float32)
-    return lax.fori_loop(0, job[-1], body, (zeros, zeros))
+    with jax.named_scope("head"):
+        return lax.fori_loop(0, job[-1], body, (zeros, zeros))
 
 
 def _packed_forward(head_fn, allowed_fn, chunk, temperature, head_params, hidden, job):
@@ -138,21 +139,35 @@ def _packed_forward(head_fn, allowed_fn, chunk, temperature, head_params, hidden
 
 
 def _packed_backward(head_fn, allowed_fn, chunk, temperature, saved, cotangents):
-    head_params, hidden, job = saved
+    head_params, hidden, (token, select, tables, info, steps) = saved
+    shards = hidden.shape[0]
+
+    def pull_back(i, hidden, token, select, info, cotangent):
+        """Gradients of chunk i, `[chunk, D]`, of one shard; its tokens are `[room]`."""
+        job = (*jax.tree.map(lambda x: x[None], (token, select)), tables, jax.tree.map(lambda x: x[None], info), steps)
+
+        def logp_of(params, hidden):
+            return _chunk_log_probs(head_fn, allowed_fn, chunk, temperature, params, hidden[None], job, i)[0][0]
+
+        return jax.vjp(logp_of, head_params, hidden)[1](cotangent)
 
     def body(i, grads):
         param_grads, hidden_grads = grads
         part = lambda x: lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)  # noqa: E731
-        logp_of = lambda p, h: _chunk_log_probs(head_fn, allowed_fn, chunk, temperature, p, h, job, i)[0]  # noqa: E731
-        _, pull = jax.vjp(logp_of, head_params, part(hidden))
-        new_params, new_hidden = pull(part(cotangents[0]))
-        param_grads = jax.tree.map(lambda total, new: total + new.astype(total.dtype), param_grads, new_params)
-        return param_grads, lax.dynamic_update_slice_in_dim(hidden_grads, new_hidden, i * chunk, axis=1)
+        parts = (part(hidden), token, select, info, part(cotangents[0]))
+        if shards == 1:
+            new = jax.tree.map(lambda x: x[None], pull_back(i, *jax.tree.map(lambda x: x[0], parts)))
+        else:
+            new = jax.vmap(partial(pull_back, i))(*parts)
+        param_grads = jax.tree.map(lambda total, x: total + x.astype(total.dtype), param_grads, new[0])
+        return param_grads, lax.dynamic_update_slice_in_dim(hidden_grads, new[1], i * chunk, axis=1)
 
-    # Gradients of the head are added up in float32 whatever its dtype: there may be hundreds of chunks.
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), head_params)
-    param_grads, hidden_grads = lax.fori_loop(0, job[-1], body, (zeros, jnp.zeros_like(hidden)))
-    param_grads = jax.tree.map(lambda grad, p: grad.astype(p.dtype), param_grads, head_params)
+    # Gradients of the head are added up in float32 whatever its dtype: there may be hundreds of chunks. Each shard has
+    # a sum of its own until the end: in the loop nothing crosses devices.
+    zeros = lambda p: jnp.zeros((shards, *p.shape), jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
+    with jax.named_scope("head"):
+        sums, hidden_grads = lax.fori_loop(0, steps, body, (jax.tree.map(zeros, head_params), jnp.zeros_like(hidden)))
+    param_grads = jax.tree.map(lambda grad, p: grad.sum(0).astype(p.dtype), sums, head_params)
     return param_grads, hidden_grads, None
 
 

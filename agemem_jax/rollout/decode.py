@@ -70,9 +70,11 @@ def prefill(policy, history, cached, tokens, length, on, chunk: int, few: int = 
         return read(*carry, padded, end)
 
     def read_few(carry):
+        history, *rest = carry
         _, rows = jax.lax.top_k(end - carry[1], few)
-        part = read(*jax.tree.map(lambda x: x[rows], carry), padded[rows], end[rows])
-        return jax.tree.map(lambda x, new: x.at[rows].set(new, unique_indices=True), carry, part)
+        part, *new = read(kv_cache.take_rows(history, rows), *(x[rows] for x in rest), padded[rows], end[rows])
+        put = lambda x, new: x.at[rows].set(new, unique_indices=True)  # noqa: E731
+        return kv_cache.put_rows(history, rows, part), *map(put, rest, new)
 
     carry = (history, cached, hidden)
     if not 0 < few < batch:
@@ -107,11 +109,13 @@ def generate(
     Returns:
       (history, cached [B], Generation). All tokens but a row's last are in the cache.
     """
-    history, cached, hidden = prefill(policy, history, cached, tokens, length, on, chunk, few)
-    slot, generation = decode(
-        policy, history, cached, hidden, on, grammar, start, ops, budget, width, temperature, key, columns
-    )
-    history = kv_cache.merge_slot(history, slot, cached)
+    with jax.named_scope("prefill"):
+        history, cached, hidden = prefill(policy, history, cached, tokens, length, on, chunk, few)
+    with jax.named_scope("decode"):
+        slot, generation = decode(
+            policy, history, cached, hidden, on, grammar, start, ops, budget, width, temperature, key, columns
+        )
+        history = kv_cache.merge_slot(history, slot, cached)
     return history, cached + jnp.maximum(generation.count - 1, 0), generation
 
 
@@ -149,6 +153,8 @@ def decode(
       comes next, so that the loop ends before a forward pass that nobody reads.
     """
     batch = cached.shape[0]
+    layout = policy.config.layout
+    tokens_axis = "rows" if batch % layout.ways("tokens") else "tokens"
 
     def write(record, i, new):
         return jax.lax.dynamic_update_slice(record, new.astype(record.dtype)[:, None], (0, i))
@@ -156,7 +162,9 @@ def decode(
     def choose(i, hidden, state, live, out):
         """Draws token i of every live row, records it and advances the grammar."""
         left = budget - i
-        logits = qwen.logits(policy.params, policy.config, hidden)
+        # The head is cut over its vocabulary; then each row's logits come to one device, and all devices are at work.
+        logits = layout.constrain(qwen.logits(policy.params, policy.config, hidden), "rows", "vocab")
+        logits = layout.constrain(logits, tokens_axis, None)
         uniform = jax.random.uniform(jax.random.fold_in(key, i), (batch,))
         if grammar is None:
             token, logp = sample(logits, None, uniform, temperature)
@@ -194,13 +202,13 @@ def decode(
 
         return jax.lax.while_loop(lambda c: c[3].any() & (c[0] < width), body, carry)
 
-    whole = history[0][0].shape[-1]
+    whole = kv_cache.columns(history)
     columns = (*(n for n in columns if n < whole), whole)
     if len(columns) == 1:
         carry = loop(history, carry)
     else:
-        cut = lambda n: tuple((k[..., :n], v[:, :, :n]) for k, v in history)  # noqa: E731
         smallest = (jnp.where(on, cached, 0).max() > jnp.array(columns[:-1])).sum()
-        carry = jax.lax.switch(smallest, [lambda c, n=n: loop(cut(n), c) for n in columns], carry)
+        at_width = lambda n: lambda carry: loop(kv_cache.first_columns(history, n), carry)  # noqa: E731
+        carry = jax.lax.switch(smallest, [at_width(n) for n in columns], carry)
     _, _, _, _, slot, (written, logp, state, left, choice, count) = carry
     return slot, Generation(written, count, logp, state, left, choice)

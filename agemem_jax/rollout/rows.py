@@ -1,5 +1,6 @@
 """The state of B rollouts between generation slots, and how a context edit closes a segment."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -11,6 +12,7 @@ from agemem_jax.memory import store as store_lib
 from agemem_jax.memory.context import ContextWindow
 from agemem_jax.memory.store import MemoryStore
 from agemem_jax.models import kv_cache
+from agemem_jax.sharding import LOCAL, Layout, by_rows
 from agemem_jax.tools.grammar import ToolGrammar
 from agemem_jax.types import NO_ID, EpisodeStats, Mode, Op, Pieces, Segments, Status, Text, ToolCalls, empty_stats
 
@@ -55,6 +57,12 @@ class RolloutSpec:
     result_tokens: int
     facts: int
     distractors: int
+    layout: Layout = LOCAL  # of the rows, and of the policy while it acts
+
+    @property
+    def on_a_device(self) -> "RolloutSpec":
+        """The rollout as one device sees its share of the rows."""
+        return dataclasses.replace(self, batch=self.batch // self.layout.ways("rows"), layout=LOCAL)
 
     @property
     def width(self) -> int:
@@ -166,7 +174,7 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
     """Rows that have not begun; `model` (a ModelConfig) gives the KV cache its sizes, None leaves it out."""
     b, i = spec.batch, lambda *shape: jnp.zeros(shape, jnp.int32)
     slack = max(spec.chunk, spec.width)  # chunks and slots are written whole; what is past a row's end is never read
-    return Rows(
+    rows = Rows(
         context=context_lib.empty(b, spec.capacity, spec.messages),
         tape=new_tape(b, spec.capacity),
         segments=new_segments(b, spec.segments, spec.capacity),
@@ -187,6 +195,20 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         answer=Text(i(b, spec.width), i(b)),
         stats=empty_stats(b),
     )
+    return lay_out_rows(rows, spec.layout)
+
+
+def row_shardings(rows: Rows, layout: Layout) -> Rows:
+    """The shardings that rows have between programs: a tree like `rows` (shapes will do)."""
+    by_row = layout.sharding("rows")
+    light = jax.tree.map(lambda _: by_row, rows.replace(history=()))
+    return light.replace(history=kv_cache.shardings(rows.history, layout))
+
+
+def lay_out_rows(rows: Rows, layout: Layout) -> Rows:
+    """Rows on the devices that the layout gives them; the KV history says so itself (models.kv_cache)."""
+    place = lambda x: layout.constrain(x, "rows", *[None] * (x.ndim - 1))  # noqa: E731
+    return jax.tree.map(place, rows.replace(history=())).replace(history=rows.history)
 
 
 def select(on: jax.Array, new, old):
@@ -209,6 +231,22 @@ def close_segment(rows: Rows, on: jax.Array) -> Rows:
     )
     blank = jax.tree.map(jnp.zeros_like, tape)
     return rows.replace(segments=segments, tape=select(on, blank, tape))
+
+
+def rowwise(spec: RolloutSpec, function, rows: Rows, *sliced, whole: tuple = ()):
+    """`function(rows, *sliced, *whole, spec)` on each device's rows by itself; the KV history does not take part.
+
+    Args:
+      function: returns Rows, or a tuple that begins with Rows; every array it returns has the rows as its first axis.
+      sliced: pytrees whose arrays have the rows as their first axis.
+      whole: pytrees that every device has a copy of.
+    """
+    local = spec.on_a_device
+    with jax.named_scope("memory"):
+        out = by_rows(spec.layout, lambda *args: function(*args, local), (rows.replace(history=()), *sliced), whole)
+    if isinstance(out, Rows):
+        return out.replace(history=rows.history)
+    return out[0].replace(history=rows.history), *out[1:]
 
 
 def may_edit(rows: Rows, spec: RolloutSpec, stage: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """One stage of a trajectory: a loop over generation slots that ends when every row has."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ from flax import struct
 from agemem_jax.envs import scoring
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation, Policy, generate
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, select
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.types import Mode, Op, Status, Task, Text
 
@@ -96,6 +97,7 @@ def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array) -> jax.Array:
     return jnp.where(speechless, mask | (1 << Op.ANSWER), mask)
 
 
+@jax.named_scope("rollout")
 def run_stage(
     rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int, write: Writer, tools: jax.Array
 ) -> tuple[Rows, Trace]:
@@ -119,19 +121,22 @@ def run_stage(
 
     def body(carry):
         slot, rows, trace = carry
-        rows, seen = turn_lib.observe(rows, world, task, spec, stage)
+        rows, seen = rowwise(spec, observe, rows, task, whole=(world,))
         mode, turn = rows.mode, rows.turn
         on, summing = mode != Mode.DONE, mode == Mode.SUMMARIZE
         start = jnp.where(summing, world.grammar.start_summary, world.grammar.start_act)
         budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
         rows, gen = write(rows, slot, on, start, ops, budget)
-        rows = turn_lib.record(rows, world, gen, ops, spec, stage)
-        rows, op = act(rows, gen, start, ops, summing, on)
-        trace = add_to_trace(trace, slot, rows, on, mode, turn, seen, gen, op)
+        rows, op = rowwise(spec, act, rows, task, gen, start, ops, summing, on, last_turn, whole=(world,))
+        trace = add_to_trace(trace, slot, snapshot(rows, on, mode, turn, seen, gen, op, spec))
         return slot + 1, rows, trace
 
-    def act(rows: Rows, gen: Generation, start, ops, summing, on):
-        """Executes what was written, and moves the rows whose turn is over to their next one."""
+    def observe(rows: Rows, task: Task, world: World, spec: RolloutSpec):
+        return turn_lib.observe(rows, world, task, spec, stage)
+
+    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, on, last_turn, world, spec: RolloutSpec):
+        """Records and executes what was written, and moves the rows whose turn is over to their next one."""
+        rows = turn_lib.record(rows, world, gen, ops, spec, stage)
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
         # An unconstrained turn may ask for what the stage or the method does not allow.
         stray = ((calls.op != Op.NONE) & ((ops[:, None] >> jnp.maximum(calls.op, 0)) & 1 == 0)).any(1)
@@ -162,10 +167,10 @@ def run_stage(
 
     trace = new_trace(spec, world, rows, task, stage)
     _, rows, trace = jax.lax.while_loop(going, body, (jnp.int32(0), rows, trace))
-    return end_stage(rows, task, world, spec, stage), trace
+    return rowwise(spec, functools.partial(end_stage, stage), rows, task, whole=(world,)), trace
 
 
-def end_stage(rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int) -> Rows:
+def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpec) -> Rows:
     """What is measured when a stage is over; the context is emptied after stage 1, the last segment closed after 3."""
     stats = rows.stats
     if stage == 1:
@@ -186,9 +191,10 @@ def end_stage(rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: in
     return close_segment(rows, jnp.ones((spec.batch,), bool))
 
 
-def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, count: int) -> Trace:
-    """The first `count` rows after one slot: a Trace without its [T] axis."""
-    head = lambda tree: jax.tree.map(lambda x: x[:count], tree)  # noqa: E731
+def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec) -> Trace:
+    """The first `spec.trace_rows` rows after one slot: a Trace without its [T] axis."""
+    whole = lambda x: spec.layout.constrain(x, *[None] * x.ndim)  # noqa: E731  (few rows: every device has them)
+    head = lambda tree: jax.tree.map(lambda x: whole(x[: spec.trace_rows]), tree)  # noqa: E731
     store, context = rows.store, rows.context
     return head(
         Trace(
@@ -220,13 +226,12 @@ def new_trace(spec: RolloutSpec, world: World, rows: Rows, task: Task, stage: in
         rows, seen = turn_lib.observe(rows, world, task, spec, stage)
         z = jnp.zeros((spec.batch, spec.width), jnp.int32)
         gen = Generation(z, rows.turn, z * 0.0, z, z, z > 0)
-        return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec.trace_rows)
+        return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec)
 
     one = jax.eval_shape(shape, rows)
     return jax.tree.map(lambda x: jnp.zeros((spec.slots(stage), *x.shape), x.dtype), one)
 
 
-def add_to_trace(trace: Trace, slot, rows, on, mode, turn, seen, gen, op) -> Trace:
+def add_to_trace(trace: Trace, slot: jax.Array, one: Trace) -> Trace:
     """Writes one slot's snapshot into the trace."""
-    one = snapshot(rows, on, mode, turn, seen, gen, op, trace.ran.shape[1])
     return jax.tree.map(lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, slot, 0), trace, one)

@@ -1,20 +1,21 @@
 """The update: token log-probabilities of recorded segments, loss, gradients over micro-batches, optimizer step."""
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from agemem_jax.models import qwen
+from agemem_jax.models import lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import LearnerBatch
+from agemem_jax.sharding import LOCAL, Layout, to_stored
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.tools.grammar import ToolGrammar
 from agemem_jax.types import Text, TrainState, WeightedSum
-
-HEAD = ("embed_tokens", "norm", "lm_head")  # the parameters that make logits of hidden states
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class LearnSpec:
     micro_batch: int
     widths: tuple[int, ...]  # ascending; a micro-batch is cut to the smallest that holds its longest sequence
     temperature: float  # of the sampling
+    layout: Layout = LOCAL  # of a micro-batch, and of the policy while it learns
 
 
 def log_probs(
@@ -49,9 +51,9 @@ def log_probs(
     Returns:
       (logp [Np, R, T] float32, entropy [Np, R, T] float32), 0 where not trainable.
     """
-    np_, rows, width = batch.tokens.shape
-    valid = jnp.arange(width) < batch.length[..., None]
-    prefix_hidden, hidden = qwen.rows_forward(params, model, prefix.tokens, prefix.length, batch.tokens, valid)
+    np_, rows, _ = batch.tokens.shape
+    prefix_hidden, hidden = qwen.rows_forward(params, model, prefix.tokens, prefix.length, batch.tokens)
+    shards = model.layout.ways("rows")
     # A token is predicted from the state before it; the first one of a row from the prefix's last state.
     if prefix.tokens.shape[1]:
         at = jnp.maximum(prefix.length - 1, 0)[:, None, None]
@@ -71,14 +73,18 @@ def log_probs(
 
     flat = lambda x: x.reshape(-1)  # noqa: E731
     logp, entropy = losses.chunked_log_probs(
-        head, {name: params[name] for name in HEAD if name in params}, before.reshape(-1, before.shape[-1]),
+        head, qwen.head_params(params, model), before.reshape(-1, before.shape[-1]),
         flat(batch.tokens), flat(batch.trainable), allowed if grammar is not None else None, grammar,
         (flat(batch.state), flat(batch.remaining), flat(batch.ops)), chunk=chunk, temperature=temperature,
+        shards=shards,
     )  # fmt: skip
     return logp.reshape(batch.tokens.shape), entropy.reshape(batch.tokens.shape)
 
 
-def gradients(loss, params: dict, prefix: Text, batch: LearnerBatch, used: jax.Array, spec: LearnSpec):
+@jax.named_scope("gradient")
+def gradients(
+    loss, params: dict, prefix: Text, batch: LearnerBatch, used: jax.Array, spec: LearnSpec, keep=lambda grad: grad
+):
     """Gradient and metrics summed over micro-batches; only as many run as hold a used sequence.
 
     Args:
@@ -87,6 +93,7 @@ def gradients(loss, params: dict, prefix: Text, batch: LearnerBatch, used: jax.A
       prefix: [Np, P]. With one prefix `batch` leaves are [n, ...] and a micro-batch is `spec.micro_batch` sequences;
         with several they are [Np, R, ...] and a micro-batch is whole groups, as near to that size as they allow.
       used: [] int32 leading sequences (or groups) that hold anything.
+      keep: applied to every micro-batch's gradient, to say where it is kept.
 
     Returns:
       (gradient, (summed metrics, maxima)).
@@ -97,21 +104,26 @@ def gradients(loss, params: dict, prefix: Text, batch: LearnerBatch, used: jax.A
     if count % micro:
         raise ValueError(f"{count} sequences do not divide into micro-batches of {micro}")
 
+    def in_pieces(x):  # [micro-batches, micro, ...]: each micro-batch spread over all devices
+        x = x.reshape(count // micro, micro, *x.shape[1:])
+        return spec.layout.constrain(x, None, "rows", *[None] * (x.ndim - 2))
+
+    pieces = jax.tree.map(in_pieces, batch)
+    prefixes = prefix if shared else jax.tree.map(in_pieces, prefix)
+
     def piece_at(i, width):
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False)  # noqa: E731
+
         def cut(x):
-            x = jax.lax.dynamic_slice_in_dim(x, i * micro, micro, 0)
-            x = x[None] if shared else x
+            x = at(x)[None] if shared else at(x)
             return x[:, :, :width] if x.ndim > 2 else x
 
-        piece = jax.tree.map(cut, batch)
-        if shared:
-            return prefix, piece
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * micro, micro, 0), prefix), piece
+        return prefix if shared else jax.tree.map(at, prefixes), jax.tree.map(cut, pieces)
 
     def at_width(width):
         def run(i):
             (_, aux), grad = jax.value_and_grad(loss, has_aux=True)(params, *piece_at(i, width))
-            return grad, *aux
+            return keep(grad), *aux
 
         return run
 
@@ -132,13 +144,17 @@ def gradients(loss, params: dict, prefix: Text, batch: LearnerBatch, used: jax.A
     return grad, (sums, most)
 
 
-def policy_loss(ref_params: dict, model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, rl):
-    """The GRPO loss of a piece of the batch, for `gradients`. The reference runs only where rl.kl_coef is not 0."""
+def policy_loss(frozen: dict, model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, rl):
+    """The GRPO loss of a piece of the batch, for `gradients`. The reference runs only where rl.kl_coef is not 0.
 
-    def loss(params, prefix, piece):
-        args = (model, grammar, prefix, piece, spec.temperature, rl.logit_chunk)
-        logp, entropy = log_probs(params, *args)
-        ref = jax.lax.stop_gradient(log_probs(ref_params, *args)[0]) if rl.kl_coef else None
+    With adapters the gradient is with respect to them alone, and the reference is the policy without them.
+    """
+
+    def loss(trained, prefix, piece):
+        args = (grammar, prefix, piece, spec.temperature, rl.logit_chunk)
+        logp, entropy = log_probs(lora.policy_params(trained, frozen), model, *args)
+        plain = dataclasses.replace(model, lora=None)
+        ref = jax.lax.stop_gradient(log_probs(frozen, plain, *args)[0]) if rl.kl_coef else None
         value, sums, ratio_max = losses.policy_loss(
             logp, piece.old_logp, ref, piece.advantage, piece.weight, entropy, rl
         )
@@ -160,9 +176,10 @@ def imitation_loss(model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, lo
     return loss
 
 
+@jax.named_scope("update")
 def update(
     state: TrainState,
-    ref_params: dict,
+    frozen: dict,
     optimizer: optax.GradientTransformation,
     model: ModelConfig,
     grammar: ToolGrammar,
@@ -179,12 +196,16 @@ def update(
     """
     used = (batch.length > 0).reshape(batch.length.shape[0], -1).any(1).sum()
     used = jnp.where(on, used, 0)
+    model = dataclasses.replace(model, layout=spec.layout)
+    axes = lora.trained(qwen.logical_axes(model), model.lora)
+    keep = functools.partial(to_stored, axes=axes, mesh=spec.layout.mesh)
 
     def epoch(state, _):
-        loss = policy_loss(ref_params, model, grammar, spec, rl)
-        grad, (sums, most) = gradients(loss, state.params, prefix, batch, used, spec)
+        loss = policy_loss(frozen, model, grammar, spec, rl)
+        grad, (sums, most) = gradients(loss, state.params, prefix, batch, used, spec, keep)
         metrics = {name: x.mean() for name, x in sums.items() if name != "loss"} | most | {"loss": sums["loss"].total}
-        changes, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):
+            changes, opt_state = optimizer.update(grad, state.opt_state, state.params)
         new = TrainState(state.step, optax.apply_updates(state.params, changes), opt_state)
         # A select, not a conditional: it keeps the donated buffers.
         state = jax.tree.map(lambda a, b: jnp.where(on, a, b), new, state)

@@ -5,6 +5,7 @@ of all three. Sequential (the article): each stage updates on its own objective.
 evaluation and the methods under evaluation enters as data (`Control`), so that every stage compiles once in a run.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,14 +16,16 @@ import optax
 from flax import struct
 from jax.experimental import io_callback
 
-from agemem_jax.models import kv_cache
+from agemem_jax import sharding
+from agemem_jax.models import kv_cache, lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.decode import Policy
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, new_rows
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, lay_out_rows, new_rows
 from agemem_jax.rollout.stage import policy_writer, run_stage
 from agemem_jax.training.learn import LearnSpec, update
+from agemem_jax.training.state import state_shardings
 from agemem_jax.types import NUM_OPS, Op, Task, TrainState
 
 STAGES = (1, 2, 3)
@@ -60,16 +63,19 @@ def stage_program(
 ):
     """The function of one stage, to be jitted with `state` and `rows` donated.
 
-    (state, ref_params, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
+    (state, frozen, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
     holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward.
+    `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
-    def program(state: TrainState, ref_params: dict, rows: Rows | None, task: Task, world: World, control: Control):
-        rows = new_rows(spec.rollout, model) if stage == 1 else rows
+    def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
+        actor = dataclasses.replace(model, layout=spec.rollout.layout)
+        params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
+        rows = new_rows(spec.rollout, actor) if stage == 1 else rows
         prefix_tokens = world.pieces.prefix
-        prefix, _ = kv_cache.encode_prefix(state.params, model, prefix_tokens.tokens, prefix_tokens.length)
+        prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
         write = policy_writer(
-            Policy(model, state.params, prefix), world, spec.rollout, control.temperature,
+            Policy(actor, params, prefix), world, spec.rollout, control.temperature,
             jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage),
         )  # fmt: skip
         rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools)
@@ -83,14 +89,14 @@ def stage_program(
             objective = total
             if rl.schedule == "sequential":
                 objective = rewards.stage_objective(stage, terms, reward)
-            state, metrics = learn_stage(state, ref_params, rows, terms, objective, stage, world, control)
+            state, metrics = learn_stage(state, frozen, rows, terms, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total)
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
-        return state, rows, {"metrics": metrics, "rows": by_row, "trace": trace}
+        return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, ref_params, rows, terms, objective, stage, world, control):
+    def learn_stage(state, frozen, rows, terms, objective, stage, world, control):
         """Credit and update; the segments of a chained trajectory are those of all its stages."""
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
@@ -108,7 +114,7 @@ def stage_program(
         weight = losses.token_weights(trainable, rl.loss_average, spec.rollout.action_tokens)
         batch = learner_batch(segments, advantage, weight, spec.learn.micro_batch)
         state, metrics = update(
-            state, ref_params, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
+            state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
             control.update
         )
         metrics["segments"] = (batch.length > 0).sum() / spec.rollout.batch
@@ -153,15 +159,18 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
 def compile_programs(
     spec: ProgramSpec, model: ModelConfig, optimizer, rl, reward, judge: Judge | None = None
 ) -> dict[int, Callable]:
-    """The three jitted programs. They compile on first use, once; `_cache_size()` of each tells."""
-    return {
-        stage: jax.jit(stage_program(stage, spec, model, optimizer, rl, reward, judge), donate_argnums=(0, 2))
-        for stage in STAGES
-    }
+    """The three jitted programs. They compile on first use, once; `_cache_size()` of each tells.
+
+    The state comes out where it went in; metrics, numbers of rows and traces are whole on every device.
+    """
+    mesh = spec.rollout.layout.mesh
+    out = None if mesh is None else (state_shardings(model, optimizer, mesh), None, sharding.replicated(mesh))
+    program = lambda stage: stage_program(stage, spec, model, optimizer, rl, reward, judge)  # noqa: E731
+    return {stage: jax.jit(program(stage), donate_argnums=(0, 2), out_shardings=out) for stage in STAGES}
 
 
 def trajectory(
-    programs: dict, state: TrainState, ref_params: dict, task: Task, world: World, control: Control, until: int = 3
+    programs: dict, state: TrainState, frozen: dict, task: Task, world: World, control: Control, until: int = 3
 ) -> tuple[TrainState, dict, dict]:
     """Runs stages 1 to `until` for one batch of tasks; only the last of them may update. `control` is on the host.
 
@@ -169,10 +178,11 @@ def trajectory(
       (state, outcome of the last stage, traces by stage). Arrays stay on the device.
     """
     rows, traces, outcome = None, {}, {}
-    asked, quiet = jax.device_put((control, control.replace(update=np.bool_(False))))
+    everywhere = jax.tree.leaves(world)[0].sharding
+    asked, quiet = sharding.put((control, control.replace(update=np.bool_(False))), everywhere)
     for stage in range(1, until + 1):
         settings = asked if stage == until else quiet
-        state, rows, outcome = programs[stage](state, ref_params, rows, task, world, settings)
+        state, rows, outcome = programs[stage](state, frozen, rows, task, world, settings)
         traces[stage] = outcome["trace"]
     return state, outcome, traces
 

@@ -1,14 +1,17 @@
 """Everything that a run needs, built from its config once: tokenizer, tasks, device tables, policy, programs."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from agemem_jax.config import check_prompt, derive, refuse, validate
+from agemem_jax import sharding
+from agemem_jax.config import ConfigError, check_mesh, check_prompt, derive, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
@@ -16,15 +19,16 @@ from agemem_jax.envs import scoring
 from agemem_jax.envs.judge import Judge
 from agemem_jax.memory import encoder
 from agemem_jax.models import qwen, weights
+from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import RolloutSpec, World
+from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
-from agemem_jax.training.state import make_optimizer
+from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
 from agemem_jax.types import Pieces
 
-WIDTHS = 4  # lengths to which the learner cuts its micro-batches
 COUNTED_RECORDS = 2000  # training records whose messages give the encoder its document frequencies
 ENCODER_SEED = 0
 
@@ -34,11 +38,13 @@ class Run:
     """What the training loop works with."""
 
     config: ConfigDict
+    mesh: Mesh
     tokenizer: Tokenizer
     source: TaskSource
     world: World
     model: ModelConfig
-    params: dict  # the starting policy; also the frozen reference
+    params: dict  # what is trained, as it begins: the policy, or its adapters
+    frozen: dict  # what is not: nothing, the reference policy (rl.kl_coef), or what the adapters are beside
     optimizer: object
     spec: ProgramSpec
     programs: dict[int, Callable]
@@ -47,26 +53,50 @@ class Run:
 def build(config: ConfigDict) -> Run:
     """Checks the config, then builds the run. Nothing compiles before the checks are over."""
     validate(config)
+    mesh = run_mesh(config)
     tokenizer = Tokenizer.load(config.policy.tokenizer or config.policy.weights)
     source = TaskSource(config, tokenizer, scoring.hash_words)
     pieces = build_pieces(tokenizer, config)
     check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
-    model, params = load_policy(config, tokenizer)
+    model, params = load_policy(config, tokenizer, mesh)
     world = build_world(config, tokenizer, source, pieces, grammar, params)
-    rollout = rollout_spec(config, world)
-    step = -(-rollout.capacity // WIDTHS)
-    learn = LearnSpec(
-        micro_batch=derive(config).micro_batch,
-        widths=tuple(min(step * (i + 1), rollout.capacity) for i in range(WIDTHS)),
-        temperature=config.rollout.temperature,
-    )
-    spec = ProgramSpec(rollout=rollout, learn=learn)
+    frozen = params if config.rl.kl_coef or model.lora else {}
+    params = init_adapters(model, mesh, config.seed) if model.lora else params
+    spec = program_spec(config, world, mesh)
+    world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     programs = compile_programs(spec, model, optimizer, config.rl, config.reward, judge)
-    return Run(config, tokenizer, source, world, model, params, optimizer, spec, programs)
+    return Run(config, mesh, tokenizer, source, world, model, params, frozen, optimizer, spec, programs)
+
+
+def run_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
+    """The mesh of `config.mesh` on all devices, or on those given. Raises ConfigError if it does not fit them."""
+    try:
+        return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_policy_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises ConfigError if the policy or the rollouts cannot be cut evenly over the mesh."""
+    sizes = {name: getattr(model, name) for name in ("hidden_size", "num_heads", "intermediate_size", "vocab_size")}
+    check_mesh(config, dict(mesh.shape), model.num_kv_heads, sizes)
+
+
+def program_spec(config: ConfigDict, world: World, mesh: Mesh) -> ProgramSpec:
+    """Static settings of the stage programs."""
+    rollout = rollout_spec(config, world, Layout(mesh, "rollout"))
+    step = -(-rollout.capacity // config.rl.widths)
+    learn = LearnSpec(
+        micro_batch=derive(config).micro_batch,
+        widths=tuple(min(step * (i + 1), rollout.capacity) for i in range(config.rl.widths)),
+        temperature=config.rollout.temperature,
+        layout=Layout(mesh, f"update_{config.mesh.learner}"),
+    )
+    return ProgramSpec(rollout=rollout, learn=learn)
 
 
 def check_budget(config: ConfigDict, grammar) -> None:
@@ -80,13 +110,40 @@ def check_budget(config: ConfigDict, grammar) -> None:
         )  # fmt: skip
 
 
-def load_policy(config: ConfigDict, tokenizer: Tokenizer) -> tuple[ModelConfig, dict]:
-    """The starting policy: loaded from `policy.weights`, or fresh ones of the sizes in the config."""
-    p = config.policy
+def load_policy(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> tuple[ModelConfig, dict]:
+    """The policy's architecture, adapters included, and its starting parameters, adapters not included."""
+    model = architecture(config.policy, tokenizer.vocab_size)
+    check_policy_mesh(config, model, mesh)
+    return model, starting_params(config, model, mesh)
+
+
+def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
+    """The policy before training, stored over the mesh: read from `policy.weights`, or fresh. Without adapters."""
+    p, plain = config.policy, dataclasses.replace(model, lora=None)
+    where = param_shardings(plain, mesh)
     if p.weights:
-        return weights.load(p.weights, dtype=p.dtype, param_dtype=p.param_dtype, remat=p.remat)
-    model = ModelConfig(
-        vocab_size=p.vocab_size or tokenizer.vocab_size,
+        return weights.load(p.weights, dtype=p.dtype, param_dtype=p.param_dtype, shardings=where)[1]
+    return jax.jit(functools.partial(qwen.init_params, plain), out_shardings=where)(jax.random.key(config.seed))
+
+
+def architecture(p: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The policy of `config.policy`, whose sizes come from `weights` if it names them; `vocab_size` is the tokenizer's.
+
+    No weights are read.
+    """
+    adapters = Lora(p.lora_rank, p.lora_alpha / p.lora_rank, tuple(p.lora_targets)) if p.lora_rank else None
+    if not p.weights:
+        return dataclasses.replace(fresh_model(p, vocab_size), lora=adapters)
+    model = weights.read_config(p.weights, dtype=p.dtype, param_dtype=p.param_dtype)
+    return dataclasses.replace(model, **execution(p), lora=adapters)
+
+
+def fresh_model(p: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The architecture that the sizes in `config.policy` describe; `vocab_size` is the tokenizer's."""
+    if 0 < p.vocab_size < vocab_size:
+        refuse("policy.vocab_size", p.vocab_size, f"smaller than the tokenizer's {vocab_size} tokens; 0 takes these")
+    return ModelConfig(
+        vocab_size=p.vocab_size or vocab_size,
         hidden_size=p.hidden_size,
         intermediate_size=p.intermediate_size,
         num_layers=p.num_layers,
@@ -100,9 +157,13 @@ def load_policy(config: ConfigDict, tokenizer: Tokenizer) -> tuple[ModelConfig, 
         tie_word_embeddings=p.tie_word_embeddings,
         dtype=p.dtype,
         param_dtype=p.param_dtype,
-        remat=p.remat,
+        **execution(p),
     )
-    return model, qwen.init_params(model, jax.random.key(config.seed))
+
+
+def execution(p: ConfigDict) -> dict:
+    """The fields of a ModelConfig that say how it runs, not what it is."""
+    return dict(remat=p.remat, scan_layers=p.scan_layers, attention=p.attention, query_block=p.query_block)
 
 
 def build_world(config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces, grammar, params: dict) -> World:
@@ -123,7 +184,7 @@ def build_world(config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces
         token_weight=weight.astype(np.float32),
         answer_table=scoring.answer_table(token_bytes),
     )
-    return jax.tree.map(jnp.asarray, world)
+    return jax.tree.map(np.asarray, world)
 
 
 def document_counts(source: TaskSource, vocab: int) -> np.ndarray:
@@ -135,7 +196,7 @@ def document_counts(source: TaskSource, vocab: int) -> np.ndarray:
     return counts
 
 
-def rollout_spec(config: ConfigDict, world: World) -> RolloutSpec:
+def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpec:
     """Every static size of a rollout, in one place."""
     pieces = world.pieces
     width = lambda text: int(text.tokens.shape[-1])  # noqa: E731
@@ -173,13 +234,14 @@ def rollout_spec(config: ConfigDict, world: World) -> RolloutSpec:
         embedding_size=int(world.encoder.shape[1]),
         good_entry=config.reward.good_entry,
         chunk=min(r.prefill_chunk, c.capacity),
-        few_rows=r.prefill_rows,
+        few_rows=0 if layout.is_spread else r.prefill_rows,  # choosing rows across devices would move them
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),
         trace_rows=min(config.train.traces, sizes.rows),
         # A summary finished in between adds a status of its own.
         result_tokens=(sizes.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
+        layout=layout,
     )
 
 

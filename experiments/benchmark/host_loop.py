@@ -432,7 +432,7 @@ class HostLoop:
 
     def _write(self, params, world, tokens, length, on, start, ops, budget, temperature, key):
         spec, model, text = self.spec, self.run.model, world.pieces.prefix
-        params = kv_cache.split_layers(params)
+        params = kv_cache.split_layers(params, model)
         prefix, _ = kv_cache.encode_prefix(params, model, text.tokens, text.length)
         history = kv_cache.init_history(model, spec.batch, spec.capacity + max(spec.chunk, spec.width))
         return generate(

@@ -81,7 +81,7 @@ def rollout(params: dict, model: ModelConfig, sizes: Sizes, prompts: jax.Array, 
       (tokens [rows, context] int32 observed and generated, logp [rows, context] float32, 0 where observed).
     """
     rows, observed, written = sizes.rows, sizes.observed, sizes.generated
-    params = kv_cache.split_layers(params)
+    params = kv_cache.split_layers(params, model)
     prefix, last = kv_cache.encode_prefix(params, model, prompts, jnp.full((sizes.tasks,), sizes.prompt, jnp.int32))
     policy = Policy(model, params, prefix)
     zeros, on = jnp.zeros((rows,), jnp.int32), jnp.ones((rows,), bool)
