@@ -145,7 +145,9 @@ def parse(text: str) -> Module:
     """Reads `compiled.as_text()`. Raises ValueError if that holds no entry computation."""
     computations: dict[str, Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    # Strings among an instruction's attributes (a Pallas kernel's) may hold line breaks: what begins no instruction and
+    # ends no computation goes on with the line before.
+    for line in re.sub(r"\n(?!  |\}(?:,|$)|\n|%|ENTRY |HloModule)", " ", text, flags=re.MULTILINE).split("\n"):
         if current is None:
             if header := HEADER.match(line):
                 current = Computation(header.group(2))
