@@ -6,6 +6,7 @@ The folder holds config.json, generation_config.json, the weights, the tokenizer
 card, README.md. The newest whole checkpoint is taken, whichever mesh wrote it; it is spread over the devices at hand.
 """
 
+import dataclasses
 import json
 import math
 import warnings
@@ -14,16 +15,17 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError, from_json, to_json
 from agemem_jax.data.prompts import system_prompt
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
-from agemem_jax.models import qwen, weights
+from agemem_jax.models import lora, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training.checkpoint import checkpoints, damage
-from agemem_jax.training.setup import fresh_model
+from agemem_jax.training.setup import architecture, starting_params
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
 from experiments import cli, out
@@ -106,8 +108,12 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
     config = from_json((checkpoint / "config.json").read_text())
     source = config.policy.tokenizer or config.policy.weights
     tokenizer = Tokenizer.load(source)
-    model = architecture(config, tokenizer)
-    params = restore_params(checkpoint, model)
+    model = architecture(config.policy, tokenizer.vocab_size)
+    mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
+    params = restore_params(checkpoint, model, mesh)
+    if model.lora is not None:  # the checkpoint holds the adapters alone
+        params = lora.merge(params, starting_params(config, model, mesh), model.lora)
+        model = dataclasses.replace(model, lora=None)
     write_hf(source, folder)
     dtype = dtype or model.param_dtype
     weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype))
@@ -137,18 +143,10 @@ def newest(run: Path) -> Path:
     raise ValueError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
 
 
-def architecture(config: ConfigDict, tokenizer: Tokenizer) -> ModelConfig:
-    """Of the policy of a run; no weights are read."""
-    p = config.policy
-    if p.weights:
-        return weights.read_config(p.weights, dtype=p.dtype, param_dtype=p.param_dtype)
-    return fresh_model(p, tokenizer.vocab_size)
-
-
-def restore_params(checkpoint: Path, model: ModelConfig) -> dict:
-    """The parameters alone, over the devices of this process; the optimizer's state is not read."""
-    mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
-    shapes = jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))
+def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
+    """What was trained alone, stored over the mesh; the optimizer's state is not read."""
+    where = lora.trained(param_shardings(model, mesh), model.lora)
+    shapes = jax.eval_shape(lambda key: lora.trained(qwen.init_params(model, key), model.lora), jax.random.key(0))
     wanted = {f".params{jax.tree_util.keystr(p)}": x for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
     saved = json.loads((checkpoint / "arrays.json").read_text())
     for name in sorted(wanted.keys() | {name for name in saved if name.startswith(".params[")}):
@@ -158,9 +156,7 @@ def restore_params(checkpoint: Path, model: ModelConfig) -> dict:
                 f"checkpoint {checkpoint}: {name} is {saved.get(name, 'absent')}, and {expected} in the policy of its "
                 "config; put the weights back that policy.weights named when the run began"
             )
-    like = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, param_shardings(model, mesh)
-    )
+    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, where)
     item = {"params": like}
     how = ocp.checkpoint_utils.construct_restore_args(item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -28,7 +28,7 @@ EXPORT = flags.DEFINE_string("export", None, "folder for the warm-started policy
 def main(config) -> None:
     folder = Path(EXPORT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    config.policy.weights = ""
+    config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
     config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
     vocabulary.build(config.policy.tokenizer, config.tools)
     group = config.rl.group_size
