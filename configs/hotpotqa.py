@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.tools.default_top_k = 2
     c.store.entries = 16
     c.store.entry_tokens = 96
-    c.task.facts = 3
+    c.task.facts = 2
     c.task.chatter = 0
     c.task.distractors = 1
     c.task.message_tokens = 96  # 99 % of the sentences
@@ -35,10 +35,10 @@ def get_config() -> ConfigDict:
     c.context.limit = 2300
     c.context.capacity = 1280  # without the system prompt of about 1,100 tokens, which is shared
     c.context.messages = 32
-    c.rollout.action_tokens = 128
+    c.rollout.action_tokens = 112
     c.rollout.summary_tokens = 64
     c.rollout.stage1_answer_ends = False
-    c.rollout.stage3_turns = 3
+    c.rollout.stage3_turns = 2
     c.rollout.summary_slots = 1
     c.rollout.prefill_chunk = 64
 

@@ -33,7 +33,8 @@ def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
     Raises ValueError naming the variants there are.
     """
     if variant not in slices:
-        raise ValueError(f"--config=configs/{name}.py:{variant}: there is no such variant; there are {', '.join(slices)}")
+        known = ", ".join(slices)
+        raise ValueError(f"--config=configs/{name}.py:{variant}: there is no such variant; there are {known}")
     c = base.get_config()
     c.name = f"{name}-{variant}"
     c.policy.dtype = "bfloat16"

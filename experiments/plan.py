@@ -138,13 +138,14 @@ def shares(run: StandIn, where: Slice, stages: list[dict]) -> dict[str, float]:
     """Decoding as a share of the HBM rate, and the update's model FLOPs as a share of the peak."""
     model, spec, result = run.model, run.spec, {}
     size = jax.numpy.dtype(model.dtype).itemsize
-    matmuls = matmul_parameters(model)
+    layers, head = matmul_parameters(model)
     phase = lambda name: [p for s in stages for p in s.get("phases", []) if p["phase"] == name]  # noqa: E731
     if decoding := phase("decode"):
         rows = spec.rollout.batch / spec.rollout.layout.ways("rows")
         tensor = spec.rollout.layout.ways("heads")
         keys = 2 * model.num_layers * model.num_kv_heads * model.head_dim * size
-        read = (matmuls + rows * keys / size * (run.config.context.capacity + run.prompt_tokens / rows)) * size / tensor
+        columns = run.config.context.capacity + run.prompt_tokens / rows  # the prompt's are read once for all rows
+        read = ((layers + head) * size + rows * keys * columns) / tensor
         steps = sum(LONGEST.value * turns(run, int(s["stage"][-1])) for s in stages if "phases" in s)
         seconds = sum(p["predicted_s"] for p in decoding)
         result["bandwidth_share"] = roofline.bandwidth_share(read * steps, seconds, where)
@@ -152,18 +153,17 @@ def shares(run: StandIn, where: Slice, stages: list[dict]) -> dict[str, float]:
         width = spec.learn.widths[-1]
         positions = micro_batches(run) * spec.learn.micro_batch * width
         context = run.prompt_tokens + width / 2
-        flops = roofline.model_flops(
-            positions, matmuls, model.num_layers, model.num_heads, model.head_dim, context
-        )  # fmt: skip
+        flops = roofline.model_flops(positions, layers, model.num_layers, model.num_heads, model.head_dim, context)
+        flops += 6.0 * head * generated_tokens(run, [1, 2, 3])  # only what was written has logits
         result["utilisation"] = roofline.utilisation(flops, sum(p["predicted_s"] for p in learning), where)
     return result
 
 
-def matmul_parameters(model) -> int:
-    """Parameters of a layer's projections, times the layers, and of the head."""
+def matmul_parameters(model) -> tuple[int, int]:
+    """Parameters of all layers' projections, and of the head."""
     d, hd = model.hidden_size, model.head_dim
     attention = d * hd * (2 * model.num_heads + 2 * model.num_kv_heads)
-    return model.num_layers * (attention + 3 * d * model.intermediate_size) + d * model.vocab_size
+    return model.num_layers * (attention + 3 * d * model.intermediate_size), d * model.vocab_size
 
 
 def search(config, where: Slice, devices: list) -> dict:

@@ -23,6 +23,7 @@ COLUMNS = (
     {"rollout", "rl"},
     {"methods"},
     {"training"},
+    {"planning"},
     {"experiments"},
 )
 SAME_COLUMN = {

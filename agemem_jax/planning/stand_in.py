@@ -4,6 +4,7 @@ With a tokenizer in the config (or weights that bring one) every shape is the ru
 vocabulary stands in: arrays over the vocabulary get the policy's size, the prompt the length of Qwen's.
 """
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
-from agemem_jax.models import qwen, weights
+from agemem_jax.models import lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
-from agemem_jax.training.setup import build_world, check_policy_mesh, fresh_model, program_spec
+from agemem_jax.training.setup import architecture, build_world, check_policy_mesh, program_spec
 from agemem_jax.training.state import make_optimizer, param_shardings, state_shardings
 from agemem_jax.types import Text, TrainState
 
@@ -59,11 +60,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     validate(config)
     source_of_words = config.policy.tokenizer or config.policy.weights
     tokenizer = Tokenizer.load(source_of_words) if source_of_words else small_vocabulary(config)
-    p = config.policy
-    if p.weights:
-        model = weights.read_config(p.weights, p.dtype, p.param_dtype)
-    else:
-        model = fresh_model(p, tokenizer.vocab_size)
+    model = architecture(config.policy, tokenizer.vocab_size)
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
     small.task.train_size = small.task.test_size = small.train.eval_tasks = 8
@@ -79,9 +76,11 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
-    params = jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))
+    plain = dataclasses.replace(model, lora=None)
+    fresh = lambda model: jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))  # noqa: E731
+    params = lora.trained(fresh(model), model.lora)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
-    frozen = shapes(params, param_shardings(model, mesh)) if config.rl.kl_coef else {}
+    frozen = shapes(fresh(plain), param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
     control = Control(**scalars, update=np.bool_(True))
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))

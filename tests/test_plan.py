@@ -1,0 +1,106 @@
+"""experiments/plan.py: what it compiles is the run's own program; each family compiles for a TPU that is not here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small import build_small, small_config
+
+from agemem_jax import sharding
+from agemem_jax.config import check_fields, validate
+from agemem_jax.planning.stand_in import stand_in
+from agemem_jax.training.evaluate import control
+from agemem_jax.training.state import new_state
+from configs import base, qwen3_4b, qwen25_7b, scale, shapes
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = [
+    (module.__name__.split(".")[-1], variant) for module in (qwen25_7b, qwen3_4b, shapes) for variant in module.SLICES
+]
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+
+
+def topology(variant: str) -> str:
+    """The topology that a variant is for."""
+    return next(shape for name, shape in scale.TOPOLOGIES.items() if name in variant)
+
+
+def plan(config: str, topology: str, *flags: str, out: Path) -> tuple[dict, str]:
+    """Runs the command in a process of its own: (the JSON, the page)."""
+    command = [sys.executable, "-m", "experiments.plan", f"--config={config}", f"--topology={topology}", f"--out={out}"]
+    # Eight virtual devices are of no use here, and the optimisation level of the tests would reach the TPU's compiler.
+    settings = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([*command, *flags], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(out.read_text()), done.stdout
+
+
+def test_a_stand_in_describes_the_arrays_of_the_run():
+    """Every argument of every stage program has the shape, dtype and sharding that the planner gives it."""
+    changes = dict(mesh__fsdp=4, rl__kl_coef=0.1)
+    run = build_small(**changes)
+    planned = stand_in(small_config(**changes), run.mesh)
+    assert planned.is_exact and planned.spec.rollout == run.spec.rollout
+    state = new_state(run.params, run.optimizer)
+    task = sharding.put(run.source.batch(0), sharding.rows(run.mesh))
+    settings = sharding.put(control(run, 0, 0, "agemem", 1.0, True), sharding.replicated(run.mesh))
+    real = (state, run.frozen, task, run.world, settings)
+
+    def assert_same(shape, array):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+    jax.tree.map(assert_same, planned.arguments, real)
+    _, rows, _ = run.programs[1](state, run.frozen, None, task, run.world, settings)
+    jax.tree.map(assert_same, planned.rows, rows)
+
+
+@pytest.mark.parametrize(("name", "variant"), PUBLISHED)
+def test_large_configs_are_valid(name, variant):
+    config = {"qwen25_7b": qwen25_7b, "qwen3_4b": qwen3_4b, "shapes": shapes}[name].get_config(variant)
+    check_fields(config, base.get_config())
+    validate(config)
+    assert topology(variant)
+    assert (config.rl.group_size, config.rl.kl_coef, config.context.limit % 8192) == (8, 0.1, 0)
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(ValueError, match="v5p-16"):
+        qwen25_7b.get_config("v9-16")
+
+
+@needs_libtpu
+def test_the_command_writes_page_and_json(tmp_path):
+    """A small Qwen3 on one v5e host, its third stage."""
+    small = [f"--config.policy.{name}={value}" for name, value in dict(
+        hidden_size=256, intermediate_size=512, num_layers=2, num_heads=8, vocab_size=2048).items()]  # fmt: skip
+    sizes = ["--config.context.capacity=2560", "--config.context.limit=2048", "--config.rollout.action_tokens=256",
+             "--config.task.facts=4", "--config.rl.micro_batch=4", "--config.rl.tasks_per_update=1"]  # fmt: skip
+    result, text = plan("configs/qwen3_4b.py:v5e-16", "v5e:2x2", "--stages=3", *small, *sizes, out=tmp_path / "p.json")
+    assert result["fits"] and result["mesh"] == {"data": 1, "fsdp": 1, "tensor": 4}
+    (stage,) = result["stages"]
+    assert stage["fits"] and 0 < stage["hbm_gib_per_chip"] < 15.75 and stage["compile_s"] > 0
+    assert stage["flops"] > 0 and stage["bytes"] > 0 and stage["collectives"]
+    assert {"prefill", "decode", "gradient", "optimizer"} <= {phase["phase"] for phase in stage["phases"]}
+    # Decoding adds up the layers' partial sums and moves the logits; it does not gather weights.
+    moved = [c for c in stage["collectives"] if c["phase"] == "decode" and c["kind"] == "all-gather"]
+    assert all(c["bytes"] < 256 * 512 for c in moved)
+    summary = result["summary"]
+    assert summary["updates_per_hour"] > 0 and 0 < summary["bandwidth_share"] < 1 and 0 < summary["utilisation"] < 1
+    assert "fits" in text and "GiB a chip" in text and "updates/hour" in text
+
+
+@pytest.mark.heavy
+@needs_libtpu
+@pytest.mark.parametrize(("name", "variant"), [p for p in PUBLISHED if "h100" not in p[1]])
+def test_every_large_config_fits_its_slice(name, variant, tmp_path):
+    """All three stages, for the slice in the config's name (minutes each)."""
+    result, text = plan(f"configs/{name}.py:{variant}", topology(variant), out=tmp_path / "plan.json")
+    assert result["fits"], text
+    assert np.isfinite(result["summary"]["updates_per_hour"])
