@@ -306,9 +306,7 @@ def test_a_mesh_changes_nothing(rules):
     assert_close(spread[3], alone[3])
     for name, value in alone[2].items():
         np.testing.assert_allclose(spread[2][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(spread[:2]), jax.tree.leaves(alone[:2]), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(spread[:2]), jax.tree.leaves(alone[:2]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4 * max(np.abs(b).max(), 1e-6), err_msg=jax.tree_util.keystr(path))
 
 
