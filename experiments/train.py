@@ -2,7 +2,11 @@
 
     python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
 
-Every value can be overridden (--config.rl.group_size=4). The same command goes on where it was stopped.
+Every value can be overridden (--config.rl.group_size=4). The same command goes on where it was stopped: killed,
+failed, or asked to stop by SIGTERM (exit code 143), with the same or another number of devices and processes.
+
+Several processes, one command each: --distributed where they find each other (TPU slices, GKE, SLURM, Open MPI), else
+--coordinator=HOST:PORT --num_processes=N --process_id=I. Exit code 75: another process is gone; start all again.
 """
 
 import sys
@@ -11,6 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from agemem_jax.report import page
+from agemem_jax.training.checkpoint import last_saved
+from agemem_jax.training.distributed import EXIT_PREEMPTED, Notice, Preempted, is_leader, session
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import table, write_summary
@@ -19,18 +25,50 @@ from experiments import cli, out
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 
 
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other processes of a TPU slice, GKE or SLURM job")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where nothing else tells it")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run, with --coordinator")
+PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this is, from 0, with --coordinator")
+LOST_AFTER = flags.DEFINE_float("lost_after", 60.0, "seconds without a sign of life after which a process is lost")
+
+
 def main(config) -> None:
     workdir = Path(WORKDIR.value)
+    try:
+        with session(
+            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value, LOST_AFTER.value,
+            hint=lambda: where_it_goes_on(workdir),
+        ):  # fmt: skip
+            run_seeds(config, workdir)
+    except Preempted as stopped:
+        print(f"{stopped}. The same command goes on from there.", file=sys.stderr, flush=True)
+        sys.exit(EXIT_PREEMPTED)
+
+
+def run_seeds(config, workdir: Path) -> None:
+    """Trains every seed; then process 0 writes table and report."""
     results = {}
-    for seed in range(config.seed, config.seed + config.num_seeds):
-        one = config.copy_and_resolve_references()
-        one.seed = seed
-        results[seed] = train(build(one), workdir / f"seed_{seed}")
+    with Notice() as stop:
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            one = config.copy_and_resolve_references()
+            one.seed = seed
+            results[seed] = train(build(one), workdir / f"seed_{seed}", stop)
+    if not is_leader():
+        return
     command = "python -m experiments.train " + " ".join(sys.argv[1:])
     summary = write_summary(workdir, config, results, command)
     print(table(summary))
     print(f"report: {page.write(workdir)}")
     out.write(summary)
+
+
+def where_it_goes_on(workdir: Path) -> str:
+    """The newest whole checkpoint of the seed that was trained last, in words."""
+    folders = sorted(workdir.glob("seed_*/checkpoints"), key=lambda path: path.stat().st_mtime)
+    update = last_saved(folders[-1]) if folders else None
+    if update is None:
+        return "; there is no checkpoint yet"
+    return f": it goes on from {folders[-1].parent.name}, update {update}"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from agemem_jax.config import ConfigError
+from agemem_jax.sharding import Layout, make_mesh
 from agemem_jax.training import checkpoint
-from agemem_jax.training.checkpoint import Checkpointer
+from agemem_jax.training.checkpoint import Checkpointer, last_saved
 from agemem_jax.types import TrainState
 from configs import base
 
@@ -80,6 +81,33 @@ def test_round_trip_of_every_dtype_and_sharding(open_at):
     _, moved, _ = open_at().restore_latest(like)
     assert moved["sharded"].sharding == other
     np.testing.assert_array_equal(np.asarray(moved["sharded"]), np.arange(64.0).reshape(8, 8))
+
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 1))
+
+
+def spread(state: dict, sizes: tuple[int, int, int]) -> dict:
+    """The state stored over the first devices: matrices over fsdp and tensor, rows over data and fsdp."""
+    mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+    stored = Layout(mesh, "stored")
+    names = {"matrix": ("embed", "mlp"), "rows": ("rows", None), "count": ()}
+    return {name: jax.device_put(x, stored.sharding(*names[name])) for name, x in state.items()}
+
+
+@pytest.mark.parametrize("before", MESHES)
+def test_restored_on_another_mesh(open_at, before):
+    state = {"matrix": jnp.arange(128.0).reshape(8, 16), "rows": jnp.arange(16).reshape(8, 2), "count": jnp.int32(5)}
+    mesh = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), before, strict=True))
+    open_at(**mesh).save(5, spread(state, before), {}, wait=True)
+    for after in MESHES:
+        mesh = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), after, strict=True))
+        like = spread(jax.tree.map(jnp.zeros_like, state), after)
+        update, restored, _ = open_at(**mesh).restore_latest(like)
+        assert update == 5
+        assert_equal(restored, state)
+        for name, x in restored.items():
+            assert x.sharding == like[name].sharding
+            assert len(x.addressable_shards) == np.prod(after)
 
 
 def test_nothing_saved(open_at):
@@ -234,7 +262,10 @@ def test_other_config_is_refused_with_the_fields(open_at):
 
 def test_fields_that_may_differ(open_at):
     open_at().save(1, make_state(1), {}, wait=True)
-    longer = open_at(rl__updates=500, num_seeds=3, train__eval_every=5, train__keep_checkpoints=9)
+    longer = open_at(
+        rl__updates=500, num_seeds=3, train__eval_every=5, train__keep_checkpoints=9, mesh__tensor=4, rl__micro_batch=8,
+        policy__remat=True, rollout__prefill_chunk=64,
+    )  # fmt: skip
     assert longer.restore_latest(make_state(0))[0] == 1
 
 
@@ -257,6 +288,18 @@ def test_saved_update_is_left_alone(open_at, tmp_path):
     saver.save(1, make_state(1), {}, wait=True)
     assert (tmp_path / "00000001" / "MANIFEST").stat().st_mtime_ns == before
     assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_the_last_saved_update_is_that_of_a_whole_checkpoint(open_at, tmp_path):
+    assert last_saved(tmp_path / "nowhere") is None and last_saved(tmp_path) is None
+    saver = open_at()
+    for update in (2, 10):
+        saver.save(update, make_state(update), {}, wait=True)
+    assert last_saved(tmp_path) == 10
+    (tmp_path / "00000010" / "MANIFEST").unlink()
+    (tmp_path / "00000012.partial").mkdir()
+    (tmp_path / "00000012.partial" / "MANIFEST").write_text("")
+    assert last_saved(tmp_path) == 2
 
 
 def test_keep_must_be_positive(tmp_path):

@@ -10,6 +10,9 @@
 A checkpoint is written under `00000040.partial` and renamed when it is whole, so a kill at any moment leaves the
 earlier ones as they were. What was found damaged or half-written stays on disk; where its name is needed again it is
 renamed to `00000040.broken-1`, and so on.
+
+With several processes each writes and reads its own part of the arrays; process 0 alone does the rest, and decides for
+all which checkpoint there is. Mesh and number of processes may be others at every start.
 """
 
 import hashlib
@@ -27,13 +30,18 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from agemem_jax.config import ConfigError, difference, flatten, from_json, to_json
+from agemem_jax.training.distributed import agree, is_leader, share_folder
 
 MANIFEST = "MANIFEST"
 NAME = re.compile(r"(\d{8,})(\.partial)?")
 
-# What may differ between a checkpoint and the run that goes on from it: how long, how often, on which devices.
-FREE_FIELDS = ("name", "num_seeds", "rl.updates")
-FREE_GROUPS = ("train",)
+# What may differ between a checkpoint and the run that goes on from it: how long, how often, on which devices, and what
+# decides the cost of an update alone.
+FREE_FIELDS = (
+    "name", "num_seeds", "rl.updates", "rl.micro_batch", "rl.logit_chunk", "policy.remat", "rollout.prefill_chunk",
+    "rollout.prefill_rows", "rollout.history_widths", "policy.scan_layers", "rl.widths",
+)  # fmt: skip
+FREE_GROUPS = ("train", "mesh")
 
 
 class Checkpointer:
@@ -48,7 +56,7 @@ class Checkpointer:
         if keep < 1:
             raise ValueError(f"train.keep_checkpoints = {keep}: at least 1 must be kept")
         self.directory = Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        share_folder(self.directory)
         self._config, self._keep = config, keep
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._writer: threading.Thread | None = None
@@ -70,10 +78,10 @@ class Checkpointer:
         """
         self.wait()
         final = self.directory / f"{update:08d}"
-        if final.exists() and damage(final) is None:
+        if agree(lambda: final.exists() and damage(final) is None):
             return
         partial = final.with_name(final.name + ".partial")
-        if jax.process_index() == 0:
+        if is_leader():
             set_aside(final)
             set_aside(partial)
             partial.mkdir()
@@ -113,29 +121,45 @@ class Checkpointer:
           ValueError: its arrays are not those of `like`.
         """
         self.wait()
-        for path in checkpoints(self.directory):
-            problem = damage(path)
-            if problem is not None:
-                warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
-                self._broken.add(path)
-                continue
-            self._check_config(path)
-            check_layout(path, like)
-            with jax.transfer_guard("allow"):
-                state = self._orbax.restore(path / "state", args=ocp.args.StandardRestore(abstract(like)))
-            return int(path.name), state, json.loads((path / "host.json").read_text())
-        return None
+        found = agree(lambda: self._newest(like))
+        if found is None:
+            return None
+        name, host = found
+        with jax.transfer_guard("allow"):
+            state = self._orbax.restore(self.directory / name / "state", args=ocp.args.StandardRestore(abstract(like)))
+        return int(name), state, host
 
     def close(self) -> None:
         """Waits for the last save and frees the threads."""
         self.wait()
         self._orbax.close()
 
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type | None, *_) -> None:
+        # After an error of this process alone the others would never come to the end of the save.
+        if kind is None or self._writer is None or jax.process_count() == 1:
+            self.close()
+
+    def _newest(self, like: Any) -> tuple[str, dict] | None:
+        """Name and host part of the newest whole checkpoint; raises as `restore_latest`."""
+        for path in checkpoints(self.directory):
+            problem = damage(path)
+            if problem is not None:
+                warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=5)
+                self._broken.add(path)
+                continue
+            self._check_config(path)
+            check_layout(path, like)
+            return path.name, json.loads((path / "host.json").read_text())
+        return None
+
     def _finish(self, partial: Path, final: Path) -> None:
         """Runs beside the training: waits for orbax, then makes the checkpoint count and drops old ones."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_leader():
                 write_manifest(partial)
                 partial.rename(final)
                 self._broken.discard(final)
@@ -188,6 +212,13 @@ def checkpoints(directory: Path) -> list[Path]:
     """Folders of checkpoints, whole or not, newest first."""
     named = [(match, path) for path in directory.iterdir() if (match := NAME.fullmatch(path.name)) and path.is_dir()]
     return [path for _, path in sorted(named, key=lambda pair: (int(pair[0][1]), not pair[0][2]), reverse=True)]
+
+
+def last_saved(directory: Path) -> int | None:
+    """Updates done at the newest whole checkpoint, judged without reading its files; None if there is none."""
+    found = checkpoints(directory) if directory.is_dir() else []
+    whole = [int(path.name) for path in found if path.suffix != ".partial" and (path / MANIFEST).exists()]
+    return max(whole, default=None)
 
 
 def damage(path: Path) -> str | None:

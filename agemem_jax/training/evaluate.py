@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from agemem_jax import sharding
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
@@ -29,12 +30,12 @@ def control(run: Run, seed: int, step: int, method: str, temperature: float, upd
     )
 
 
-def evaluate(run: Run, state: TrainState, ref_params: dict, method: str, tasks: int):
+def evaluate(run: Run, state: TrainState, frozen: dict, method: str, tasks: int):
     """Plays `tasks` test tasks, one rollout each.
 
     Returns:
       (state, the programs donate and return it; numbers {name: [tasks] float}; device traces of the first batch by
-      stage; task indices of the traced rows).
+      stage; task indices of the traced rows). Numbers and traces are the same in every process.
     """
     rows = run.spec.rollout.batch
     tasks = min(tasks, run.source.num_test)
@@ -45,7 +46,7 @@ def evaluate(run: Run, state: TrainState, ref_params: dict, method: str, tasks: 
         valid = valid & (index * rows + np.arange(rows) < tasks)
         settings = control(run, EVALUATION_SEED, index, method, run.config.train.eval_temperature, update=False)
         state, outcome, traces = trajectory(
-            run.programs, state, ref_params, jax.device_put(task), run.world, settings
+            run.programs, state, frozen, sharding.put(task, sharding.rows(run.mesh)), run.world, settings
         )
         for name, value in jax.device_get(outcome["rows"]).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])

@@ -1,16 +1,22 @@
-"""The training loop on the host: batches in, three programs, one metrics fetch an update, checkpoints, evaluations."""
+"""The training loop on the host: batches in, three programs, one metrics fetch an update, checkpoints, evaluations.
 
-import contextlib
+With several processes all run this loop alike; process 0 alone writes what is not a checkpoint, and prints.
+"""
+
+import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from agemem_jax.config import difference, from_json
+from agemem_jax import sharding
+from agemem_jax.config import difference, from_json, to_json
 from agemem_jax.metrics import Clock, MetricWriter, Progress, write_json
 from agemem_jax.training.checkpoint import Checkpointer, may_differ
+from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
 from agemem_jax.training.evaluate import METHODS, control, evaluate
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import Run
@@ -26,74 +32,134 @@ def stages_of(config, update: int) -> int:
     return min(3, 1 + update * 3 // config.rl.updates)
 
 
-def train_update(run: Run, state: TrainState, ref_params: dict, update: int, task):
+def train_update(run: Run, state: TrainState, frozen: dict, update: int, task):
     """One update: (state, outcome). A function of (config.seed, update) and the state alone."""
     settings = control(run, run.config.seed, update, "agemem", run.config.rollout.temperature, update=True)
     state, outcome, _ = trajectory(
-        run.programs, state, ref_params, task, run.world, settings, until=stages_of(run.config, update)
+        run.programs, state, frozen, task, run.world, settings, until=stages_of(run.config, update)
     )
     return state, outcome
 
 
-def train(run: Run, workdir: Path) -> dict:
+def train(run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
     """Trains one seed in `workdir`, or goes on where an earlier call was stopped; returns its evaluations.
 
+    Args:
+      workdir: the same folder for all processes.
+      stop: asked before each evaluation and after each update; once it says True, the state is saved and Preempted
+        raised (training.distributed.Notice).
+
     Returns:
-      {method: {number: [tasks] list}} for no_memory, agemem_norl and agemem.
+      {method: {number: [tasks] list}} for no_memory, agemem_norl and agemem; {} in other processes than 0.
     """
     config = run.config
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpointer(workdir / "checkpoints", config, config.train.keep_checkpoints)
-    with contextlib.closing(checkpoints):
-        train_seed(run, workdir, checkpoints)
-    return {method: read_json(result_path(workdir, method))["numbers"] for method in METHODS}
+    agree_on("config and device tables", digest(run))
+    open_channels(run.mesh)
+    with Checkpointer(workdir / "checkpoints", config, config.train.keep_checkpoints) as checkpoints:
+        train_seed(run, workdir, checkpoints, stop)
+    return {method: read_json(result_path(workdir, method))["numbers"] for method in METHODS if is_leader()}
 
 
-def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer) -> None:
+def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callable[[], bool]) -> None:
     """The loop itself: evaluations before, updates, evaluation after."""
-    config, clock = run.config, Clock()
-    ref_params = run.params if config.rl.kl_coef else {}
-    state = new_state(run.params, run.optimizer, keep_params=bool(config.rl.kl_coef))
-    done = 0
+    config, clock, name = run.config, Clock(), f"seed {run.config.seed}"
+    frozen = run.frozen
+    state = new_state(run.params, run.optimizer, keep_params=bool(frozen))
+    done, owed = 0, False
     restored = checkpoints.restore_latest(state)
     if restored is not None:
         done, state, host = restored
         clock.load(host["clock"])
-        print(f"seed {config.seed}: going on from update {done}", flush=True)
+        owed = host.get("evaluation_owed", False)
+        say(f"{name}: going on from update {done}")
     count_compiling(clock)
-    writer = MetricWriter(workdir, config, resume_from=done)
-    with clock.measure("eval"):
-        for method in ("no_memory", "agemem_norl"):
-            if done == 0:
-                state = evaluate_once(run, state, ref_params, method, 0, workdir)
-    progress = Progress(config.rl.updates, done, name=f"seed {config.seed}")
-    task = jax.device_put(run.source.batch(done)) if done < config.rl.updates else None
+    for method in ("no_memory", "agemem_norl"):
+        if done == 0:
+            if stop():
+                raise Preempted(f"{name}: stopped before the first update")
+            with clock.measure("eval"):
+                state = evaluate_once(run, state, frozen, method, 0, workdir)
+    writer = Writer(workdir, config, done) if is_leader() else None
+    task = put_batch(run, done) if done < config.rl.updates else None
+    if owed:
+        state = evaluate_between(run, state, frozen, done, clock, writer)
     for update in range(done, config.rl.updates):
         began = time.perf_counter()
         with jax.transfer_guard("disallow" if config.train.transfer_guard else "allow"):
-            state, outcome = train_update(run, state, ref_params, update, task)
+            state, outcome = train_update(run, state, frozen, update, task)
             if update + 1 < config.rl.updates:  # made while the device works
-                task = jax.device_put(run.source.batch(update + 1))
+                task = put_batch(run, update + 1)
             metrics = jax.device_get(outcome["metrics"])
         seconds = time.perf_counter() - began
         clock.add("train", seconds)
         record = tidy(metrics, update, stages_of(config, update), seconds, run)
         check_finite(record)
-        writer.write(update + 1, record)
-        progress.step(update + 1, record)
-        last = update + 1 == config.rl.updates
-        if config.train.eval_every and (update + 1) % config.train.eval_every == 0 and not last:
-            with clock.measure("eval"):
-                state, numbers, _ = evaluate(run, state, ref_params, "agemem", config.train.eval_tasks)
-                writer.write(update + 1, {f"eval/{k}": float(v.mean()) for k, v in numbers.items()})
-        if last or (update + 1) % config.train.checkpoint_every == 0:
-            checkpoints.save(update + 1, state, {"clock": clock.state()}, wait=last)
-    progress.close()
+        if writer:
+            writer.update(update + 1, record)
+        last, stopping = update + 1 == config.rl.updates, stop()
+        owed = bool(config.train.eval_every) and (update + 1) % config.train.eval_every == 0 and not last
+        if owed and not stopping:
+            state = evaluate_between(run, state, frozen, update + 1, clock, writer)
+            owed = False
+        if last or stopping or (update + 1) % config.train.checkpoint_every == 0:
+            with clock.measure("checkpoint"):  # what the loop waits for; the rest is written beside it
+                kept = {"clock": clock.state(), "evaluation_owed": owed}
+                checkpoints.save(update + 1, state, kept, wait=stopping)
+        if stopping:
+            if writer:
+                writer.close()
+            raise Preempted(f"{name}: stopped after update {update + 1} of {config.rl.updates}, which is saved")
     checkpoints.wait()
+    if writer:
+        writer.close()
+    if stop():
+        raise Preempted(f"{name}: stopped before the last evaluation; all updates are saved")
     with clock.measure("eval"):
-        evaluate_once(run, state, ref_params, "agemem", config.rl.updates, workdir)
-    writer.close()
-    write_json(workdir / "seconds.json", clock.state())
+        evaluate_once(run, state, frozen, "agemem", config.rl.updates, workdir)
+    if is_leader():
+        write_json(workdir / "seconds.json", clock.state())
+
+
+class Writer:
+    """The metrics of a run and its progress, in process 0; `done` updates were made before."""
+
+    def __init__(self, workdir: Path, config, done: int):
+        self.metrics = MetricWriter(workdir, config, resume_from=done)
+        self.progress = Progress(config.rl.updates, done, name=f"seed {config.seed}")
+
+    def update(self, update: int, record: dict) -> None:
+        """Adds the metrics of an update."""
+        self.metrics.write(update, record)
+        self.progress.step(update, record)
+
+    def close(self) -> None:
+        """Ends the bar's line and closes the files."""
+        self.progress.close()
+        self.metrics.close()
+
+
+def digest(run: Run) -> str:
+    """A fingerprint of what every process must have made alike: config, device tables and the first batch."""
+    hashed = hashlib.sha256(to_json(run.config).encode())
+    for leaf in jax.tree.leaves(jax.device_get((run.world, run.source.batch(0)))):
+        hashed.update(np.asarray(leaf).tobytes())
+    return hashed.hexdigest()
+
+
+def put_batch(run: Run, update: int):
+    """The tasks of an update on the devices. Every process makes the whole batch and places its own rows."""
+    return sharding.put(run.source.batch(update), sharding.rows(run.mesh))
+
+
+def evaluate_between(
+    run: Run, state: TrainState, frozen: dict, update: int, clock: Clock, writer: Writer | None
+) -> TrainState:
+    """The evaluation after every `train.eval_every` updates, as eval/... in the metrics."""
+    with clock.measure("eval"):
+        state, numbers, _ = evaluate(run, state, frozen, "agemem", run.config.train.eval_tasks)
+        if writer:
+            writer.metrics.write(update, {f"eval/{name}": float(v.mean()) for name, v in numbers.items()})
+    return state
 
 
 def count_compiling(clock: Clock) -> None:
@@ -111,25 +177,30 @@ def result_path(workdir: Path, method: str) -> Path:
     return workdir / f"evaluation_{method}.json"
 
 
-def evaluate_once(
-    run: Run, state: TrainState, ref_params: dict, method: str, updates: int, workdir: Path
-) -> TrainState:
+def evaluate_once(run: Run, state: TrainState, frozen: dict, method: str, updates: int, workdir: Path) -> TrainState:
     """Evaluates a method after `updates` updates and keeps numbers and traces; skipped where that was done before."""
     path = result_path(workdir, method)
-    if path.exists():
-        kept = read_json(path)
-        before = from_json(json.dumps(kept["config"]))
-        changed = difference(run.config, before)
-        if kept["updates"] == updates and all(free_of_evaluation(name, run.config) for name in changed):
-            return state
-    print(f"seed {run.config.seed}: evaluating {method} on {run.config.train.eval_tasks} test tasks", flush=True)
-    state, numbers, traced = evaluate(run, state, ref_params, method, run.config.train.eval_tasks)
-    when = "after" if method == "agemem" else "before"
-    write_json(workdir / f"traces_{method}.json", render_traces(run, traced, method, when))
-    write_json(path, {"updates": updates, "config": run.config.to_dict(), "numbers": numbers})
-    shown = ", ".join(f"{name} {np.mean(numbers[name]):.3f}" for name in ("f1", "memory_quality", "reward"))
-    print(f"seed {run.config.seed}: {method}: {shown}", flush=True)
+    if agree(lambda: is_evaluated(path, run.config, updates)):
+        return state
+    name = f"seed {run.config.seed}"
+    say(f"{name}: evaluating {method} on {run.config.train.eval_tasks} test tasks")
+    state, numbers, traced = evaluate(run, state, frozen, method, run.config.train.eval_tasks)
+    if is_leader():
+        when = "after" if method == "agemem" else "before"
+        write_json(workdir / f"traces_{method}.json", render_traces(run, traced, method, when))
+        write_json(path, {"updates": updates, "config": run.config.to_dict(), "numbers": numbers})
+    shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("f1", "memory_quality", "reward"))
+    say(f"{name}: {method}: {shown}")
     return state
+
+
+def is_evaluated(path: Path, config, updates: int) -> bool:
+    """Whether a file holds this evaluation: after as many updates, by a config that gives the same numbers."""
+    if not path.exists():
+        return False
+    kept = read_json(path)
+    changed = difference(config, from_json(json.dumps(kept["config"])))
+    return kept["updates"] == updates and all(free_of_evaluation(name, config) for name in changed)
 
 
 def free_of_evaluation(name: str, config) -> bool:

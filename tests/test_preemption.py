@@ -1,0 +1,134 @@
+"""SIGTERM: the running update is finished and saved, and the same command ends with the bits of an undisturbed run."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small import small_config
+
+from agemem_jax.training.checkpoint import Checkpointer
+from agemem_jax.training.distributed import EXIT_PREEMPTED, Notice, Preempted
+from agemem_jax.training.evaluate import METHODS
+from agemem_jax.training.loop import train
+from agemem_jax.training.setup import build
+from agemem_jax.training.state import new_state
+from experiments import train as command
+
+UPDATES, STOP_AT = 5, 2
+FREE_OF_TIME = ("time", "seconds", "tokens_per_s", "trained_tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def run():
+    """One layer, two tasks; an evaluation after every second update, checkpoints at the end alone."""
+    return build(
+        small_config(
+            policy__num_layers=1, rollout__history_widths=1, rl__updates=UPDATES, rl__group_size=2, rl__micro_batch=4,
+            train__checkpoint_every=100, train__traces=2, train__eval_tasks=6, train__eval_every=2,
+        )
+    )  # fmt: skip
+
+
+def begin(run, workdir: Path, stop=lambda: False) -> dict:
+    """Trains with a starting policy of its own, since training without a reference uses it up."""
+    return train(dataclasses.replace(run, params=jax.tree.map(lambda x: x + 0, run.params)), workdir, stop)
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """An undisturbed run: (workdir, evaluations)."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, begin(run, workdir)
+
+
+def records(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in FREE_OF_TIME} for line in lines]
+
+
+def saved(run, workdir: Path):
+    """Update and state of the newest checkpoint."""
+    with Checkpointer(workdir / "checkpoints", run.config, 2) as checkpoints:
+        update, state, _ = checkpoints.restore_latest(new_state(run.params, run.optimizer))
+    return update, jax.device_get(state)
+
+
+def test_stopped_by_a_signal_and_started_again_ends_with_the_same_bits(run, whole, tmp_path):
+    asked = 0
+
+    with Notice() as notice:
+
+        def stop() -> bool:  # asked before each of two evaluations, and after each update
+            nonlocal asked
+            asked += 1
+            if asked == 2 + STOP_AT:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return notice()
+
+        with pytest.raises(Preempted, match=f"seed 0: stopped after update {STOP_AT} of {UPDATES}, which is saved"):
+            begin(run, tmp_path, stop)
+    assert saved(run, tmp_path)[0] == STOP_AT
+    # The evaluation that is due after this update is left to the next start.
+    assert [line["step"] for line in records(tmp_path)] == [1, 2]
+    assert not (tmp_path / "evaluation_agemem.json").exists()
+
+    assert begin(run, tmp_path) == whole[1]
+    (update, state), (updates, expected) = saved(run, tmp_path), saved(run, whole[0])
+    assert update == updates == UPDATES
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert records(tmp_path) == records(whole[0])
+    assert [line["step"] for line in records(tmp_path)] == [1, 2, 2, 3, 4, 4, 5]
+    for method in METHODS:
+        name = f"traces_{method}.json"
+        assert (tmp_path / name).read_text() == (whole[0] / name).read_text()
+
+
+def test_stopped_before_an_evaluation(run, whole, tmp_path):
+    with pytest.raises(Preempted, match="stopped before the first update"):
+        begin(run, tmp_path / "begin", lambda: True)
+    assert saved_nothing(tmp_path / "begin")
+    workdir = tmp_path / "end"
+    asked = iter(range(2 + UPDATES))
+    with pytest.raises(Preempted, match="stopped before the last evaluation; all updates are saved"):
+        begin(run, workdir, lambda: next(asked, None) is None)
+    assert saved(run, workdir)[0] == UPDATES and not (workdir / "evaluation_agemem.json").exists()
+    assert begin(run, workdir) == whole[1]
+
+
+def saved_nothing(workdir: Path) -> bool:
+    return not list((workdir / "checkpoints").glob("0*"))
+
+
+def test_the_loop_counts_what_saving_costs_it(whole):
+    seconds = json.loads((whole[0] / "seconds.json").read_text())
+    assert 0 < seconds["checkpoint"]
+
+
+def test_a_notice_catches_the_signal_inside_its_block_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    with Notice() as notice:
+        assert not notice() and not notice()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notice() and notice()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_command_says_so_and_exits_with_143(monkeypatch, tmp_path, capsys):
+    def stopped(config, workdir, stop):
+        raise Preempted("seed 0: stopped after update 3 of 9, which is saved")
+
+    monkeypatch.setattr(command, "train", stopped)
+    monkeypatch.setattr(command, "build", lambda config: config)
+    if not command.flags.FLAGS.is_parsed():
+        command.flags.FLAGS([sys.argv[0], f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit) as exit:
+        command.main(small_config())
+    assert exit.value.code == EXIT_PREEMPTED == 143
+    told = "seed 0: stopped after update 3 of 9, which is saved. The same command goes on from there.\n"
+    assert capsys.readouterr().err == told
