@@ -14,7 +14,7 @@ from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.training import programs as programs_lib
 from agemem_jax.training.evaluate import METHODS, evaluate, method_tools
-from agemem_jax.training.loop import stages_of, train_update
+from agemem_jax.training.loop import put_batch, stages_of, train_update
 from agemem_jax.training.programs import ALL_TOOLS, judge_answers, stage_program
 from agemem_jax.training.setup import Run, host_judge
 from agemem_jax.training.state import new_state
@@ -114,11 +114,11 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
     and updates again: one compilation a stage."""
     run = chained()
     state = new_state(run.params, run.optimizer)
-    task = jax.device_put(run.source.batch(0))
+    task = put_batch(run, 0)
     for update in range(3):
         with jax.transfer_guard("disallow"):
             state, outcome = train_update(run, state, run.frozen, update, task)
-            task = jax.device_put(run.source.batch(update + 1))
+            task = put_batch(run, update + 1)
             metrics = jax.device_get(outcome["metrics"])
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
