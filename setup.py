@@ -30,8 +30,9 @@ setup(
         "matplotlib>=3.10,<4",
     ],
     extras_require={
-        # The parity tests compare with transformers' torch models.
+        # The parity tests compare with transformers' torch models, the planner's compile for TPUs.
         "test": [
+            f"jax[tpu]{JAX}",
             "pytest>=8.4",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.6",

@@ -142,7 +142,8 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
     def place(x):
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        with jax.transfer_guard_host_to_device("allow"):  # as explicit as device_put, which cannot do this
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(place, tree)
 

@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -450,3 +453,26 @@ def test_schemas_show_the_arguments_that_may_be_written():
 def test_wrong_calls_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         validate_call(call, tools_config())
+
+
+def test_every_process_numbers_the_states_alike():
+    """Sets are ordered by hashes that differ between processes; the tables of a run on several must not."""
+    code = (
+        "import sys, hashlib; sys.path.insert(0, 'tests')\n"
+        "import jax, numpy as np\n"
+        "from small import small_config\n"
+        "from agemem_jax.data.tokenizer import Tokenizer\n"
+        "from agemem_jax.tools import grammar\n"
+        "c = small_config()\n"
+        "tables = grammar.build_grammar(c.tools, Tokenizer.load(c.policy.tokenizer))\n"
+        "print(hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in jax.tree.leaves(tables))).hexdigest())"
+    )
+    root = Path(__file__).parent.parent
+    found = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        found.add(done.stdout)
+    assert len(found) == 1

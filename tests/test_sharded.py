@@ -12,9 +12,10 @@ from small import small_config
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError
 from agemem_jax.models import qwen
+from agemem_jax.rollout.rows import new_rows
 from agemem_jax.sharding import Layout
 from agemem_jax.training.evaluate import control
-from agemem_jax.training.programs import trajectory
+from agemem_jax.training.programs import judge_answers, trajectory
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, param_shardings
 
@@ -162,3 +163,20 @@ def test_put_and_by_rows():
     out = jax.jit(lambda x: sharding.by_rows(layout, doubled, (x,), (np.float32(1),)))(placed)
     np.testing.assert_array_equal(out, 2 * np.arange(8.0) + 1)
     assert sizes == [(2,)]
+
+
+def test_each_row_is_judged_once_by_the_process_that_has_it():
+    mesh, asked = sharding.make_mesh(2, 2, 2), []
+    layout = Layout(mesh, "rollout")
+
+    def judge(index, tokens, length):
+        asked.extend(np.asarray(index).tolist())
+        return np.asarray(index, np.float32) / 8
+
+    run = build(small_config())
+    task = run.source.batch(0).replace(index=np.arange(8, dtype=np.int32))
+    rows = jax.eval_shape(lambda: new_rows(run.spec.rollout))
+    rows = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rows)
+    scores = jax.jit(lambda task, rows: judge_answers(judge, task, rows, layout))(task, rows)
+    np.testing.assert_allclose(scores, np.arange(8) / 8)
+    assert sorted(asked) == list(range(8))

@@ -577,8 +577,10 @@ class _Builder:
                 options = [token for n in sizes for token in self.by_text.get(rest.text[:n], [])]
             for token in options:
                 groups.setdefault(token, []).append(rest)
+        # In order of the tokens: sets have another order in every process, and all must number the states alike.
         return {
-            token: Step(self._inside(self._text_of(token), rests), _ops_of(rests)) for token, rests in groups.items()
+            token: Step(self._inside(self._text_of(token), rests), _ops_of(rests))
+            for token, rests in sorted(groups.items())
         }
 
     def _inside(self, text: str, rests: list[Rest]) -> State:

@@ -25,6 +25,7 @@ from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.decode import Policy
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, lay_out_rows, new_rows
 from agemem_jax.rollout.stage import policy_writer, run_stage
+from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.training.learn import LearnSpec, update
 from agemem_jax.training.state import state_shardings
 from agemem_jax.types import NUM_OPS, Op, Task, TrainState
@@ -82,7 +83,8 @@ def stage_program(
         rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools)
         judged = None
         if judge is not None:  # before stage 3 there is no answer to judge
-            judged = judge_answers(judge, task, rows) if stage == 3 else jnp.zeros((spec.rollout.batch,))
+            judged = jnp.zeros((spec.rollout.batch,))
+            judged = judge_answers(judge, task, rows, spec.rollout.layout) if stage == 3 else judged
         terms = rewards.terms(rows.stats, reward, spec.rollout.limit, judged)
         total, groups = rewards.combine(terms, reward)
         metrics, by_row = {}, {}
@@ -128,10 +130,22 @@ def stage_program(
     return program
 
 
-def judge_answers(judge: Judge, task: Task, rows: Rows) -> jax.Array:
-    """Scores [B] in 0..1 of a judge on the host, called from inside the program."""
-    shape = jax.ShapeDtypeStruct((rows.turn.shape[0],), jnp.float32)
-    return io_callback(judge, shape, task.index, rows.answer.tokens, rows.answer.length)
+def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) -> jax.Array:
+    """Scores [B] in 0..1 of a judge on the host, called from inside the program.
+
+    On a mesh each process asks its own judge about its own rows, once: of devices that share rows the first one asks.
+    """
+
+    def ask(index, tokens, length):
+        shape = jax.ShapeDtypeStruct(index.shape, jnp.float32)
+        call = lambda *answers: io_callback(judge, shape, *answers)  # noqa: E731
+        if not layout.is_spread:
+            return call(index, tokens, length)
+        silent = lambda *_: jnp.zeros(shape.shape, shape.dtype)  # noqa: E731
+        first = jax.lax.axis_index("tensor") == 0
+        return jax.lax.psum(jax.lax.cond(first, call, silent, index, tokens, length), "tensor")
+
+    return sharding.by_rows(layout, ask, (task.index, rows.answer.tokens, rows.answer.length))
 
 
 def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict:
