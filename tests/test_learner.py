@@ -268,7 +268,7 @@ def grouped_reference():
 
     def loss(params):
         flat = lambda x: jnp.asarray(x).reshape(6, *x.shape[2:])  # noqa: E731
-        each = (flat(joined), flat(np.broadcast_to(p, n.shape)), flat(p + n), jax.tree.map(flat, batch))
+        each = (flat(joined), flat(np.broadcast_to(p, n.shape)), jax.tree.map(flat, batch))
         return jax.lax.map(lambda one: sequence_loss(params, one), each).sum()
 
     params = moved(qwen.init_params(MODEL, jax.random.key(0)), 1, 0.1)
