@@ -2,13 +2,17 @@
 # make test        linter and test suite
 # make smoke       a minute of training in a temporary folder
 # make test-heavy  the tests that take minutes
+# make plan        the third stage of one large config of each family, compiled for its TPU slice (no TPU needed)
+# make plans       every large config, all stages (hours)
 # make clean       removes the environment and the demo's run
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test smoke test-heavy clean
+FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5e-16 shapes.py:llama32_1b-v5e-16
+
+.PHONY: demo test smoke test-heavy plan plans clean
 
 demo: $(VENV)/installed
 	$(RUN) -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
@@ -19,6 +23,15 @@ test: $(VENV)/installed-test
 
 test-heavy: $(VENV)/installed-test
 	$(RUN) -m pytest -m heavy
+
+plan: $(VENV)/installed-test
+	for config in $(FAMILIES); do \
+		slice=$$(echo $$config | sed -E 's/.*(v[0-9][ep]-[0-9]+).*/\1/') && \
+		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$$config --topology=$$slice --stages=3 || exit 1; \
+	done
+
+plans: $(VENV)/installed-test
+	$(RUN) -m pytest -m plans
 
 smoke: $(VENV)/installed
 	workdir=$$(mktemp -d) && trap 'rm -rf "$$workdir"' EXIT && \

@@ -96,7 +96,7 @@ def test_the_command_writes_page_and_json(tmp_path):
     assert "fits" in text and "GiB a chip" in text and "updates/hour" in text
 
 
-@pytest.mark.heavy
+@pytest.mark.plans
 @needs_libtpu
 @pytest.mark.parametrize(("name", "variant"), [p for p in PUBLISHED if "h100" not in p[1]])
 def test_every_large_config_fits_its_slice(name, variant, tmp_path):

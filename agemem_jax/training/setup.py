@@ -172,7 +172,7 @@ def build_world(config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces
     counts = document_counts(source, len(token_bytes))
     lexical = encoder.lexical_table(token_bytes, counts, config.store.embedding_size, ENCODER_SEED)
     if config.store.encoder == "policy":
-        embedding = np.asarray(params["embed_tokens"]["embedding"], np.float32)[: len(token_bytes)]
+        embedding = sharding.to_host(params["embed_tokens"]["embedding"])[: len(token_bytes)].astype(np.float32)
         table = encoder.policy_table(embedding, counts)
     else:
         table = lexical
