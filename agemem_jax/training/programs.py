@@ -6,7 +6,6 @@ evaluation and the methods under evaluation enters as data (`Control`), so that 
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,7 +94,6 @@ def stage_program(
             state, metrics = learn_stage(state, frozen, rows, terms, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
-            rows = rows.replace(history=())  # nobody reads on: the update may have its memory
             by_row = row_numbers(rows, terms, groups, total)
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
@@ -181,8 +179,6 @@ def compile_programs(
     """
     mesh = spec.rollout.layout.mesh
     out = None if mesh is None else (state_shardings(model, optimizer, mesh), None, sharding.replicated(mesh))
-    # Stage 3 is given the KV history and returns none: the compiler may use its memory, which JAX takes for a mistake.
-    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
     program = lambda stage: stage_program(stage, spec, model, optimizer, rl, reward, judge)  # noqa: E731
     return {stage: jax.jit(program(stage), donate_argnums=(0, 2), out_shardings=out) for stage in STAGES}
 
