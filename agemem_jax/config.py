@@ -185,6 +185,8 @@ def validate(config: ConfigDict) -> None:
 def check_policy(config: ConfigDict) -> None:
     """Adapters, and sizes of a fresh policy; with weights they come from the file."""
     p = config.policy
+    if p.attention == "cudnn" and p.dtype == "float32":
+        refuse("policy.attention", p.attention, "cannot do policy.dtype = 'float32'; set policy.dtype = 'bfloat16'")
     for name in p.lora_targets:
         if name not in PROJECTIONS:
             refuse(
@@ -238,9 +240,9 @@ def check_mesh(config: ConfigDict, shape: dict[str, int], kv_heads: int, sizes: 
     cut *= shape["tensor"] if config.mesh.learner == "fsdp" else 1
     if micro % cut:
         refuse(
-            "rl.micro_batch", micro,
-            f"cannot be cut over the {cut} devices that the update's rows are spread over; choose a multiple of {cut} "
-            "(at most the segments of an update: rollouts x context.max_segments)",
+            "rl.micro_batch", config.rl.micro_batch,
+            f"gives micro-batches of {micro} segments, which cannot be cut over the {cut} devices that the update's "
+            f"rows are spread over; choose a multiple of {cut} (at most rollouts x context.max_segments)",
         )  # fmt: skip
     if kv_heads % shape["tensor"]:
         refuse("mesh.tensor", shape["tensor"], f"must divide the policy's {kv_heads} key-value heads")

@@ -68,8 +68,8 @@ def get_config() -> ConfigDict:
     # and optimizer state are stored over fsdp and tensor.
     c.mesh = ConfigDict()
     c.mesh.data = 1
-    c.mesh.fsdp = -1
-    c.mesh.tensor = 1  # tensor parallelism of the rollout; must divide the key-value heads
+    c.mesh.fsdp = -1  # must divide the policy's width
+    c.mesh.tensor = 1  # tensor parallelism of the rollout; must divide heads, key-value heads, MLP width, vocabulary
     c.mesh.learner = "fsdp"  # the update: "fsdp" (rows over all devices, layers gathered) or "tensor" (as the rollout)
 
     # Long-term memory.

@@ -14,11 +14,12 @@ SLICES = {
     "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
     "v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
     "8xh100": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=8),
+    "v5p-128": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=64),
     "v5p-16-32k": dict(mesh__tensor=4, rl__tasks_per_update=2, rl__micro_batch=8),
 }
 
 
-def get_config(variant: str = "v5p-16"):
+def get_config(variant: str = "v5p-128"):
     return shape(
         published("qwen25_7b", variant, SLICES),
         vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_layers=28, num_heads=28, num_kv_heads=4,

@@ -3,7 +3,7 @@
 Not a run of its own: see qwen25_7b.py and qwen3_4b.py, the published models, and the shapes beside them. Each takes the
 slice as an argument of the file, and the context if it is not 8k:
 
-    --config=configs/qwen25_7b.py:v5e-64      --config=configs/qwen3_4b.py:v5e-16-32k
+    --config=configs/qwen25_7b.py:v5e-64      --config=configs/qwen25_7b.py:v5p-16-32k
 """
 
 from ml_collections import ConfigDict

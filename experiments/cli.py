@@ -59,7 +59,7 @@ def explain_flag_error(argv: Sequence[str], error: Exception) -> str:
         config = runpy.run_path(path.split(":")[0])["get_config"](*path.split(":")[1:])
         for name, text in overrides(argv):
             check_override(config, name, text)
-    except ConfigError as explained:
+    except ValueError as explained:  # a ConfigError, or get_config's word on a variant that it lacks
         return str(explained)
     return str(error)
 

@@ -27,7 +27,7 @@ STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stage programs to compile
 TURN = flags.DEFINE_integer("turn_tokens", 256, "tokens of a turn, on average", lower_bound=1)
 LONGEST = flags.DEFINE_integer("longest_turn", 512, "tokens of the longest turn of a slot", lower_bound=1)
 SEGMENTS = flags.DEFINE_float("segments", 2.5, "segments of a trajectory that hold anything", lower_bound=1)
-SEARCH = flags.DEFINE_bool("search", False, "try meshes and micro-batches, print the best that fits")
+SEARCH = flags.DEFINE_bool("search", False, "try meshes and micro-batches on stage 3, print the best")
 
 PHASES = {
     "layout": ["layout"],
@@ -59,6 +59,8 @@ def stage_numbers() -> list[int]:
     """The stages of --stages. Raises ConfigError for any but 1, 2 and 3."""
     if unknown := [name for name in STAGES.value if name not in ("1", "2", "3")]:
         raise ConfigError(f"--stages={','.join(STAGES.value)}: {unknown[0]!r} is no stage; give of 1,2,3")
+    if not STAGES.value:
+        raise ConfigError("--stages=: names no stage; give of 1,2,3")
     return sorted({int(name) for name in STAGES.value})
 
 
@@ -67,7 +69,9 @@ def plan_config(config, where: Slice, devices: list, stages: list[int]) -> dict:
     mesh = run_mesh(config, devices)
     run = stand_in(config, mesh)
     done = [compile_stage(run, where, stage) for stage in tqdm(stages, desc=f"compiling for {where.topology}")]
-    summary = plan.summary(done, generated_tokens(run, stages), **shares(run, where, done))
+    summary = plan.summary(done, generated_tokens(run, stages), **shares(run, where, done)) | {"of_stages": stages}
+    if len(stages) < 3:
+        summary["updates_per_hour"] = None  # nobody knows what the other stages take
     notes = [
         f"mesh {dict(mesh.shape)}, update in layout {config.mesh.learner!r}, {derive(config).rows} rollouts of "
         f"{config.context.capacity:,} tokens beside a prompt of {run.prompt_tokens:,}, micro-batch "

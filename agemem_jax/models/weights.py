@@ -7,6 +7,7 @@ place on the devices.
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -578,7 +579,8 @@ def save_hf(
         folder.mkdir(parents=True, exist_ok=True)
     former = [file for file in folder.glob("*.safetensors") if SHARD_NAME.fullmatch(file.name)]
     # New shards get names that no former one has: until the index is replaced, the former files are the model.
-    stem = next(s for s in ("model", "model-b") if not any(re.match(rf"{s}-\d{{5}}", file.name) for file in former))
+    stems = itertools.chain(["model"], (f"model-{i}" for i in itertools.count(2)))
+    stem = next(s for s in stems if not any(re.match(rf"{s}-\d{{5}}-", file.name) for file in former))
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]

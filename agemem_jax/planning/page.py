@@ -101,10 +101,13 @@ def _stage(stage: dict) -> list[str]:
 def _summary(summary: dict) -> list[str]:
     if summary["seconds_per_update"] is None:
         return ["No speeds: a stage does not fit."]
-    lines = [
-        f"One update {seconds(summary['seconds_per_update'])}: {summary['updates_per_hour']:.1f} updates/hour, "
-        f"{summary['generated_tokens_per_s']:,.0f} generated tokens/s on the whole slice (predicted)."
-    ]
+    what = "One update"
+    speed = f"{summary['generated_tokens_per_s']:,.0f} generated tokens/s on the whole slice (predicted)."
+    if summary["updates_per_hour"] is None:
+        what = f"Of one update, stage {', '.join(map(str, summary['of_stages']))}"
+    else:
+        speed = f"{summary['updates_per_hour']:.1f} updates/hour, {speed}"
+    lines = [f"{what}: {seconds(summary['seconds_per_update'])}, {speed}"]
     if "bandwidth_share" in summary:
         share = summary["bandwidth_share"]
         lines.append(f"Decode: {share:.0%} of the HBM roofline (weights and cache, read once a step).")

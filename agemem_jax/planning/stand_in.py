@@ -71,7 +71,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
         pieces = pieces.replace(prefix=prefix)
     check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
-    table = {"embed_tokens": {"embedding": np.zeros((tokenizer.vocab_size, 1), np.float32)}}
+    blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
+    table = {"embed_tokens": {"embedding": blank}}
     world = build_world(small, tokenizer, source, pieces, grammar, table)
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)

@@ -157,7 +157,9 @@ class Watch(threading.Thread):
         self.ending.acquire()
         text = f"error: {what}"
         if code == EXIT_LOST:
-            text += f". Start the same command again on all processes{self.hint()}"
+            text += ". Start the same command again on all processes"
+            with contextlib.suppress(Exception):  # it reads files, and their server may be what is gone
+                text += self.hint()
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()

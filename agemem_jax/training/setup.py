@@ -54,6 +54,7 @@ def build(config: ConfigDict) -> Run:
     """Checks the config, then builds the run. Nothing compiles before the checks are over."""
     validate(config)
     mesh = run_mesh(config)
+    check_attention(config, mesh)
     tokenizer = Tokenizer.load(config.policy.tokenizer or config.policy.weights)
     source = TaskSource(config, tokenizer, scoring.hash_words)
     pieces = build_pieces(tokenizer, config)
@@ -78,6 +79,13 @@ def run_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
         return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_attention(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises ConfigError if the devices do not have the attention that is asked for (a CPU interprets TPU kernels)."""
+    platform, wanted = mesh.devices.flat[0].platform, config.policy.attention
+    if (wanted == "cudnn" and platform != "gpu") or (wanted == "splash" and platform not in ("tpu", "cpu")):
+        refuse("policy.attention", wanted, f"does not run on {platform} devices; 'xla' does")
 
 
 def check_policy_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
