@@ -4,12 +4,13 @@ import dataclasses
 import json
 import os
 import signal
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from absl.flags import FlagHolder
 from small import small_config
 
 from agemem_jax.training.checkpoint import Checkpointer
@@ -125,8 +126,10 @@ def test_the_command_says_so_and_exits_with_143(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(command, "train", stopped)
     monkeypatch.setattr(command, "build", lambda config: config)
-    if not command.flags.FLAGS.is_parsed():
-        command.flags.FLAGS([sys.argv[0], f"--workdir={tmp_path}"])
+    for name, flag in list(vars(command).items()):  # not parsed: other commands of this process have required flags too
+        if isinstance(flag, FlagHolder):
+            monkeypatch.setattr(command, name, SimpleNamespace(value=flag.default))
+    monkeypatch.setattr(command, "WORKDIR", SimpleNamespace(value=str(tmp_path)))
     with pytest.raises(SystemExit) as exit:
         command.main(small_config())
     assert exit.value.code == EXIT_PREEMPTED == 143
