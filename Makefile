@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5e-16 shapes.py:llama32_1b-v5e-16
+FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5p-16 shapes.py:llama32_1b-v5e-16
 
 .PHONY: demo test smoke test-heavy plan plans clean
 
