@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5p-16 shapes.py:llama32_1b-v5e-16
+FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5p-16 llama32_1b.py:v5e-16
 
 .PHONY: demo test smoke test-heavy plan plans clean
 
@@ -26,8 +26,8 @@ test-heavy: $(VENV)/installed-test
 
 plan: $(VENV)/installed-test
 	for config in $(FAMILIES); do \
-		slice=$$(echo $$config | sed -E 's/.*(v[0-9][ep]-[0-9]+).*/\1/') && \
-		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$$config --topology=$$slice --stages=3 || exit 1; \
+		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$$config --topology=$${config#*:} --stages=3 \
+			|| exit 1; \
 	done
 
 plans: $(VENV)/installed-test

@@ -1,8 +1,8 @@
 """Qwen3-4B-Instruct, the paper's second model, with its recipe.
 
-    python -m experiments.train --config=configs/qwen3_4b.py:v5e-16 --config.policy.weights=DIR \\
+    python -m experiments.train --config=configs/qwen3_4b.py:v5p-16 --config.policy.weights=DIR \\
         --config.task.path=hotpot_train_v1.1.json --workdir=runs/qwen3_4b
-    python -m experiments.plan --config=configs/qwen3_4b.py:v5e-16
+    python -m experiments.plan --config=configs/qwen3_4b.py:v5p-16
 
 Not run on such machines yet: compiled for them ahead of time; the README has the figures that `plan` prints.
 """
@@ -12,12 +12,10 @@ from configs.scale import published, shape
 SLICES = {
     "v5e-16": dict(mesh__tensor=4, mesh__learner="tensor", rl__tasks_per_update=4, rl__micro_batch=4),
     "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
-    "v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
-    "4xh100": dict(mesh__tensor=4, rl__tasks_per_update=4, rl__micro_batch=4),
 }
 
 
-def get_config(variant: str = "v5e-16"):
+def get_config(variant: str = "v5p-16"):
     return shape(
         published("qwen3_4b", variant, SLICES),
         vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32, num_kv_heads=8,

@@ -1,33 +1,19 @@
 """What the large configs share: the published recipe's sizes, and how they lie on a slice of chips.
 
-Not a run of its own: see qwen25_7b.py and qwen3_4b.py, the published models, and the shapes beside them. Each takes the
-slice as an argument of the file, and the context if it is not 8k:
-
-    --config=configs/qwen25_7b.py:v5e-64      --config=configs/qwen25_7b.py:v5p-16-32k
+Not a run of its own: see qwen25_7b.py and qwen3_4b.py, the published models, and llama32_1b.py. Each takes the slice
+that it is for as an argument of the file, as in --config=configs/qwen25_7b.py:v5p-16. All of them were compiled for it.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
-# Name of a slice: its topology, as experiments/plan.py takes it. Google counts v5p by its cores, two a chip.
-TOPOLOGIES = {
-    "v5e-16": "v5e:4x4",
-    "v5e-64": "v5e:8x8",
-    "v5p-16": "v5p:2x2x2",
-    "v5p-128": "v5p:4x4x4",
-    "v6e-16": "v6e:4x4",
-    "4xh100": "h100:4",
-    "8xh100": "h100:8",
-}
-CONTEXTS = {"8k": (8192, 10240), "32k": (32768, 36864)}  # context.limit and context.capacity
-
 
 def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
     """The published recipe (group 8, KL 0.1, context 8,192, responses of up to 2,048 tokens) on a slice.
 
     Args:
-      variant: a slice of `slices`, with the context behind it if that is not 8k.
+      variant: the name of a slice, one of `slices`.
       slices: {variant: fields that differ from the recipe's}, names as in `rl__micro_batch`.
 
     Raises ValueError naming the variants there are.
@@ -40,9 +26,9 @@ def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
     c.policy.dtype = "bfloat16"
     c.policy.scan_layers = True
     c.policy.remat = True
-    c.policy.attention = "cudnn" if "h100" in variant else "splash"
+    c.policy.attention = "splash"
     c.policy.query_block = 64  # of the prefill behind a history
-    c.context.limit, c.context.capacity = CONTEXTS["32k" if variant.endswith("-32k") else "8k"]
+    c.context.limit, c.context.capacity = 8192, 10240
     c.tools.body_tokens = 512
     c.rollout.prefill_chunk = 512
     c.rl.group_size = 8
