@@ -38,6 +38,7 @@ PHASES = {
     "gradient": ["update/gradient"],
     "optimizer": ["update"],
 }
+KERNEL_SHARE = 0.5  # of the peak, that splash attention's kernels are taken to reach
 PREFILL_CHUNKS = 1.5  # a slot: one for the observation, more after an edit
 
 
@@ -77,7 +78,7 @@ def plan_config(config, where: Slice, devices: list, stages: list[int]) -> dict:
         f"{config.context.capacity:,} tokens beside a prompt of {run.prompt_tokens:,}, micro-batch "
         f"{run.spec.learn.micro_batch}",
         f"assumed: turns of {TURN.value} tokens, the longest of a slot {LONGEST.value}; {SEGMENTS.value} segments a "
-        "trajectory, each as long as the context can get",
+        "trajectory, each as long as the context can get; attention kernels at half the peak",
     ]
     if not run.is_exact:
         notes.append("the grammar is that of the small built-in vocabulary; give policy.tokenizer for the model's own")
@@ -100,7 +101,29 @@ def compile_stage(run: StandIn, where: Slice, stage: int) -> dict:
             raise
         return refused
     spent = time.perf_counter() - began
-    return plan.analyse(compiled, run.mesh, where, trips(run, stage), PHASES, f"stage {stage}", spent)
+    result = plan.analyse(compiled, run.mesh, where, trips(run, stage), PHASES, f"stage {stage}", spent)
+    if stage == 3 and run.model.attention == "splash":
+        kernels = attention_kernels(run, where)
+        result["phases"].append(kernels)
+        result["flops"] += kernels["flops"]
+        result["seconds"] += kernels["predicted_s"]
+    return result
+
+
+def attention_kernels(run: StandIn, where: Slice) -> dict:
+    """The update's splash kernels as a phase: the compiled program does not say what they cost.
+
+    Matmuls over the visible pairs: 2 forward, 2 again in the layer's recomputation, 3 for queries' and 4 for keys' and
+    values' gradients.
+    """
+    model, width = run.model, run.spec.learn.widths[-1]
+    pairs = positions(run) * (run.prompt_tokens + width / 2)
+    matmuls = 2 + 2 * model.remat + 3 + 4
+    flops = 2.0 * matmuls * pairs * model.num_heads * model.head_dim * model.num_layers / where.size
+    compute = flops / where.chip.flops_rate
+    blank = dict.fromkeys(("bytes", "wire_bytes", "hbm_s", "interconnect_s"), 0.0)
+    times = {"compute_s": compute, "overlapped_s": compute, "predicted_s": compute / KERNEL_SHARE, "serial_s": compute}
+    return {"phase": "kernels", "flops": flops, **blank, **times, "binds": "compute", "compiler_s": None}
 
 
 def trips(run: StandIn, stage: int) -> dict[str, float]:
@@ -133,6 +156,11 @@ def micro_batches(run: StandIn) -> float:
     return math.ceil(run.spec.rollout.batch * SEGMENTS.value / run.spec.learn.micro_batch)
 
 
+def positions(run: StandIn) -> float:
+    """Context tokens that the update runs over, the prompt not counted."""
+    return micro_batches(run) * run.spec.learn.micro_batch * run.spec.learn.widths[-1]
+
+
 def generated_tokens(run: StandIn, stages: list[int]) -> float:
     """Tokens that all rollouts of an update write in these stages."""
     return run.spec.rollout.batch * TURN.value * sum(turns(run, stage) for stage in stages)
@@ -153,11 +181,12 @@ def shares(run: StandIn, where: Slice, stages: list[dict]) -> dict[str, float]:
         steps = sum(LONGEST.value * turns(run, int(s["stage"][-1])) for s in stages if "phases" in s)
         seconds = sum(p["predicted_s"] for p in decoding)
         result["bandwidth_share"] = roofline.bandwidth_share(read * steps, seconds, where)
-    if learning := phase("gradient") + phase("optimizer"):
+    if learning := phase("gradient") + phase("kernels") + phase("optimizer"):
         width = spec.learn.widths[-1]
-        positions = micro_batches(run) * spec.learn.micro_batch * width
         context = run.prompt_tokens + width / 2
-        flops = roofline.model_flops(positions, layers, model.num_layers, model.num_heads, model.head_dim, context)
+        flops = roofline.model_flops(
+            positions(run), layers, model.num_layers, model.num_heads, model.head_dim, context
+        )  # fmt: skip
         flops += 6.0 * head * generated_tokens(run, [1, 2, 3])  # only what was written has logits
         result["utilisation"] = roofline.utilisation(flops, sum(p["predicted_s"] for p in learning), where)
     return result
