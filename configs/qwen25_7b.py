@@ -10,6 +10,7 @@ Not run on such machines yet: compiled for them ahead of time; the README has th
 from configs.scale import published, shape
 
 SLICES = {
+    "v5e-64": dict(mesh__tensor=4, mesh__learner="tensor", rl__tasks_per_update=8, rl__micro_batch=16),
     "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
     "v5p-128": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=64),
 }
