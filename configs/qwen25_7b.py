@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/qwen25_7b.py:v5p-16 --config.policy.weights=DIR \\
         --config.task.path=hotpot_train_v1.1.json --workdir=runs/qwen25_7b
-    python -m experiments.plan --config=configs/qwen25_7b.py:v5p-16
+    python -m experiments.plan --config=configs/qwen25_7b.py:v5p-16 --topology=v5p-16
 
 Not run on such machines yet: compiled for them ahead of time; the README has the figures that `plan` prints.
 """
