@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from agemem_jax.config import CHOICES
 from agemem_jax.sharding import LOCAL, Layout
 
-IMPLEMENTATIONS = ("xla", "splash", "cudnn")
+IMPLEMENTATIONS = CHOICES["policy.attention"]
 MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
 RUNGS = 4  # causal queries in blocks: the first quarter of them tries a quarter of the keys, and so on: 5/8 of the work
 SPLASH_BLOCK = 512  # most queries, and most keys, of one step of the kernel
