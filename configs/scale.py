@@ -25,7 +25,7 @@ def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
     c.name = f"{name}-{variant}"
     c.policy.dtype = "bfloat16"
     c.policy.scan_layers = True
-    c.policy.remat = True
+    c.policy.remat = "full"
     c.policy.attention = "splash"
     c.policy.query_block = 64  # of the prefill behind a history
     c.context.limit, c.context.capacity = 8192, 10240

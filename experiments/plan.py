@@ -113,12 +113,12 @@ def compile_stage(run: StandIn, where: Slice, stage: int) -> dict:
 def attention_kernels(run: StandIn, where: Slice) -> dict:
     """The update's splash kernels as a phase: the compiled program does not say what they cost.
 
-    Matmuls over the visible pairs: 2 forward, 2 again in the layer's recomputation, 3 for queries' and 4 for keys' and
-    values' gradients.
+    Matmuls over the visible pairs: 2 forward, 2 of the reference, 2 again where whole layers are recomputed, 3 for
+    queries' and 4 for keys' and values' gradients.
     """
     model, width = run.model, run.spec.learn.widths[-1]
     pairs = positions(run) * (run.prompt_tokens + width / 2)
-    matmuls = 2 + 2 * model.remat + 3 + 4
+    matmuls = 2 + 2 * bool(run.config.rl.kl_coef) + 2 * (model.remat == "full") + 3 + 4
     flops = 2.0 * matmuls * pairs * model.num_heads * model.head_dim * model.num_layers / where.size
     compute = flops / where.chip.flops_rate
     blank = dict.fromkeys(("bytes", "wire_bytes", "hbm_s", "interconnect_s"), 0.0)

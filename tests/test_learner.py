@@ -358,7 +358,8 @@ def test_unused_sequences_cost_no_step_and_change_nothing():
     assert float(sums["pieces"]) == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(nothing))
 
 
-def test_remat_changes_nothing():
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_remat_changes_nothing(remat):
     prefix, batch = grouped_batch(1, 4, 12)
     batch = jax.tree.map(jnp.asarray, batch)
     params = qwen.init_params(MODEL, jax.random.key(0))
@@ -367,4 +368,4 @@ def test_remat_changes_nothing():
         total = lambda params: (learn.log_probs(params, model, None, prefix, batch, 1.0, 16)[0] * batch.weight).sum()  # noqa: E731
         return jax.jit(jax.grad(total))(params)
 
-    assert_close(gradient(dataclasses.replace(MODEL, remat=True)), gradient(MODEL), 1e-5)
+    assert_close(gradient(dataclasses.replace(MODEL, remat=remat)), gradient(MODEL), 1e-5)

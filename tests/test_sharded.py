@@ -70,7 +70,7 @@ def assert_same_run(one, other):
 def test_one_run_on_eight_devices_is_the_run_on_one():
     """Scanned layers and blocked attention too, as the large configs have them."""
     mesh = MESHES["all three, tensor-parallel update"]
-    sharded = trained(**mesh, policy__scan_layers=True, policy__query_block=8, policy__remat=True)
+    sharded = trained(**mesh, policy__scan_layers=True, policy__query_block=8, policy__remat="minimal")
     assert_same_run(sharded, trained())
     # Parameters and moments are stored in pieces.
     kernel = sharded[3].params["layers"]["mlp"]["up_proj"]["kernel"]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from agemem_jax.config import CHOICES
@@ -28,6 +29,7 @@ IMPLEMENTATIONS = CHOICES["policy.attention"]
 MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
 RUNGS = 4  # causal queries in blocks: the first quarter of them tries a quarter of the keys, and so on: 5/8 of the work
 SPLASH_BLOCK = 512  # most queries, and most keys, of one step of the kernel
+MIXED = "mixed"  # the name under which results are kept for the backward pass (policy.remat)
 LANES = 128  # its blocks are multiples of this
 
 
@@ -68,9 +70,9 @@ def attention(
         kernel = _splash if implementation == "splash" else _cudnn
         out = _by_device(kernel, q, parts, layout, implementation)
     elif 0 < query_block < w:
-        out = _in_blocks(q, parts, query_block, layout)
+        out = checkpoint_name(_in_blocks(q, parts, query_block, layout), MIXED)
     else:
-        out = _exact(q, parts, 0)
+        out = checkpoint_name(_exact(q, parts, 0), MIXED)
     return out.reshape(b, w, h * hd)
 
 
@@ -248,7 +250,10 @@ def _splash(q: jax.Array, parts: list[Keys], causal: bool) -> jax.Array:
 
     def run(q, k, v, segments, interpret):
         kernel = splash.make_splash_mha_single_device(
-            splash.MultiHeadMask([mask] * h), block_sizes=splash.BlockSizes(**blocks), interpret=interpret
+            splash.MultiHeadMask([mask] * h),
+            block_sizes=splash.BlockSizes(**blocks),
+            residual_checkpoint_name=MIXED,
+            interpret=interpret,
         )
         return jax.vmap(kernel)(q, k, v, segments)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agemem_jax.models.attention import Keys, attention
+from agemem_jax.models.attention import MIXED, Keys, attention
 from agemem_jax.models.lora import AdaptedDense, Lora, with_axes
 from agemem_jax.sharding import LOCAL, Layout, lay_out
 
@@ -50,7 +50,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     dtype: str = "float32"  # of activations and caches; normalisation, softmax and logits are float32
     param_dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what the backward pass computes again: see `recomputed`
     scan_layers: bool = False  # decode in a loop over the layers: compiles faster, wants an accelerator (see kv_cache)
     attention: str = "xla"  # or "splash" (TPU), "cudnn" (GPU): see attention.py
     query_block: int = 0  # of "xla": so many queries at a time, for long contexts; 0 = all at once
@@ -309,6 +309,19 @@ def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return out.reshape(*hidden.shape[:-1], config.vocab_size)
 
 
+def recomputed(step: Callable, remat: str) -> Callable:
+    """`step` such that its backward pass keeps less: one of "none", "minimal" and "full" (`policy.remat`).
+
+    "full" keeps what goes into a layer and runs all of it again; "minimal" keeps the projections' and the attention's
+    results too and runs again what is between them, which costs no matmul.
+    """
+    if remat == "none":
+        return step
+    keep = jax.checkpoint_policies
+    matmuls = keep.save_from_both_policies(keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(MIXED))
+    return jax.checkpoint(step, prevent_cse=False, policy=matmuls if remat == "minimal" else None)
+
+
 def rows_forward(
     params: dict,
     config: ModelConfig,
@@ -344,8 +357,7 @@ def rows_forward(
         x, _ = apply_layer(layer, config, x, rope, attend)
         return (xp, x), None
 
-    if config.remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+    step = recomputed(step, config.remat)
     # A scan stacks what the backward pass needs; unrolled, it stays where it is. Deep models compile faster as a loop.
     unroll = config.num_layers <= UNROLLED_LAYERS
     (xp, x), _ = jax.lax.scan(step, (xp, x), params["layers"], unroll=unroll)
