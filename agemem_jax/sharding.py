@@ -5,7 +5,8 @@ A stage program wants three layouts of the same parameters, and moves them insid
     stored    matrices cut over fsdp and tensor: parameters, optimizer state and gradients between uses
     rollout   cut over tensor alone, rows over data and fsdp: a decoding step reads the weights and gathers none
     update    "fsdp": each layer is gathered whole when it runs, rows over all three axes
-              "tensor": cut over tensor, rows over data and fsdp, for contexts too long for one device
+              "tensor": cut over tensor, rows over data and fsdp, and between blocks their tokens over tensor, for
+              contexts too long for one device
 
 A `Layout` names the mesh axes of each logical axis. Functions that take one work unchanged on a single device, where
 LOCAL says nothing.
@@ -28,12 +29,12 @@ ROWS = ("data", "fsdp")  # axes that the rollout's rows are cut over
 Axes = tuple[str, ...]
 
 # Logical axis -> mesh axes, by layout. Names that are in no table are an error.
-WHOLE: dict[str, Axes] = {name: () for name in ("layers", "norm", "head_dim", "lora")}
+WHOLE: dict[str, Axes] = {name: () for name in ("layers", "norm", "head_dim", "lora", "sequence")}
 TENSOR: dict[str, Axes] = {name: ("tensor",) for name in ("vocab", "heads", "kv_heads", "mlp")}
 RULES: dict[str, dict[str, Axes]] = {
     "stored": WHOLE | TENSOR | {"embed": ("fsdp",), "rows": ROWS, "tokens": ROWS},
     "rollout": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": AXES},
-    "update_tensor": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": ROWS},
+    "update_tensor": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": ROWS, "sequence": ("tensor",)},
     "update_fsdp": WHOLE | dict.fromkeys(TENSOR, ()) | {"embed": (), "rows": AXES, "tokens": AXES},
 }
 

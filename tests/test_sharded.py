@@ -116,6 +116,7 @@ def test_a_layout_names_every_axis():
     assert Layout(mesh, "rollout").spec("vocab", "embed") == PartitionSpec("tensor", None)
     assert Layout(mesh, "update_fsdp").spec("rows", None) == PartitionSpec(("data", "fsdp", "tensor"), None)
     assert [Layout(mesh, rules).ways("rows") for rules in ("rollout", "update_fsdp", "update_tensor")] == [4, 8, 4]
+    assert [Layout(mesh, rules).ways("sequence") for rules in ("rollout", "update_fsdp", "update_tensor")] == [1, 1, 2]
     with pytest.raises(ValueError, match="no rule for the logical axis 'width'"):
         Layout(mesh, "stored").spec("width")
     with pytest.raises(ValueError, match="twice"):

@@ -144,6 +144,20 @@ def row_axis(x: jax.Array) -> str | None:
     return "rows" if x.shape[0] > 1 else None
 
 
+def whole(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Activations `[B, W, D]` with their rows cut as the layout says."""
+    return config.layout.constrain(x, row_axis(x), None, None)
+
+
+def between_blocks(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """`whole`, and tokens cut too where the layout does and they divide evenly (arXiv 2205.05198, section 4.2.2).
+
+    What a tensor-parallel update keeps of each layer is then cut over all devices.
+    """
+    even = x.shape[1] % config.layout.ways("sequence") == 0
+    return config.layout.constrain(x, row_axis(x), "sequence" if even else None, None)
+
+
 def _dense(config: ModelConfig, features: int, name: str, use_bias: bool = False) -> nn.Dense:
     adapted = config.lora is not None and name in config.lora.targets
     make = functools.partial(AdaptedDense, lora=config.lora) if adapted else nn.Dense
@@ -206,13 +220,14 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
         c = self.config
-        # Partial sums of tensor parallelism are added up where they arise, once a block.
-        whole = lambda x: c.layout.constrain(x, row_axis(x), None, None)  # noqa: E731
-        h = whole(RMSNorm(c, name="input_layernorm")(x))
-        mixed, carry = SelfAttention(c, name="self_attn")(h, rope, attend)
-        x = whole(x + whole(mixed))
-        h = whole(RMSNorm(c, name="post_attention_layernorm")(x))
-        return whole(x + whole(MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape))), carry
+        norm, cut = lambda name, x: cut(RMSNorm(c, name=name)(x)), lambda x: between_blocks(c, x)  # noqa: E731
+        # Partial sums of tensor parallelism are added up where they arise, once a block. Between blocks everything is
+        # cut; said on both sides of each change, so that gradients are laid out in the same way.
+        mixed, carry = SelfAttention(c, name="self_attn")(whole(c, norm("input_layernorm", x)), rope, attend)
+        x = cut(x + cut(whole(c, mixed)))
+        h = whole(c, norm("post_attention_layernorm", x))
+        mixed = MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape)
+        return cut(x + cut(whole(c, mixed))), carry
 
 
 def apply_layer(
@@ -360,5 +375,6 @@ def rows_forward(
     step = recomputed(step, config.remat)
     # A scan stacks what the backward pass needs; unrolled, it stays where it is. Deep models compile faster as a loop.
     unroll = config.num_layers <= UNROLLED_LAYERS
-    (xp, x), _ = jax.lax.scan(step, (xp, x), params["layers"], unroll=unroll)
-    return xp, x.reshape(n, r, t, -1)
+    start = between_blocks(config, xp), between_blocks(config, x)
+    (xp, x), _ = jax.lax.scan(step, start, params["layers"], unroll=unroll)
+    return whole(config, xp), whole(config, x).reshape(n, r, t, -1)
