@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -148,13 +147,6 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(place, tree)
-
-
-def to_host(x: Any) -> np.ndarray:
-    """An array, whole, in every process, wherever its pieces lie."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def param_shardings(axes: Any, layout: Layout) -> Any:

@@ -25,7 +25,7 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import build, starting_params
-from agemem_jax.training.state import init_adapters, new_state, param_shardings, state_shardings
+from agemem_jax.training.state import init_adapters, new_state, param_shardings, state_shapes, state_shardings
 from agemem_jax.types import Text
 from configs import base
 from experiments.export import export
@@ -318,7 +318,7 @@ def test_a_run_trains_and_saves_adapters_alone_and_is_exported_merged(tmp_path):
     run = build(small_config(**SMALL, policy__lora_rank=4))
     assert run.model.lora == Lora(4, 2.0, PROJECTIONS)
     held = jax.device_get(run.frozen)
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     begun = jax.device_get(state.params)
     for update in range(2):
         task = jax.device_put(run.source.batch(update))
@@ -338,7 +338,7 @@ def test_a_run_trains_and_saves_adapters_alone_and_is_exported_merged(tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpointer(folder, run.config, 1) as checkpoints:
         checkpoints.save(2, state, {}, wait=True)
-        update, restored, _ = checkpoints.restore_latest(new_state(run.params, run.optimizer))
+        update, restored, _ = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
         assert update == 2
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
     names = json.loads((folder / "00000002" / "arrays.json").read_text())

@@ -45,7 +45,7 @@ def test_a_stand_in_describes_the_arrays_of_the_run():
     run = build_small(**changes)
     planned = stand_in(small_config(**changes), run.mesh)
     assert planned.is_exact and planned.spec.rollout == run.spec.rollout
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     task = sharding.put(run.source.batch(0), sharding.rows(run.mesh))
     settings = sharding.put(control(run, 0, 0, "agemem", 1.0, True), sharding.replicated(run.mesh))
     real = (state, run.frozen, task, run.world, settings)

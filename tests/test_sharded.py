@@ -41,11 +41,11 @@ def sharded_config(data: int, fsdp: int, tensor: int, learner: str, **changes):
 def trained(data: int = 1, fsdp: int = 1, tensor: int = 1, learner: str = "fsdp", **changes):
     """Two updates: (metrics of each, what was said in each, parameters at the end, all on the host; the state)."""
     run = build(sharded_config(data, fsdp, tensor, learner, **changes))
-    state, metrics, said = new_state(run.params, run.optimizer), [], []
+    state, metrics, said = new_state(run.start(), run.optimizer), [], []
     for update in range(UPDATES):
         task = sharding.put(run.source.batch(update), sharding.rows(run.mesh))
         settings = control(run, run.config.seed, update, "agemem", 0.8, update=True)
-        state, outcome, traces = trajectory(run.programs, state, run.params, task, run.world, settings)
+        state, outcome, traces = trajectory(run.programs, state, run.frozen, task, run.world, settings)
         metrics.append(jax.device_get((outcome["metrics"], outcome["rows"])))
         said.append(jax.device_get([traces[stage].said for stage in (1, 2, 3)]))
     return metrics, said, jax.device_get(state.params), state
