@@ -177,6 +177,9 @@ def test_scopes_are_read_through_transformations():
     name = "jit(step)/update/transpose(jvp(layers))/while/body/closed_call/checkpoint/mlp/jit(silu)/mul"
     assert hlo.plain(hlo.scope_of(name)) == "update/layers/mlp/mul"
     assert hlo.scope_of("jit(step)/update/jvp()/while") == ("update", "while")
+    # What a compiler gives a collective that it made of several.
+    several = "jit(step)/update/while/body/(jvp()/closed_call/add:jvp()/closed_call/add:transpose(jvp())/mul)"
+    assert hlo.plain(hlo.scope_of(several)) == "update/add"
 
 
 def test_padding_to_tiles_counts():
