@@ -15,6 +15,7 @@ from small import build_small, small_config
 from agemem_jax import sharding
 from agemem_jax.config import check_fields, validate
 from agemem_jax.planning.hardware import parse_slice
+from agemem_jax.planning.plan import has_compiler
 from agemem_jax.planning.stand_in import stand_in
 from agemem_jax.training.evaluate import control
 from agemem_jax.training.state import new_state
@@ -94,10 +95,11 @@ def test_the_command_writes_page_and_json(tmp_path):
 
 
 @pytest.mark.plans
-@needs_libtpu
 @pytest.mark.parametrize(("name", "variant"), PUBLISHED)
 def test_every_large_config_fits_its_slice(name, variant, tmp_path):
     """All three stages, for the slice in the config's name (minutes each)."""
+    if not has_compiler(parse_slice(variant)):
+        pytest.skip(f"no compiler for {variant}")
     result, text = plan(f"configs/{name}.py:{variant}", variant, out=tmp_path / "plan.json")
     assert result["fits"], text
     assert np.isfinite(result["summary"]["updates_per_hour"])
