@@ -11,6 +11,7 @@ from configs.scale import published, shape
 
 SLICES = {
     "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
+    # In a loop, a GPU copies each layer's weights and cache for every token before it reads them.
     "h100-4": dict(
         mesh__tensor=4, policy__attention="cudnn", policy__scan_layers=False, rl__tasks_per_update=8, rl__micro_batch=4,
     ),
