@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     c.policy.remat = "none"  # what the backward pass runs again: "minimal" = all but matmuls, "full" = whole layers
     c.policy.attention = "xla"  # "xla", "splash" (TPU) or "cudnn" (GPU): of many queries; decoding is always "xla"
     c.policy.query_block = 0  # of "xla": so many queries at a time, for contexts of thousands of tokens; 0 = all
-    c.policy.scan_layers = False  # decode in a loop over layers: compiles faster, for accelerators (slow on a CPU)
+    c.policy.scan_layers = False  # decode in a loop over layers: compiles faster, for TPUs (CPUs, GPUs: copies layers)
 
     # LoRA: with a rank, adapters on these projections are trained (float32) and the policy itself stays as it is; it is
     # also the reference. Adapters take a larger optim.learning_rate than all parameters do.

@@ -21,6 +21,10 @@ SLICES = {
     "4b-v5e-16": dict(mesh__tensor=4, mesh__learner="tensor", rl__tasks_per_update=4, rl__micro_batch=4),
     "4b-v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
     "4b-v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=8, policy__remat="minimal"),
+    # In a loop, a GPU copies each layer's weights and cache for every token before it reads them.
+    "4b-h100-4": dict(
+        mesh__tensor=4, policy__attention="cudnn", policy__scan_layers=False, rl__tasks_per_update=8, rl__micro_batch=4,
+    ),
     "4b-v5p-32-32k": dict(mesh__tensor=4, rl__tasks_per_update=4, rl__micro_batch=16, **LONG),
     "8b-v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=8, policy__remat="minimal"),
 }

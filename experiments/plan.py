@@ -18,6 +18,7 @@ from tqdm import tqdm
 from agemem_jax.config import ConfigError, derive
 from agemem_jax.planning import page, plan, roofline
 from agemem_jax.planning.hardware import Slice, parse_slice
+from agemem_jax.planning.roofline import KERNEL_SHARE
 from agemem_jax.planning.stand_in import StandIn, stand_in
 from agemem_jax.training.setup import run_mesh
 from experiments import cli, out
@@ -38,7 +39,6 @@ PHASES = {
     "gradient": ["update/gradient"],
     "optimizer": ["update"],
 }
-KERNEL_SHARE = 0.5  # of the peak, that splash attention's kernels are taken to reach
 PREFILL_CHUNKS = 1.5  # a slot: one for the observation, more after an edit
 
 
@@ -111,7 +111,7 @@ def compile_stage(run: StandIn, where: Slice, stage: int) -> dict:
 
 
 def attention_kernels(run: StandIn, where: Slice) -> dict:
-    """The update's splash kernels as a phase: the compiled program does not say what they cost.
+    """The update's splash kernels as a phase: the compiled program does not say what they cost (that of cuDNN's does).
 
     Matmuls over the visible pairs: 2 forward, 2 of the reference, 2 again where whole layers are recomputed, 5 for
     the gradients.

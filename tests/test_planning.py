@@ -178,6 +178,9 @@ def test_scopes_are_read_through_transformations():
     name = "jit(step)/update/transpose(jvp(layers))/while/body/closed_call/checkpoint/mlp/jit(silu)/mul"
     assert hlo.plain(hlo.scope_of(name)) == "update/layers/mlp/mul"
     assert hlo.scope_of("jit(step)/update/jvp()/while") == ("update", "while")
+    # What a compiler gives a collective that it made of several.
+    several = "jit(step)/update/while/body/(jvp()/closed_call/add:jvp()/closed_call/add:transpose(jvp())/mul)"
+    assert hlo.plain(hlo.scope_of(several)) == "update/add"
 
 
 def test_padding_to_tiles_counts():
@@ -472,3 +475,54 @@ ENTRY %main (q: f32[2,2,2,2]) -> f32[2,2,2,2] {{
         assert sum(c.flops for c in costs) == flops
         if "bytes_accessed" in attributes:
             assert sum(c.hbm for c in costs) == 5
+
+
+GPU = """
+HloModule jit_program, is_scheduled=true, num_partitions=1
+
+%fused_slice (stack: bf16[28,512,256], layer: s32[]) -> bf16[1,512,256] {
+  %stack = bf16[28,512,256]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %piece = bf16[1,512,256]{2,1,0} dynamic-slice(%stack, %layer, %zero, %zero), dynamic_slice_sizes={1,512,256}
+  ROOT %copy = bf16[1,512,256]{2,1,0} copy(%piece)
+}
+
+%gemm_fusion_dot_computation (x: bf16[32,4,128], w: bf16[512,256]) -> f32[4,32,256] {
+  %w = bf16[512,256]{1,0} parameter(1)
+  %split = bf16[4,128,256]{2,1,0} reshape(%w)
+  %x = bf16[32,4,128]{2,1,0} parameter(0)
+  %dot = f32[4,256,32]{1,2,0} dot(%split, %x), lhs_batch_dims={0}, lhs_contracting_dims={1}, rhs_batch_dims={1}, rhs_contracting_dims={2}, backend_config={"sizes":["16"]}
+  ROOT %bitcast = f32[4,32,256]{2,1,0} bitcast(%dot)
+}
+
+ENTRY %main (stack: bf16[28,512,256], layer: s32[], x: bf16[32,4,128], q: bf16[1,4096,8,128], k: bf16[1,4096,2,128], n: s32[1]) -> (f32[4,32,256], bf16[1,8,4096,128]) {
+  %stack = bf16[28,512,256]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %x = bf16[32,4,128]{2,1,0} parameter(2)
+  %q = bf16[1,4096,8,128]{3,2,1,0} parameter(3)
+  %k = bf16[1,4096,2,128]{3,2,1,0} parameter(4)
+  %n = s32[1]{0} parameter(5)
+  %slice_fusion = bf16[1,512,256]{2,1,0} fusion(%stack, %layer), kind=kCustom, calls=%fused_slice, metadata={op_name="jit(program)/decode/while/body/jit(dynamic_index_in_dim)/dynamic_slice"}, backend_config={"fusion_backend_config":{"kind":"__custom_fusion","custom_fusion_config":{"name":"dynamic_slice_fusion","kernel_index":0}}}
+  %w = bf16[512,256]{1,0} bitcast(%slice_fusion)
+  %gemm_fusion_dot = f32[4,32,256]{2,1,0} fusion(%x, %w), kind=kCustom, calls=%gemm_fusion_dot_computation, metadata={op_name="jit(program)/decode/dot_general"}, backend_config={"fusion_backend_config":{"kind":"__triton_nested_gemm_fusion","block_level_fusion_config":{"num_warps":"2"}}}
+  %attended = (bf16[1,8,4096,128]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %k, %n, %n), custom_call_target="__cudnn$fmhaSoftmax", operand_layout_constraints={bf16[1,4096,8,128]{3,2,1,0}, bf16[1,4096,2,128]{3,2,1,0}, bf16[1,4096,2,128]{3,2,1,0}, s32[1]{0}, s32[1]{0}}, metadata={op_name="jit(program)/grad/self_attn/shard_map/dot_product_attention_fwd"}, backend_config={"cudnn_fmha_backend_config": {"fmha_scale": 0.088, "mask_type": "PADDING_CAUSAL", "bmm1_dot_dimension_numbers": {"lhs_contracting_dimensions": ["3"]}}}
+  %out = bf16[1,8,4096,128]{3,1,2,0} get-tuple-element(%attended), index=0
+  ROOT %t = (f32[4,32,256]{2,1,0}, bf16[1,8,4096,128]{3,1,2,0}) tuple(%gemm_fusion_dot, %out)
+}
+"""  # noqa: E501
+
+
+def test_a_gpu_program_is_read():
+    """As XLA writes it for an H100: a layer cut from its stack by a copy, a matmul in Triton, attention in cuDNN."""
+    costs, _ = hlo.walk(hlo.parse(GPU), {"fsdp": 1}, lambda scope: None)
+    cut, matmul, attended = costs
+    layer, q = 512 * 256 * 2, 4096 * 8 * 128 * 2
+    assert cut.hbm == 2 * layer + 4  # and its number
+    assert (matmul.flops, matmul.hbm) == (2 * 32 * 512 * 256, 32 * 512 * 2 + layer + 4 * 32 * 256 * 4)
+    half_of_the_pairs = 4096**2 / 2
+    assert attended.flops == 2 * 2 * half_of_the_pairs * 8 * 128
+    assert attended.hbm == pytest.approx(2 * q + 2 * q / 4, abs=16)
+    decode, grad = roofline.phase_times(costs, {"decode": ["decode"], "grad": ["grad"]}, parse_slice("h100:1"), None)
+    assert decode["predicted_s"] == pytest.approx(decode["hbm_s"])
+    assert grad["predicted_s"] == pytest.approx(attended.flops / 989e12 / roofline.KERNEL_SHARE)

@@ -9,7 +9,8 @@ not read, and are overwritten by what comes next.
 Caches have one of two forms. Unrolled: a tuple over layers of (K [B, KV, HD, S], V [B, KV, S, HD]), the layers one
 after another in the program, which is fastest on a CPU: a loop over stacked layers copies all of them for every token.
 With `config.scan_layers`: one (K, V) with the layers stacked in front, and a loop, whose program is small whatever the
-depth and which accelerators update in place. Prompt n's rows are n * R .. n * R + R - 1.
+depth, and which TPUs read and update in place; GPUs copy each layer before they read it. Prompt n's rows are
+n * R .. n * R + R - 1.
 """
 
 from collections.abc import Callable
@@ -106,8 +107,8 @@ def put_rows(cache: Cache, rows: jax.Array, new: Cache) -> Cache:
 def split_layers(params: dict, config: ModelConfig) -> dict:
     """The same parameters with `layers` a tuple of per-layer trees, unless the layers are scanned.
 
-    Every function here takes either form. Done once outside a token loop it saves a few percent on a CPU, where XLA
-    otherwise slices the stacked parameters for every token; the barrier keeps it from moving the slices into the loop.
+    Every function here takes either form. Done once outside a token loop it saves what XLA for CPUs and GPUs otherwise
+    spends on slicing the stacked parameters for every token; the barrier keeps it from moving the slices into the loop.
     """
     if config.scan_layers:
         return params

@@ -51,7 +51,7 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and caches; normalisation, softmax and logits are float32
     param_dtype: str = "float32"
     remat: str = "none"  # what the backward pass computes again: see `recomputed`
-    scan_layers: bool = False  # decode in a loop over the layers: compiles faster, wants an accelerator (see kv_cache)
+    scan_layers: bool = False  # decode in a loop over the layers: compiles faster, for TPUs (see kv_cache)
     attention: str = "xla"  # or "splash" (TPU), "cudnn" (GPU): see attention.py
     query_block: int = 0  # of "xla": so many queries at a time, for long contexts; 0 = all at once
     layout: Layout = LOCAL  # where activations live, and parameters while they are used

@@ -188,6 +188,7 @@ def scope_of(op_name: str) -> tuple[str, ...]:
     """Components of an op name without jit and without the wrappers of transformations: the words of named scopes.
 
     "jit(step)/update/transpose(jvp(layers))/while/body/dot_general" -> update, layers, while, body, dot_general
+    "jit(step)/update/(head/mul:jvp()/add)" -> update, head, mul
     """
     parts, depth, start = [], 0, 0
     for i, letter in enumerate(op_name + "/"):
@@ -197,6 +198,9 @@ def scope_of(op_name: str) -> tuple[str, ...]:
             start = i + 1
     words: list[str] = []
     for part in parts:
+        if part.startswith("("):  # of instructions that were made one; the first speaks for them
+            words.extend(scope_of(part[1:-1].partition(":")[0]))
+            continue
         while wrapped := re.fullmatch(r"(\w+)\((.*)\)", part):
             if wrapped.group(1) in ("jit", "pjit"):
                 part = ""

@@ -3,9 +3,10 @@
 Of each phase (a named scope) three times are given, from the hopeful to the careful:
 
     overlapped  max(compute, HBM, interconnect): everything hides behind what is slowest
-    predicted   instruction after instruction, each max(its FLOPs / peak, its bytes / HBM rate), and collectives that
-                the schedule does not start early added whole; those it does, and prefetches, hide behind the work of
-                the same loop body. This is the figure that speeds are made from.
+    predicted   instruction after instruction, each max(its FLOPs / peak, its bytes / HBM rate), attention kernels at
+                KERNEL_SHARE of the peak, and collectives that the schedule does not start early added whole; those it
+                does, and prefetches, hide behind the work of the same loop body. This is the figure that speeds are
+                made from.
     serial      compute + HBM + interconnect: nothing overlaps
 
 None knows launch gaps, the vector unit or a matrix unit that is not full. `compiler_s` is the TPU compiler's own
@@ -22,6 +23,7 @@ from agemem_jax.planning.hlo import Module, plain, scope_of
 
 Phases = dict[str, Sequence[str]]  # name -> scopes; the first that begins an instruction's scope takes it
 OTHER = "other"
+KERNEL_SHARE = 0.5  # of the peak, that attention kernels (splash, cuDNN's) are taken to reach
 
 
 def seconds_of(collective: Collective, where: Slice, coords: list[Coords] | None) -> float:
@@ -93,8 +95,14 @@ def _schedule(body: list[Cost], where: Slice, coords: list[Coords] | None) -> fl
             time = cost.times * seconds_of(cost.collective, where, coords)
             early, exposed = (early + time, exposed) if cost.collective.overlaps else (early, exposed + time)
         elif not cost.opcode.endswith("-start"):
-            work += cost.times * max(cost.flops / chip.flops_rate, cost.hbm / chip.hbm_rate)
+            work += cost.times * max(_compute(cost, where), cost.hbm / chip.hbm_rate)
     return max(work, moved, early) + exposed
+
+
+def _compute(cost: Cost, where: Slice) -> float:
+    """Seconds of an instruction's matmuls, one run: at the peak, or what of it an attention kernel reaches."""
+    is_kernel = cost.opcode == "custom-call" and "dot_product_attention" in "/".join(cost.scope[-1:])
+    return cost.flops / where.chip.flops_rate / (KERNEL_SHARE if is_kernel else 1.0)
 
 
 def _wire(collective: Collective) -> float:
@@ -141,7 +149,7 @@ def costliest(costs: list[Cost], phases: Phases, where: Slice, coords: list[Coor
         if cost.collective:
             line["interconnect_s"] += cost.times * seconds_of(cost.collective, where, coords)
         line["seconds"] += cost.times * max(
-            cost.flops / chip.flops_rate,
+            _compute(cost, where),
             cost.hbm / chip.hbm_rate,
             seconds_of(cost.collective, where, coords) if cost.collective else 0.0,
         )

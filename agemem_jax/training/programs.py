@@ -71,7 +71,7 @@ def stage_program(
 
     def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
         actor = dataclasses.replace(model, layout=spec.rollout.layout)
-        params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
+        params = kv_cache.split_layers(qwen.to_layout(lora.policy_params(state.params, frozen), actor), actor)
         rows = new_rows(spec.rollout, actor) if stage == 1 else rows
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
