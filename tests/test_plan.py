@@ -47,7 +47,7 @@ def plan(config: str, topology: str, *flags: str, out: Path) -> tuple[dict, str]
 
 def test_a_stand_in_describes_the_arrays_of_the_run():
     """Every argument of every stage program has the shape, dtype and sharding that the planner gives it."""
-    changes = dict(mesh__fsdp=4, rl__kl_coef=0.1)
+    changes = dict(mesh__fsdp=4, rl__kl_coef=0.1, policy__dtype="bfloat16")
     run = build_small(**changes)
     planned = stand_in(small_config(**changes), run.mesh)
     assert planned.is_exact and planned.spec.rollout == run.spec.rollout

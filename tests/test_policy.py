@@ -12,6 +12,8 @@ import transformers
 
 from agemem_jax.models import kv_cache, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.training.setup import reference_params
+from configs import tiny
 
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
 SIZES |= dict(num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5, attn_implementation="eager")
@@ -175,6 +177,24 @@ def test_gradients_equal_those_of_whole_sequences_and_remat_changes_nothing():
     for remat in ("none", "minimal", "full"):
         got = jax.jit(jax.grad(split), static_argnums=1)(params, dataclasses.replace(config, remat=remat))
         jax.tree.map(lambda g, e: assert_close(g, e, 1e-4), got, expected)
+
+
+def test_a_reference_in_the_activations_dtype_is_the_same():
+    """Whatever uses parameters casts them first."""
+    config, params = small_policy()
+    model = dataclasses.replace(config, dtype="bfloat16")
+    tokens = jnp.ones((1, 2, 8), jnp.int32)
+
+    @jax.jit
+    def logits(params):
+        hidden = qwen.rows_forward(params, model, tokens[0, :1], jnp.array([8]), tokens)[1]
+        return qwen.logits(params, model, hidden)
+
+    setting = tiny.get_config()
+    setting.policy.dtype = "bfloat16"
+    reference = reference_params(setting, jax.tree.map(jnp.array, params))
+    assert {x.dtype for x in jax.tree.leaves(reference)} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(logits(params), logits(reference))
 
 
 def test_minimal_remat_runs_no_projection_again():

@@ -76,7 +76,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
-    plain = dataclasses.replace(model, lora=None)
+    # The KL reference is kept in the activations' dtype.
+    plain = dataclasses.replace(model, lora=None, param_dtype=model.param_dtype if model.lora else model.dtype)
     fresh = jax.eval_shape(lambda key: qwen.init_params(plain, key), jax.random.key(0))
     frozen = shapes(fresh, param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}

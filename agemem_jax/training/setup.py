@@ -45,7 +45,7 @@ class Run:
     world: World
     model: ModelConfig
     start: Callable[[], dict]  # makes what is trained, as it begins: the policy, or its adapters; new arrays each time
-    frozen: dict  # what is not: nothing, the reference policy (rl.kl_coef), or what the adapters are beside
+    frozen: dict  # what is not: nothing, `reference_params` (rl.kl_coef), or what the adapters are beside
     optimizer: object
     spec: ProgramSpec
     programs: dict[int, Callable]
@@ -70,13 +70,15 @@ def build(config: ConfigDict) -> Run:
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     programs = compile_programs(spec, model, optimizer, config.rl, config.reward, judge)
-    frozen = starting_params(config, model, mesh) if config.rl.kl_coef or model.lora else {}
+    # What is trained is not made before a run begins: one that goes on from a checkpoint needs none.
+    start = functools.partial(starting_params, config, model, mesh)
+    frozen = {}
     if model.lora:
-        start = functools.partial(init_adapters, model, mesh, config.seed)
-    elif frozen:
-        start = functools.partial(jax.tree.map, jnp.array, frozen)
-    else:  # not made before a run begins: one that goes on from a checkpoint needs none
-        start = functools.partial(starting_params, config, model, mesh)
+        frozen, start = start(), functools.partial(init_adapters, model, mesh, config.seed)
+    elif config.rl.kl_coef:
+        frozen = reference_params(config, start())
+        if model.dtype == model.param_dtype:
+            start = functools.partial(jax.tree.map, jnp.array, frozen)
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs)
 
 
@@ -132,6 +134,14 @@ def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
     if p.weights:
         return weights.load(p.weights, dtype=p.dtype, param_dtype=p.param_dtype, shardings=where)[1]
     return jax.jit(qwen.init_params, static_argnums=0, out_shardings=where)(plain, jax.random.key(config.seed))
+
+
+def reference_params(config: ConfigDict, params: dict) -> dict:
+    """The KL reference, made of the policy's own `params` (donated), in policy.dtype: whatever uses them casts them."""
+    if config.policy.dtype == config.policy.param_dtype:
+        return params
+    cast = lambda params: jax.tree.map(lambda x: x.astype(config.policy.dtype), params)  # noqa: E731
+    return jax.jit(cast, donate_argnums=0)(params)
 
 
 def token_embeddings(config: ConfigDict, model: ModelConfig) -> np.ndarray:
