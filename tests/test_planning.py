@@ -515,7 +515,7 @@ ENTRY %main (stack: bf16[28,512,256], layer: s32[], x: bf16[32,4,128], q: bf16[1
 
 def test_a_gpu_program_is_read():
     """As XLA writes it for an H100: a layer cut from its stack by a copy, a matmul in Triton, attention in cuDNN."""
-    costs, _ = hlo.walk(hlo.parse(GPU), {"fsdp": 1}, lambda scope: None)
+    costs, _ = walk(hlo.parse(GPU), {"fsdp": 1}, lambda scope: None)
     cut, matmul, attended = costs
     layer, q = 512 * 256 * 2, 4096 * 8 * 128 * 2
     assert cut.hbm == 2 * layer + 4  # and its number

@@ -43,7 +43,8 @@ def write(plan: dict) -> str:
     parts = [plan["title"], *plan.get("notes", [])]
     for stage in plan["stages"]:
         parts += ["", *_stage(stage)]
-    parts += ["", *_summary(plan["summary"])]
+    phases = [phase for stage in plan["stages"] for phase in stage.get("phases", [])]
+    parts += ["", *_summary(plan["summary"], phases)]
     return "\n".join(parts)
 
 
@@ -98,7 +99,7 @@ def _stage(stage: dict) -> list[str]:
     return parts + (["Loops that depend on data: " + ", ".join(lines)] if lines else [])
 
 
-def _summary(summary: dict) -> list[str]:
+def _summary(summary: dict, phases: Sequence[dict]) -> list[str]:
     if summary["seconds_per_update"] is None:
         return ["No speeds: a stage does not fit."]
     what = "One update"
@@ -111,6 +112,19 @@ def _summary(summary: dict) -> list[str]:
     if "bandwidth_share" in summary:
         share = summary["bandwidth_share"]
         lines.append(f"Decode: {share:.0%} of the HBM roofline (weights and cache, read once a step).")
+        lines.append(f"  {_binding(phases, ('decode',))}")
     if "utilisation" in summary:
-        lines.append(f"Update: {summary['utilisation']:.0%} of the peak in model FLOPs (recomputation not counted).")
+        share = summary["utilisation"]
+        lines.append(f"Update: {share:.0%} of the peak in model FLOPs (neither recomputation nor the reference counted).")
+        lines.append(f"  {_binding(phases, ('gradient', 'kernels', 'optimizer'))}")
     return lines
+
+
+def _binding(phases: Sequence[dict], names: Sequence[str]) -> str:
+    """Where the time of some phases goes, and what binds each of them."""
+    mine = [p for p in phases if p["phase"] in names]
+    return "Of its time: " + "; ".join(
+        f"{p['phase']} {seconds(p['predicted_s'])}, {p['binds']} binds (compute {seconds(p['compute_s'])}, HBM "
+        f"{seconds(p['hbm_s'])}, interconnect {seconds(p['interconnect_s'])})"
+        for p in mine
+    )
