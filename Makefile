@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-FAMILIES := qwen25_7b.py:v5p-16 qwen3_4b.py:v5p-16 llama32_1b.py:v5e-16
+FAMILIES := qwen25_7b.py:v5p-16=v5p-16 qwen3.py:4b-v5p-16=v5p-16 llama32.py:1b-v5e-16=v5e-16
 
 .PHONY: demo test smoke test-heavy plan plans clean
 
@@ -25,8 +25,8 @@ test-heavy: $(VENV)/installed-test
 	$(RUN) -m pytest -m heavy
 
 plan: $(VENV)/installed-test
-	for config in $(FAMILIES); do \
-		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$$config --topology=$${config#*:} --stages=3 \
+	for pair in $(FAMILIES); do \
+		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$${pair%=*} --topology=$${pair#*=} --stages=3 \
 			|| exit 1; \
 	done
 

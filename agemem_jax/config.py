@@ -18,6 +18,7 @@ CHOICES = {
     "policy.dtype": ("float32", "bfloat16", "float16"),
     "policy.param_dtype": ("float32", "bfloat16", "float16"),
     "policy.attention": ("xla", "splash", "cudnn"),
+    "policy.remat": ("none", "minimal", "full"),
     "tools.format": ("paper", "hermes"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),

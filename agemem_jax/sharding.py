@@ -5,7 +5,8 @@ A stage program wants three layouts of the same parameters, and moves them insid
     stored    matrices cut over fsdp and tensor: parameters, optimizer state and gradients between uses
     rollout   cut over tensor alone, rows over data and fsdp: a decoding step reads the weights and gathers none
     update    "fsdp": each layer is gathered whole when it runs, rows over all three axes
-              "tensor": cut over tensor, rows over data and fsdp, for contexts too long for one device
+              "tensor": cut over tensor, rows over data and fsdp, and between blocks their tokens over tensor, for
+              contexts too long for one device
 
 A `Layout` names the mesh axes of each logical axis. Functions that take one work unchanged on a single device, where
 LOCAL says nothing.
@@ -20,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -28,12 +28,12 @@ ROWS = ("data", "fsdp")  # axes that the rollout's rows are cut over
 Axes = tuple[str, ...]
 
 # Logical axis -> mesh axes, by layout. Names that are in no table are an error.
-WHOLE: dict[str, Axes] = {name: () for name in ("layers", "norm", "head_dim", "lora")}
+WHOLE: dict[str, Axes] = {name: () for name in ("layers", "norm", "head_dim", "lora", "sequence")}
 TENSOR: dict[str, Axes] = {name: ("tensor",) for name in ("vocab", "heads", "kv_heads", "mlp")}
 RULES: dict[str, dict[str, Axes]] = {
     "stored": WHOLE | TENSOR | {"embed": ("fsdp",), "rows": ROWS, "tokens": ROWS},
     "rollout": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": AXES},
-    "update_tensor": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": ROWS},
+    "update_tensor": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": ROWS, "sequence": ("tensor",)},
     "update_fsdp": WHOLE | dict.fromkeys(TENSOR, ()) | {"embed": (), "rows": AXES, "tokens": AXES},
 }
 
@@ -147,13 +147,6 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.device_put(tree, sharding) if sharding.is_fully_addressable else jax.tree.map(place, tree)
-
-
-def to_host(x: Any) -> np.ndarray:
-    """An array, whole, in every process, wherever its pieces lie."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def param_shardings(axes: Any, layout: Layout) -> Any:

@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     c.rl.micro_batch = 4  # the prompt, longer than most segments, runs once for them
     c.rl.logit_chunk = 256
     c.optim.learning_rate = 1e-6
-    c.policy.remat = True
+    c.policy.remat = "full"
     c.train.eval_tasks = 4
     c.train.traces = 4
     c.train.checkpoint_every = 3

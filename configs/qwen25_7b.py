@@ -7,12 +7,14 @@
 Not run on such machines yet: compiled for them ahead of time; the README has the figures that `plan` prints.
 """
 
-from configs.scale import published, shape
+from configs.scale import LONG, published, shape
 
 SLICES = {
     "v5e-64": dict(mesh__tensor=4, mesh__learner="tensor", rl__tasks_per_update=8, rl__micro_batch=16),
-    "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
-    "v5p-128": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=64),
+    "v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
+    "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=8, policy__remat="minimal"),
+    "v5p-128": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=64, policy__remat="minimal"),
+    "v5p-32-32k": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16, **LONG),
     # In a loop, a GPU copies each layer's weights and cache for every token before it reads them.
     "h100-8": dict(
         policy__attention="cudnn",

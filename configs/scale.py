@@ -1,12 +1,14 @@
 """What the large configs share: the published recipe's sizes, and how they lie on a slice of chips.
 
-Not a run of its own: see qwen25_7b.py and qwen3_4b.py, the published models, and llama32_1b.py. Each takes the slice
-that it is for as an argument of the file, as in --config=configs/qwen25_7b.py:v5p-16. All of them were compiled for it.
+Not a run of its own: see qwen25_7b.py, qwen3.py and llama32.py. Each takes the slice that it is for as an argument of
+the file, as in --config=configs/qwen25_7b.py:v5p-16. All of them were compiled for it.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
+
+LONG = dict(context__limit=32768, context__capacity=34816)  # in place of 8,192
 
 
 def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
@@ -25,7 +27,7 @@ def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
     c.name = f"{name}-{variant}"
     c.policy.dtype = "bfloat16"
     c.policy.scan_layers = True
-    c.policy.remat = True
+    c.policy.remat = "full"
     c.policy.attention = "splash"
     c.policy.query_block = 64  # of the prefill behind a history
     c.context.limit, c.context.capacity = 8192, 10240

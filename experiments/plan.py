@@ -113,12 +113,12 @@ def compile_stage(run: StandIn, where: Slice, stage: int) -> dict:
 def attention_kernels(run: StandIn, where: Slice) -> dict:
     """The update's splash kernels as a phase: the compiled program does not say what they cost (that of cuDNN's does).
 
-    Matmuls over the visible pairs: 2 forward, 2 again in the layer's recomputation, 3 for queries' and 4 for keys' and
-    values' gradients.
+    Matmuls over the visible pairs: 2 forward, 2 of the reference, 2 again where whole layers are recomputed, 5 for
+    the gradients.
     """
     model, width = run.model, run.spec.learn.widths[-1]
     pairs = positions(run) * (run.prompt_tokens + width / 2)
-    matmuls = 2 + 2 * model.remat + 3 + 4
+    matmuls = 2 + 2 * bool(run.config.rl.kl_coef) + 2 * (model.remat == "full") + 5
     flops = 2.0 * matmuls * pairs * model.num_heads * model.head_dim * model.num_layers / where.size
     compute = flops / where.chip.flops_rate
     blank = dict.fromkeys(("bytes", "wire_bytes", "hbm_s", "interconnect_s"), 0.0)
@@ -203,20 +203,23 @@ def search(config, where: Slice, devices: list) -> dict:
     """Stage 3 under every mesh and micro-batch that the config allows; the plan of the best."""
     tried: list[dict] = []
     for shape in plan.mesh_shapes(where.size, (1, 2, 4, 8)):
-        for learner in ("fsdp", "tensor"):
+        for learner in ("fsdp", "tensor") if shape["tensor"] > 1 else ("fsdp",):
             for rows in (1, 2, 4):
                 one = config.copy_and_resolve_references()
                 one.mesh.update(shape)
                 one.mesh.learner = learner
                 one.rl.micro_batch = rows * where.size // (shape["tensor"] if learner == "tensor" else 1)
+                what = f"{shape}, {learner}, {rows} a device"
                 try:
                     result = plan_config(one, where, devices, [3])
                 except ConfigError as error:
-                    print(f"{shape}, {learner}, {rows} a device: not possible, {error}")
+                    tqdm.write(f"{what}: not possible, {error}")
                     continue
-                speed = result["summary"]["seconds_per_update"]
-                print(f"{shape}, {learner}, {rows} a device: " + (f"{speed:.1f} s" if speed else "does not fit"))
                 tried.append(result | result["summary"])
+                if not result["fits"]:
+                    tqdm.write(f"{what}: does not fit")
+                    break  # nor would more rows
+                tqdm.write(f"{what}: {result['summary']['seconds_per_update']:.1f} s")
     if not tried:
         raise ConfigError(f"--topology={TOPOLOGY.value}: no mesh suits this config; see the lines above")
     return plan.best(tried) or tried[-1]

@@ -41,7 +41,7 @@ def main(config) -> None:
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.optim.max_grad_norm), optax.adamw(schedule, weight_decay=warm.weight_decay)
     )
-    state = new_state(run.params, optimizer)
+    state = new_state(run.start(), optimizer)
     step = jax.jit(
         warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, config.rl.logit_chunk), donate_argnums=0
     )

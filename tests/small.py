@@ -88,11 +88,10 @@ def build_small(**changes) -> Run:
     widths = tuple(capacity * (i + 1) // WIDTHS for i in range(WIDTHS))
     spec = dataclasses.replace(run.spec, learn=dataclasses.replace(run.spec.learn, widths=widths))
     sharper = lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x  # noqa: E731
-    params, frozen = (jax.tree.map(sharper, tree) for tree in (run.params, run.frozen))
     return dataclasses.replace(
         run,
-        params=run.params if run.model.lora else params,
-        frozen=frozen,
+        start=run.start if run.model.lora else lambda: jax.tree.map(sharper, run.start()),
+        frozen=jax.tree.map(sharper, run.frozen),
         spec=spec,
         programs=compile_programs(spec, run.model, run.optimizer, config.rl, config.reward),
     )
@@ -112,7 +111,7 @@ def settings(run: Run, step: int = 0, temperature: float = 0.8, tools: int = ALL
 
 def play(run: Run, task, asked, state=None, stages=(1, 2, 3)):
     """Runs stages one after another: (state, [rows after each, on the host], [outcome of each, on the host])."""
-    state = new_state(run.params, run.optimizer) if state is None else state
+    state = new_state(run.start(), run.optimizer) if state is None else state
     rows, after, outcomes = None, [], []
     for stage in stages:
         state, rows, outcome = run.programs[stage](state, run.frozen, rows, task, run.world, asked)

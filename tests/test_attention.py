@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from agemem_jax.models import attention as module
 from agemem_jax.models.attention import Keys, attention
+from agemem_jax.models.qwen import recomputed
 from agemem_jax.sharding import LOCAL, Layout, make_mesh
 
 
@@ -155,10 +156,11 @@ def test_a_row_without_keys_stays_finite():
         assert_trees_close(gradients(way, q, parts), gradients(attention, q, parts), 1e-5)
 
 
-def test_several_blocks_of_splash():
+def test_several_blocks_of_splash(monkeypatch):
     """More than one block of queries and of keys, ends inside a block, and blocks that nobody sees."""
+    monkeypatch.setattr(module, "SPLASH_BLOCK", (512, 256))
     q, parts = make(2, 600, 2, 1, 8, [(1, 150, i32(77), None), (2, 600, i32(600, 333), 0)])
-    assert module._block_of(600) == 384
+    assert module._block_of(600, 512) == 384
     ours = call(WAYS["splash"], q, parts)
     assert_trees_close(np.where(real(q, parts), ours, 0), np.where(real(q, parts), call(attention, q, parts), 0), 1e-5)
     assert_trees_close(gradients(WAYS["splash"], q, parts), gradients(attention, q, parts), 1e-5)
@@ -249,7 +251,7 @@ def test_splash_is_the_kernel_where_it_serves(case):
     assert ("pallas_call" in program) == (case in KERNELS_SERVE)
 
 
-def learner_gradient(implementation, layout, b, w, p, heads, kv, hd, query_block=0):
+def learner_gradient(implementation, layout, b, w, p, heads, kv, hd, query_block=0, layers=1, remat="none"):
     """The gradient of the learner's attention in bfloat16, and its abstract arguments, laid out on the mesh."""
     rows, cut = layout.axes("rows") if b > 1 else None, layout.axes("kv_heads")
 
@@ -267,7 +269,11 @@ def learner_gradient(implementation, layout, b, w, p, heads, kv, hd, query_block
 
     def loss(q, prefix, own, lengths):
         parts = [Keys(*prefix, lengths[0]), Keys(*own, lengths[1], 0)]
-        out = attention(q, parts, implementation, query_block, layout)
+
+        def layer(q, _):
+            return attention(q, parts, implementation, query_block, layout).reshape(q.shape), None
+
+        out, _ = jax.lax.scan(recomputed(layer, remat), q, length=layers)
         return jnp.square(out.astype(jnp.float32)).sum()
 
     return jax.jit(jax.grad(loss, (0, 1, 2))), (q, prefix, own, lengths)
@@ -286,7 +292,15 @@ def test_splash_compiles_for_tpus(tpus):
     layout = Layout(make_mesh(1, 2, 2, tpus), "update_tensor")
     run, args = learner_gradient("splash", layout, b=4, w=300, p=100, heads=4, kv=2, hd=128)
     program = run.trace(*args).lower().compile().as_text()
-    assert program.count('custom_call_target="tpu_custom_call"') == 3  # forward, gradient of queries, of keys
+    assert program.count('custom_call_target="tpu_custom_call"') == 2  # forward, gradients
+
+
+@pytest.mark.parametrize(("remat", "kernels"), [("none", 2), ("minimal", 2), ("full", 3)])
+def test_minimal_remat_runs_no_kernel_again(tpus, remat, kernels):
+    layout = Layout(make_mesh(1, 2, 2, tpus), "update_tensor")
+    run, args = learner_gradient("splash", layout, b=4, w=300, p=100, heads=4, kv=2, hd=128, layers=3, remat=remat)
+    program = run.trace(*args).lower().compile().as_text()
+    assert program.count('custom_call_target="tpu_custom_call"') == kernels
 
 
 @pytest.mark.parametrize("implementation", ["splash", pytest.param("xla", marks=pytest.mark.heavy)])

@@ -264,7 +264,7 @@ def test_fields_that_may_differ(open_at):
     open_at().save(1, make_state(1), {}, wait=True)
     longer = open_at(
         rl__updates=500, num_seeds=3, train__eval_every=5, train__keep_checkpoints=9, mesh__tensor=4, rl__micro_batch=8,
-        policy__remat=True, rollout__prefill_chunk=64,
+        policy__remat="full", rollout__prefill_chunk=64,
     )  # fmt: skip
     assert longer.restore_latest(make_state(0))[0] == 1
 

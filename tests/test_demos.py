@@ -150,7 +150,7 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     # A forbidden token in a demonstration would make the loss astronomical.
     step = jax.jit(warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, 64), donate_argnums=0)
     demos = Demonstrator(run.source, run.config, END)
-    state, losses, scores = new_state(run.params, optimizer), [], []
+    state, losses, scores = new_state(run.start(), optimizer), [], []
     for i in range(12):
         state, metrics = step(state, *demos.batch(i, run.spec.rollout.batch), run.world)
         assert float(metrics["malformed"]) == 0

@@ -157,7 +157,7 @@ def test_loss_and_gradient_equal_those_of_turns_run_one_by_one(name, mode, kl_co
     run = chained()
     _, after, outcomes = played(*BATCHES[name])
     segments = after[-1].segments
-    params, ref_params = moved(run.params, 1, 0.03), moved(run.params, 2, 0.03)
+    params, ref_params = moved(run.frozen, 1, 0.03), moved(run.frozen, 2, 0.03)
 
     reward = np.asarray(outcomes[-1]["rows"]["reward"], np.float64)
     advantage = group_advantages(reward, 4, run.config.rl.advantage_eps)
@@ -187,12 +187,12 @@ def test_micro_batches_widths_and_order_change_nothing():
     segments = after[-1].segments
     advantage = jax.random.normal(jax.random.key(0), (8, 3))
     shares = losses.token_weights(segments.trainable, "token")
-    params = moved(run.params, 1, 0.03)
-    first = learner(0.1, 8, (56, 112), 64)(params, run.params, learner_batch(segments, advantage, shares, 8))
+    params = moved(run.frozen, 1, 0.03)
+    first = learner(0.1, 8, (56, 112), 64)(params, run.frozen, learner_batch(segments, advantage, shares, 8))
     order = np.array([4, 1, 7, 0, 2, 6, 3, 5])
     shuffled = jax.tree.map(lambda x: x[order], segments)
     batch = learner_batch(shuffled, advantage[order], shares[order], 48)
-    second = learner(0.1, 48, (112,), 512)(params, run.params, batch)
+    second = learner(0.1, 48, (112,), 512)(params, run.frozen, batch)
     np.testing.assert_allclose(first[0], second[0], rtol=1e-4)
     assert_close(first[1], second[1])
     for name in ("ratio", "kl_old", "kl_reference", "entropy", "clip_fraction"):
@@ -358,7 +358,8 @@ def test_unused_sequences_cost_no_step_and_change_nothing():
     assert float(sums["pieces"]) == 0 and all((np.asarray(x) == 0).all() for x in jax.tree.leaves(nothing))
 
 
-def test_remat_changes_nothing():
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_remat_changes_nothing(remat):
     prefix, batch = grouped_batch(1, 4, 12)
     batch = jax.tree.map(jnp.asarray, batch)
     params = qwen.init_params(MODEL, jax.random.key(0))
@@ -367,4 +368,4 @@ def test_remat_changes_nothing():
         total = lambda params: (learn.log_probs(params, model, None, prefix, batch, 1.0, 16)[0] * batch.weight).sum()  # noqa: E731
         return jax.jit(jax.grad(total))(params)
 
-    assert_close(gradient(dataclasses.replace(MODEL, remat=True)), gradient(MODEL), 1e-5)
+    assert_close(gradient(dataclasses.replace(MODEL, remat=remat)), gradient(MODEL), 1e-5)

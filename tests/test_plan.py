@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,12 @@ from agemem_jax.planning.plan import has_compiler
 from agemem_jax.planning.stand_in import stand_in
 from agemem_jax.training.evaluate import control
 from agemem_jax.training.state import new_state
-from configs import base, llama32_1b, qwen3_4b, qwen25_7b
+from configs import base, llama32, qwen3, qwen25_7b
 
 ROOT = Path(__file__).parent.parent
-MODELS = {module.__name__.split(".")[-1]: module for module in (qwen25_7b, qwen3_4b, llama32_1b)}
+MODELS = {module.__name__.split(".")[-1]: module for module in (qwen25_7b, qwen3, llama32)}
 PUBLISHED = [(name, variant) for name, module in MODELS.items() for variant in module.SLICES]
+SLICE = r"(v5e|v5p|v6e|h100)-\d+"  # in a variant's name
 
 
 def compilable(topology: str) -> Slice:
@@ -49,7 +51,7 @@ def test_a_stand_in_describes_the_arrays_of_the_run():
     run = build_small(**changes)
     planned = stand_in(small_config(**changes), run.mesh)
     assert planned.is_exact and planned.spec.rollout == run.spec.rollout
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     task = sharding.put(run.source.batch(0), sharding.rows(run.mesh))
     settings = sharding.put(control(run, 0, 0, "agemem", 1.0, True), sharding.replicated(run.mesh))
     real = (state, run.frozen, task, run.world, settings)
@@ -68,7 +70,7 @@ def test_large_configs_are_valid(name, variant):
     config = MODELS[name].get_config(variant)
     check_fields(config, base.get_config())
     validate(config)
-    assert parse_slice(variant).size >= 4
+    assert parse_slice(re.search(SLICE, variant)[0]).size >= 4
     assert (config.rl.group_size, config.rl.kl_coef, config.context.limit % 8192) == (8, 0.1, 0)
 
 
@@ -78,7 +80,7 @@ def test_unknown_variants_are_refused():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("variant", "topology"), [("v5e-16", "v5e:2x2"), ("h100-4", "h100:4")])
+@pytest.mark.parametrize(("variant", "topology"), [("4b-v5e-16", "v5e:2x2"), ("4b-h100-4", "h100:4")])
 def test_the_command_writes_page_and_json(variant, topology, tmp_path):
     """A small Qwen3 on one v5e host or four GPUs, its third stage."""
     where = compilable(topology)
@@ -87,7 +89,7 @@ def test_the_command_writes_page_and_json(variant, topology, tmp_path):
     sizes = ["--config.context.capacity=2560", "--config.context.limit=2048", "--config.rollout.action_tokens=256",
              "--config.task.facts=4", "--config.rl.micro_batch=4", "--config.rl.tasks_per_update=1"]  # fmt: skip
     flags = ["--stages=3", *small, *sizes]
-    result, text = plan(f"configs/qwen3_4b.py:{variant}", topology, *flags, out=tmp_path / "plan.json")
+    result, text = plan(f"configs/qwen3.py:{variant}", topology, *flags, out=tmp_path / "plan.json")
     assert result["fits"] and result["mesh"] == {"data": 1, "fsdp": 1, "tensor": 4}
     (stage,) = result["stages"]
     assert stage["fits"] and 0 < stage["hbm_gib_per_chip"] < where.chip.hbm_bytes / GIB and stage["compile_s"] > 0
@@ -106,7 +108,8 @@ def test_the_command_writes_page_and_json(variant, topology, tmp_path):
 @pytest.mark.parametrize(("name", "variant"), PUBLISHED)
 def test_every_large_config_fits_its_slice(name, variant, tmp_path):
     """All three stages, for the slice in the config's name (minutes each)."""
-    compilable(variant)
-    result, text = plan(f"configs/{name}.py:{variant}", variant, out=tmp_path / "plan.json")
+    topology = re.search(SLICE, variant)[0]
+    compilable(topology)
+    result, text = plan(f"configs/{name}.py:{variant}", topology, out=tmp_path / "plan.json")
     assert result["fits"], text
     assert np.isfinite(result["summary"]["updates_per_hour"])

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from agemem_jax.planning import hlo, page, plan, roofline
+from agemem_jax.planning.costs import _positions, axis_of, walk
 from agemem_jax.planning.hardware import CHIPS, GIB, collective_seconds, coordinates, parse_slice, permute_seconds
 
 D, F, B, LAYERS, STEPS = 64, 256, 32, 3, 5
@@ -168,9 +169,9 @@ def test_four_spellings_of_replica_groups():
 )
 def test_mesh_axis_of_groups(groups, axis):
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    assert hlo.axis_of(groups, mesh) == axis
+    assert axis_of(groups, mesh) == axis
     # The pairs of a permute lie within the axes' groups, and need not fill them.
-    assert hlo.axis_of([g[:2] for g in groups], mesh, pairs=True) in axis
+    assert axis_of([g[:2] for g in groups], mesh, pairs=True) in axis
 
 
 def test_scopes_are_read_through_transformations():
@@ -197,7 +198,7 @@ def test_positions_of_a_window_match_counting():
         pad = int(rng.integers(-2, 7))
         reads = (o * stride + k * spread - pad for o in range(out) for k in range(window))
         count = sum(r % dilate == 0 and 0 <= r // dilate < size for r in reads)
-        assert hlo._positions(size, window, out, stride, pad, dilate, spread) == count
+        assert _positions(size, window, out, stride, pad, dilate, spread) == count
 
 
 def test_text_without_a_program_is_refused():
@@ -209,7 +210,7 @@ def test_text_without_a_program_is_refused():
 
 
 def costs_of(compiled, mesh, trips=lambda scope: None):
-    return hlo.walk(hlo.parse(compiled.as_text()), dict(mesh.shape), trips)
+    return walk(hlo.parse(compiled.as_text()), dict(mesh.shape), trips)
 
 
 def test_counts_agree_with_xla_without_loops(mesh):
@@ -442,7 +443,7 @@ DOT = "%dot = f32[64,64]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contrac
 @pytest.mark.parametrize("early", [True, False])
 def test_what_starts_early_hides_behind_work(early):
     text = HIDDEN.replace("WORK", DOT if early else "").replace("AFTER", "" if early else DOT)
-    costs, _ = hlo.walk(hlo.parse(text), {"fsdp": 4}, lambda scope: None)
+    costs, _ = walk(hlo.parse(text), {"fsdp": 4}, lambda scope: None)
     (gather,) = (c for c in costs if c.collective)
     assert gather.collective.overlaps == early
     assert gather.collective.payload == 4 * 64 * 64 * 4
@@ -470,7 +471,7 @@ ENTRY %main (q: f32[2,2,2,2]) -> f32[2,2,2,2] {{
   ROOT %c = {array} custom-call(%q, %q, %q), {attributes}
 }}
 """
-        costs, _ = hlo.walk(hlo.parse(text), {"fsdp": 1}, lambda scope: None)
+        costs, _ = walk(hlo.parse(text), {"fsdp": 1}, lambda scope: None)
         assert sum(c.flops for c in costs) == flops
         if "bytes_accessed" in attributes:
             assert sum(c.hbm for c in costs) == 5

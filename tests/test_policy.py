@@ -172,9 +172,23 @@ def test_gradients_equal_those_of_whole_sequences_and_remat_changes_nothing():
         return (forward(params, config, *nothing, tokens)[1][:, 0, 5:] * target).sum()
 
     expected = jax.jit(jax.grad(whole))(params)
-    for remat in (False, True):
+    for remat in ("none", "minimal", "full"):
         got = jax.jit(jax.grad(split), static_argnums=1)(params, dataclasses.replace(config, remat=remat))
         jax.tree.map(lambda g, e: assert_close(g, e, 1e-4), got, expected)
+
+
+def test_minimal_remat_runs_no_projection_again():
+    """A layer has 7 of them, for prompt and rows each; the last is needed by nothing that runs again."""
+    config, params = small_policy()
+    tokens = jnp.ones((1, 2, 8), jnp.int32)
+
+    def matmuls(remat):
+        model = dataclasses.replace(config, remat=remat)
+        loss = lambda params: qwen.rows_forward(params, model, tokens[0, :1], jnp.array([8]), tokens)[1].sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+
+    none, minimal, full = (matmuls(remat) for remat in ("none", "minimal", "full"))
+    assert (minimal - none, full - minimal) == (6, 2 * 6)  # attention's: scores and mean, 1 + 2 sets of keys
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])

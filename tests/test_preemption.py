@@ -1,6 +1,5 @@
 """SIGTERM: the running update is finished and saved, and the same command ends with the bits of an undisturbed run."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from agemem_jax.training.distributed import EXIT_PREEMPTED, Notice, Preempted
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
-from agemem_jax.training.state import new_state
+from agemem_jax.training.state import state_shapes
 from experiments import train as command
 
 UPDATES, STOP_AT = 5, 2
@@ -36,16 +35,11 @@ def run():
     )  # fmt: skip
 
 
-def begin(run, workdir: Path, stop=lambda: False) -> dict:
-    """Trains with a starting policy of its own, since training without a reference uses it up."""
-    return train(dataclasses.replace(run, params=jax.tree.map(lambda x: x + 0, run.params)), workdir, stop)
-
-
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
     """An undisturbed run: (workdir, evaluations)."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, begin(run, workdir)
+    return workdir, train(run, workdir)
 
 
 def records(workdir: Path) -> list[dict]:
@@ -56,7 +50,7 @@ def records(workdir: Path) -> list[dict]:
 def saved(run, workdir: Path):
     """Update and state of the newest checkpoint."""
     with Checkpointer(workdir / "checkpoints", run.config, 2) as checkpoints:
-        update, state, _ = checkpoints.restore_latest(new_state(run.params, run.optimizer))
+        update, state, _ = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
     return update, jax.device_get(state)
 
 
@@ -73,13 +67,13 @@ def test_stopped_by_a_signal_and_started_again_ends_with_the_same_bits(run, whol
             return notice()
 
         with pytest.raises(Preempted, match=f"seed 0: stopped after update {STOP_AT} of {UPDATES}, which is saved"):
-            begin(run, tmp_path, stop)
+            train(run, tmp_path, stop)
     assert saved(run, tmp_path)[0] == STOP_AT
     # The evaluation that is due after this update is left to the next start.
     assert [line["step"] for line in records(tmp_path)] == [1, 2]
     assert not (tmp_path / "evaluation_agemem.json").exists()
 
-    assert begin(run, tmp_path) == whole[1]
+    assert train(run, tmp_path) == whole[1]
     (update, state), (updates, expected) = saved(run, tmp_path), saved(run, whole[0])
     assert update == updates == UPDATES
     jax.tree.map(np.testing.assert_array_equal, state, expected)
@@ -92,14 +86,14 @@ def test_stopped_by_a_signal_and_started_again_ends_with_the_same_bits(run, whol
 
 def test_stopped_before_an_evaluation(run, whole, tmp_path):
     with pytest.raises(Preempted, match="stopped before the first update"):
-        begin(run, tmp_path / "begin", lambda: True)
+        train(run, tmp_path / "begin", lambda: True)
     assert saved_nothing(tmp_path / "begin")
     workdir = tmp_path / "end"
     asked = iter(range(2 + UPDATES))
     with pytest.raises(Preempted, match="stopped before the last evaluation; all updates are saved"):
-        begin(run, workdir, lambda: next(asked, None) is None)
+        train(run, workdir, lambda: next(asked, None) is None)
     assert saved(run, workdir)[0] == UPDATES and not (workdir / "evaluation_agemem.json").exists()
-    assert begin(run, workdir) == whole[1]
+    assert train(run, workdir) == whole[1]
 
 
 def saved_nothing(workdir: Path) -> bool:

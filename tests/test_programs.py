@@ -51,7 +51,7 @@ def stage_jaxprs(judged: bool) -> dict:
     reward, judge = run.config.reward.copy_and_resolve_references(), None
     if judged:
         reward.task_metric, judge = "judge", lambda index, tokens, length: np.zeros(len(index), np.float32)
-    state = abstract(new_state(run.params, run.optimizer))
+    state = abstract(new_state(run.start(), run.optimizer))
     rest = abstract((run.source.batch(0), run.world, settings(run)))
     rows, made = None, {}
     for stage in (1, 2, 3):
@@ -113,7 +113,7 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
     """Updates under a guard that forbids implicit transfers, an evaluation of every method at another temperature,
     and updates again: one compilation a stage."""
     run = chained()
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     task = put_batch(run, 0)
     for update in range(3):
         with jax.transfer_guard("disallow"):
@@ -140,14 +140,14 @@ def test_the_guard_would_notice():
 def test_buffers_are_donated(recwarn):
     run = chained()
     task, asked = jax.device_put(run.source.batch(0)), settings(run, update=True)
-    state, rows = new_state(run.params, run.optimizer), None
+    state, rows = new_state(run.start(), run.optimizer), None
     for stage in (1, 2, 3):
         given = state, rows
         state, rows, _ = run.programs[stage](state, run.frozen, rows, task, run.world, asked)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
         # What a stage sets anew before it reads it, a few counters of one number a row, is no input to the program.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[1]) if leaf.size > run.spec.rollout.batch)
-    kept = run.params, run.frozen, task, run.world, state, rows
+    kept = run.frozen, task, run.world, state, rows
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
     assert not [w for w in recwarn if "donated" in str(w.message)]
 
@@ -157,15 +157,15 @@ def test_an_update_is_a_function_of_seed_update_and_state():
     task = jax.device_put(run.source.batch(0))
     ends = []
     for _ in range(2):
-        state, _ = train_update(run, new_state(run.params, run.optimizer), run.frozen, 7, task)
+        state, _ = train_update(run, new_state(run.start(), run.optimizer), run.frozen, 7, task)
         ends.append(jax.device_get(state.params))
     jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (run.params, ends[0])), strict=True))
+    assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (run.frozen, ends[0])), strict=True))
 
 
 def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     run = chained()
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     before = jax.device_get(state)
     state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, "agemem", 11)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
@@ -291,7 +291,7 @@ def test_sequential_training_runs_stage_by_stage():
         policy__num_layers=1, rollout__history_widths=1, rl__schedule="sequential", rl__updates=3,
         rl__tasks_per_update=1, reward__maintenance=1.0,
     )  # fmt: skip
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     for update in range(2):
         before = jax.device_get(state.params)
         task = jax.device_put(run.source.batch(update))

@@ -61,7 +61,7 @@ def test_learner_recomputes_the_recorded_log_probabilities(name):
             params, run.model, run.world.grammar, run.world.pieces.prefix, jax.tree.map(lambda x: x[None], batch),
             run.spec.learn.temperature, 64,
         )  # fmt: skip
-    )(run.params, batch)
+    )(run.frozen, batch)
     trainable = np.asarray(batch.trainable)
     assert trainable.sum() > 200
     np.testing.assert_allclose(logp[0][trainable], batch.old_logp[trainable], atol=1e-4)
@@ -160,7 +160,7 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
         _, hidden = qwen.rows_forward(params, run.model, *nothing, tokens[None])
         return qwen.logits(params, run.model, hidden[0])
 
-    logits = np.asarray(plain(run.params, tokens))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
+    logits = np.asarray(plain(run.frozen, tokens))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
     where = np.nonzero(seg.trainable)
     allowed = grammar_lib.allowed_tokens(
         run.world.grammar, *(jnp.asarray(x[where], jnp.int32) for x in (seg.state, seg.remaining, seg.ops))
@@ -170,7 +170,7 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
     # And it matters what was seen: with the first token of each context exchanged it is another distribution.
     changed = tokens.copy()
     changed[:, len(prompt) + 1] = 7 + changed[:, len(prompt) + 1] % 500
-    other = np.asarray(plain(run.params, changed))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
+    other = np.asarray(plain(run.frozen, changed))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
     moved, _ = masked_log_prob(other[where], allowed, jnp.asarray(seg.tokens[where]), 0.8)
     assert np.median(np.abs(moved - seg.logp[where])) > 1e-2
 
@@ -195,7 +195,7 @@ def test_generation_after_edits_equals_generation_from_an_empty_cache(temperatur
         return rows
 
     _, after, _ = play(run, task, settings(run, 1, temperature, EDITS), stages=(1,))
-    rows = jax.device_get(uncached(run.params, task, jnp.float32(temperature)))
+    rows = jax.device_get(uncached(run.frozen, task, jnp.float32(temperature)))
     np.testing.assert_array_equal(after[0].segments.tokens, rows.segments.tokens)
     np.testing.assert_array_equal(after[0].segments.length, rows.segments.length)
     np.testing.assert_array_equal(after[0].segments.trainable, rows.segments.trainable)

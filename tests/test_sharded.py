@@ -41,11 +41,11 @@ def sharded_config(data: int, fsdp: int, tensor: int, learner: str, **changes):
 def trained(data: int = 1, fsdp: int = 1, tensor: int = 1, learner: str = "fsdp", **changes):
     """Two updates: (metrics of each, what was said in each, parameters at the end, all on the host; the state)."""
     run = build(sharded_config(data, fsdp, tensor, learner, **changes))
-    state, metrics, said = new_state(run.params, run.optimizer), [], []
+    state, metrics, said = new_state(run.start(), run.optimizer), [], []
     for update in range(UPDATES):
         task = sharding.put(run.source.batch(update), sharding.rows(run.mesh))
         settings = control(run, run.config.seed, update, "agemem", 0.8, update=True)
-        state, outcome, traces = trajectory(run.programs, state, run.params, task, run.world, settings)
+        state, outcome, traces = trajectory(run.programs, state, run.frozen, task, run.world, settings)
         metrics.append(jax.device_get((outcome["metrics"], outcome["rows"])))
         said.append(jax.device_get([traces[stage].said for stage in (1, 2, 3)]))
     return metrics, said, jax.device_get(state.params), state
@@ -70,7 +70,7 @@ def assert_same_run(one, other):
 def test_one_run_on_eight_devices_is_the_run_on_one():
     """Scanned layers and blocked attention too, as the large configs have them."""
     mesh = MESHES["all three, tensor-parallel update"]
-    sharded = trained(**mesh, policy__scan_layers=True, policy__query_block=8, policy__remat=True)
+    sharded = trained(**mesh, policy__scan_layers=True, policy__query_block=8, policy__remat="minimal")
     assert_same_run(sharded, trained())
     # Parameters and moments are stored in pieces.
     kernel = sharded[3].params["layers"]["mlp"]["up_proj"]["kernel"]
@@ -116,6 +116,7 @@ def test_a_layout_names_every_axis():
     assert Layout(mesh, "rollout").spec("vocab", "embed") == PartitionSpec("tensor", None)
     assert Layout(mesh, "update_fsdp").spec("rows", None) == PartitionSpec(("data", "fsdp", "tensor"), None)
     assert [Layout(mesh, rules).ways("rows") for rules in ("rollout", "update_fsdp", "update_tensor")] == [4, 8, 4]
+    assert [Layout(mesh, rules).ways("sequence") for rules in ("rollout", "update_fsdp", "update_tensor")] == [1, 1, 2]
     with pytest.raises(ValueError, match="no rule for the logical axis 'width'"):
         Layout(mesh, "stored").spec("width")
     with pytest.raises(ValueError, match="twice"):

@@ -138,8 +138,8 @@ def test_dtypes_are_converted(tmp_path, stored, param_dtype):
 
 def test_read_config_reads_no_tensor(small, monkeypatch):
     monkeypatch.setattr(weights.Stored, "__getitem__", lambda *_: pytest.fail("a tensor was read"))
-    config = weights.read_config(small, dtype="bfloat16", param_dtype="float16", remat=True)
-    assert (config.dtype, config.param_dtype, config.remat) == ("bfloat16", "float16", True)
+    config = weights.read_config(small, dtype="bfloat16", param_dtype="float16")
+    assert (config.dtype, config.param_dtype) == ("bfloat16", "float16")
     assert config.num_layers == SMALL.num_layers and config.qkv_bias
 
 

@@ -1,5 +1,6 @@
 """The training command from end to end: what it writes, killed and started again, and what it refuses."""
 
+import gc
 import json
 import signal
 import subprocess
@@ -13,12 +14,15 @@ import pytest
 from small import small_config
 
 from agemem_jax.config import ConfigError, to_json
+from agemem_jax.memory.encoder import policy_table
 from agemem_jax.training import setup
 from agemem_jax.training.checkpoint import Checkpointer
+from agemem_jax.training.distributed import Preempted
 from agemem_jax.training.evaluate import METHODS
-from agemem_jax.training.loop import check_finite
+from agemem_jax.training.loop import check_finite, train
 from agemem_jax.training.setup import build
-from agemem_jax.training.state import new_state
+from agemem_jax.training.state import new_state, state_shapes
+from configs import tiny
 
 ROOT = Path(__file__).parent.parent
 UPDATES = 8
@@ -73,9 +77,9 @@ def final_state(workdir: Path):
     """Update and state of the newest checkpoint of seed 0."""
     run = build(tiny_run())
     saved = Checkpointer(workdir / "seed_0" / "checkpoints", run.config, 2)
-    update, state, _ = saved.restore_latest(new_state(run.params, run.optimizer))
+    update, state, _ = saved.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
     saved.close()
-    return update, jax.device_get(state), jax.device_get(run.params)
+    return update, jax.device_get(state), jax.device_get(run.start())
 
 
 def test_summary_holds_every_method_and_metric(whole, folder):
@@ -162,6 +166,54 @@ def test_killed_and_started_again_ends_with_the_same_bits(whole, folder):
         assert ours == theirs
 
 
+@pytest.mark.parametrize(
+    ("changes", "beside", "restored"),
+    [({}, 0, 3), ({"rl__kl_coef": 0.1}, 1, 3), ({"policy__lora_rank": 2}, 1, 0)],
+    ids=["no reference", "reference", "adapters"],
+)
+def test_a_run_that_goes_on_makes_no_policy_but_a_frozen_one(monkeypatch, tmp_path, changes, beside, restored):
+    """Counted in arrays of the token embeddings' shape: of the frozen policy, and of the state (with two moments)."""
+    config = small_config(policy__num_layers=1, rollout__history_widths=1, **changes)
+    run = build(config)
+    shape = run.model.vocab_size, run.model.hidden_size
+    with Checkpointer(tmp_path / "checkpoints", config, 1) as checkpoints:
+        checkpoints.save(config.rl.updates, new_state(run.start(), run.optimizer), {"clock": {}}, wait=True)
+    del run
+
+    def count() -> int:
+        gc.collect()
+        return sum(x.shape == shape for x in jax.live_arrays())
+
+    before, held, made = count(), {}, []
+    make, restore = setup.starting_params, Checkpointer.restore_latest
+
+    def noted(checkpoints, like):
+        held["until restored"] = count() - before
+        return restore(checkpoints, like)
+
+    def stop() -> bool:
+        held["then"] = count() - before
+        return True
+
+    monkeypatch.setattr(setup, "starting_params", lambda *args: made.append(args) or make(*args))
+    monkeypatch.setattr(Checkpointer, "restore_latest", noted)
+    with pytest.raises(Preempted, match="before the last evaluation"):
+        train(build(config), tmp_path, stop)
+    assert held == {"until restored": beside, "then": beside + restored}
+    assert len(made) == beside
+
+
+def test_the_store_is_given_the_embeddings_of_the_starting_policy():
+    for changes in ({}, {"policy__weights": tiny.get_config().policy.weights, "policy__param_dtype": "bfloat16"}):
+        run = build(small_config(store__encoder="policy", **changes))
+        table = setup.token_embeddings(run.config, run.model)
+        np.testing.assert_array_equal(table, run.start()["embed_tokens"]["embedding"])
+        assert table.dtype == run.model.param_dtype
+        counts = setup.document_counts(run.source, len(run.tokenizer.token_bytes()))
+        expected = policy_table(table[: len(counts)].astype(np.float32), counts)
+        np.testing.assert_array_equal(run.world.encoder, expected)
+
+
 def test_a_workdir_of_another_config_is_refused(whole, folder):
     ran = start(folder, "whole", "--config.optim.learning_rate=0.5", "--config.store.entries=4")
     assert ran.returncode == 2
@@ -194,7 +246,7 @@ def test_impossible_configs_are_refused_before_the_policy_is_made(monkeypatch, c
     def never(*_):
         raise AssertionError("the checks come first")
 
-    for name in ("load_policy", "build_world", "compile_programs"):
+    for name in ("starting_params", "build_world", "compile_programs"):
         monkeypatch.setattr(setup, name, never)
     with pytest.raises(ConfigError) as refused:
         build(small_config(**changes))

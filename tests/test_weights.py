@@ -125,8 +125,8 @@ def test_dtypes(tmp_path):
     weights.save_hf(tmp_path, config, params)
     _, same = weights.load(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
     assert_same_params(same, params)
-    loaded_config, wide = weights.load(tmp_path, remat=True)
-    assert (loaded_config.dtype, loaded_config.param_dtype, loaded_config.remat) == ("float32", "float32", True)
+    loaded_config, wide = weights.load(tmp_path)
+    assert (loaded_config.dtype, loaded_config.param_dtype) == ("float32", "float32")
     assert_same_params(wide, jax.tree.map(lambda x: x.astype(jnp.float32), params))
 
 

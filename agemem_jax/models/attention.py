@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from agemem_jax.config import CHOICES
@@ -27,7 +28,8 @@ from agemem_jax.sharding import LOCAL, Layout
 IMPLEMENTATIONS = CHOICES["policy.attention"]
 MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
 RUNGS = 4  # causal queries in blocks: the first quarter of them tries a quarter of the keys, and so on: 5/8 of the work
-SPLASH_BLOCK = 512  # most queries, and most keys, of one step of the kernel
+SPLASH_BLOCK = (512, 1024)  # most queries, and most keys, of one step of the kernel
+MIXED = "mixed"  # the name under which results are kept for the backward pass (policy.remat)
 LANES = 128  # its blocks are multiples of this
 
 
@@ -68,9 +70,9 @@ def attention(
         kernel = _splash if implementation == "splash" else _cudnn
         out = _by_device(kernel, q, parts, layout, implementation)
     elif 0 < query_block < w:
-        out = _in_blocks(q, parts, query_block, layout)
+        out = checkpoint_name(_in_blocks(q, parts, query_block, layout), MIXED)
     else:
-        out = _exact(q, parts, 0)
+        out = checkpoint_name(_exact(q, parts, 0), MIXED)
     return out.reshape(b, w, h * hd)
 
 
@@ -210,9 +212,9 @@ def _by_device(kernel: Callable, q: jax.Array, parts: list[Keys], layout: Layout
     return run(q, full)
 
 
-def _block_of(size: int) -> int:
-    """The kernel's block for an axis: at most SPLASH_BLOCK, with little padding."""
-    count = -(-size // SPLASH_BLOCK)
+def _block_of(size: int, most: int) -> int:
+    """The kernel's block for an axis: at most `most`, with little padding."""
+    count = -(-size // most)
     return -(-size // (count * LANES)) * LANES
 
 
@@ -227,7 +229,7 @@ def _splash(q: jax.Array, parts: list[Keys], causal: bool) -> jax.Array:
 
     b, w, h, hd = q.shape
     widths = [part.k.shape[-1] for part in parts]
-    block_q, block_kv = _block_of(w), _block_of(sum(widths))
+    block_q, block_kv = _block_of(w, SPLASH_BLOCK[0]), _block_of(sum(widths), SPLASH_BLOCK[1])
     pad_q, pad_kv = -w % block_q, -sum(widths) % block_kv
     shape = (w + pad_q, sum(widths) + pad_kv)
 
@@ -243,12 +245,16 @@ def _splash(q: jax.Array, parts: list[Keys], causal: bool) -> jax.Array:
         segments = splash.SegmentIds(jnp.ones((b, shape[0]), jnp.int32), seen.astype(jnp.int32))
 
     mask = splash.CausalMask(shape, offset=sum(widths[:-1])) if causal else splash.FullMask(shape)
-    blocks = {name: block_q for name in ("block_q", "block_q_dkv", "block_q_dq")}
-    blocks |= {name: block_kv for name in ("block_kv", "block_kv_dkv", "block_kv_dq")}
+    # One backward kernel for all gradients (5 matmuls; two take 7). It leaves queries' gradients in parts, one for each
+    # block of keys, to be added up: so the blocks are large.
+    blocks = dict(block_q=block_q, block_q_dkv=block_q, block_kv=block_kv, block_kv_dkv=block_kv)
 
     def run(q, k, v, segments, interpret):
         kernel = splash.make_splash_mha_single_device(
-            splash.MultiHeadMask([mask] * h), block_sizes=splash.BlockSizes(**blocks), interpret=interpret
+            splash.MultiHeadMask([mask] * h),
+            block_sizes=splash.BlockSizes(**blocks, use_fused_bwd_kernel=True),
+            residual_checkpoint_name=MIXED,
+            interpret=interpret,
         )
         return jax.vmap(kernel)(q, k, v, segments)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agemem_jax.models.attention import Keys, attention
+from agemem_jax.models.attention import MIXED, Keys, attention
 from agemem_jax.models.lora import AdaptedDense, Lora, with_axes
 from agemem_jax.sharding import LOCAL, Layout, lay_out
 
@@ -50,7 +50,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     dtype: str = "float32"  # of activations and caches; normalisation, softmax and logits are float32
     param_dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass
+    remat: str = "none"  # what the backward pass computes again: see `recomputed`
     scan_layers: bool = False  # decode in a loop over the layers: compiles faster, for TPUs (see kv_cache)
     attention: str = "xla"  # or "splash" (TPU), "cudnn" (GPU): see attention.py
     query_block: int = 0  # of "xla": so many queries at a time, for long contexts; 0 = all at once
@@ -144,6 +144,20 @@ def row_axis(x: jax.Array) -> str | None:
     return "rows" if x.shape[0] > 1 else None
 
 
+def whole(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Activations `[B, W, D]` with their rows cut as the layout says."""
+    return config.layout.constrain(x, row_axis(x), None, None)
+
+
+def between_blocks(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """`whole`, and tokens cut too where the layout does and they divide evenly (arXiv 2205.05198, section 4.2.2).
+
+    What a tensor-parallel update keeps of each layer is then cut over all devices.
+    """
+    even = x.shape[1] % config.layout.ways("sequence") == 0
+    return config.layout.constrain(x, row_axis(x), "sequence" if even else None, None)
+
+
 def _dense(config: ModelConfig, features: int, name: str, use_bias: bool = False) -> nn.Dense:
     adapted = config.lora is not None and name in config.lora.targets
     make = functools.partial(AdaptedDense, lora=config.lora) if adapted else nn.Dense
@@ -206,13 +220,14 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
         c = self.config
-        # Partial sums of tensor parallelism are added up where they arise, once a block.
-        whole = lambda x: c.layout.constrain(x, row_axis(x), None, None)  # noqa: E731
-        h = whole(RMSNorm(c, name="input_layernorm")(x))
-        mixed, carry = SelfAttention(c, name="self_attn")(h, rope, attend)
-        x = whole(x + whole(mixed))
-        h = whole(RMSNorm(c, name="post_attention_layernorm")(x))
-        return whole(x + whole(MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape))), carry
+        norm, cut = lambda name, x: cut(RMSNorm(c, name=name)(x)), lambda x: between_blocks(c, x)  # noqa: E731
+        # Partial sums of tensor parallelism are added up where they arise, once a block. Between blocks everything is
+        # cut; said on both sides of each change, so that gradients are laid out in the same way.
+        mixed, carry = SelfAttention(c, name="self_attn")(whole(c, norm("input_layernorm", x)), rope, attend)
+        x = cut(x + cut(whole(c, mixed)))
+        h = whole(c, norm("post_attention_layernorm", x))
+        mixed = MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape)
+        return cut(x + cut(whole(c, mixed))), carry
 
 
 def apply_layer(
@@ -309,6 +324,19 @@ def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return out.reshape(*hidden.shape[:-1], config.vocab_size)
 
 
+def recomputed(step: Callable, remat: str) -> Callable:
+    """`step` such that its backward pass keeps less: one of "none", "minimal" and "full" (`policy.remat`).
+
+    "full" keeps what goes into a layer and runs all of it again; "minimal" keeps the projections' and the attention's
+    results too and runs again what is between them, which costs no matmul.
+    """
+    if remat == "none":
+        return step
+    keep = jax.checkpoint_policies
+    matmuls = keep.save_from_both_policies(keep.dots_with_no_batch_dims_saveable, keep.save_only_these_names(MIXED))
+    return jax.checkpoint(step, prevent_cse=False, policy=matmuls if remat == "minimal" else None)
+
+
 def rows_forward(
     params: dict,
     config: ModelConfig,
@@ -344,9 +372,9 @@ def rows_forward(
         x, _ = apply_layer(layer, config, x, rope, attend)
         return (xp, x), None
 
-    if config.remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+    step = recomputed(step, config.remat)
     # A scan stacks what the backward pass needs; unrolled, it stays where it is. Deep models compile faster as a loop.
     unroll = config.num_layers <= UNROLLED_LAYERS
-    (xp, x), _ = jax.lax.scan(step, (xp, x), params["layers"], unroll=unroll)
-    return xp, x.reshape(n, r, t, -1)
+    start = between_blocks(config, xp), between_blocks(config, x)
+    (xp, x), _ = jax.lax.scan(step, start, params["layers"], unroll=unroll)
+    return whole(config, xp), whole(config, x).reshape(n, r, t, -1)

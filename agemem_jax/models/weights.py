@@ -472,14 +472,13 @@ def load(
     path: str | os.PathLike,
     dtype: str = "float32",
     param_dtype: str = "float32",
-    remat: bool = False,
     shardings: Shardings | Callable[[ModelConfig], Shardings] | None = None,
 ) -> tuple[ModelConfig, dict]:
     """Reads a model's architecture and parameters.
 
     Args:
       path: a .safetensors file or .safetensors.index.json with config.json beside it, a .gguf file, or a folder.
-      dtype, remat: as in the config returned.
+      dtype: as in the config returned.
       param_dtype: of the parameters returned; other precisions are converted, quantised tensors are dequantised.
       shardings: of the parameters returned, as a tree or a function of the config; see `assemble`. With several
         processes each of them calls, and reads its own part.
@@ -487,15 +486,12 @@ def load(
     Raises ValueError naming the file and every missing, unknown or mis-shaped tensor with both shapes.
     """
     config, tensors = _open(find(path), dtype, param_dtype)
-    config = dataclasses.replace(config, remat=remat)
     return config, assemble(config, tensors, shardings(config) if callable(shardings) else shardings)
 
 
-def read_config(
-    path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32", remat: bool = False
-) -> ModelConfig:
+def read_config(path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
     """The architecture alone, as `load` returns it; no tensor is read."""
-    return dataclasses.replace(_open(find(path), dtype, param_dtype)[0], remat=remat)
+    return _open(find(path), dtype, param_dtype)[0]
 
 
 def load_token_embeddings(path: str | os.PathLike) -> np.ndarray:

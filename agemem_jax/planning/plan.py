@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from agemem_jax.planning import hlo, roofline
+from agemem_jax.planning.costs import Trips, walk
 from agemem_jax.planning.hardware import GIB, H100_TARGET, Slice, coordinates
 
 DEEPEST = 12  # lines of the tables of arrays and of scopes
@@ -46,7 +47,7 @@ def analyse(
     compiled,
     mesh,
     where: Slice,
-    trips: hlo.Trips | Mapping[str, float],
+    trips: Trips | Mapping[str, float],
     phases: roofline.Phases,
     name: str,
     compile_s: float = 0.0,
@@ -66,7 +67,7 @@ def analyse(
     module = hlo.parse(compiled.as_text())
     coords = coordinates(list(mesh.devices.flat)) if where.chip.torus else None
     asked = trips if callable(trips) else by_end(trips)
-    costs, loops = hlo.walk(module, dict(mesh.shape), asked)
+    costs, loops = walk(module, dict(mesh.shape), asked)
     times = roofline.phase_times(costs, phases, where, coords)
     memory = memory_of(compiled.memory_analysis(), where)
     return {
@@ -87,7 +88,7 @@ def analyse(
     }
 
 
-def by_end(table: Mapping[str, float]) -> hlo.Trips:
+def by_end(table: Mapping[str, float]) -> Trips:
     """Trip counts by the end of a loop's scope; the longest that fits is taken."""
 
     def trips(scope: str) -> float | None:

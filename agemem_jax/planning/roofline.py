@@ -17,9 +17,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
-from agemem_jax.planning import hlo
+from agemem_jax.planning.costs import FREE, Collective, Cost
 from agemem_jax.planning.hardware import GIB, Coords, Slice, collective_seconds, permute_seconds
-from agemem_jax.planning.hlo import Collective, Cost, Module
+from agemem_jax.planning.hlo import Module, plain, scope_of
 
 Phases = dict[str, Sequence[str]]  # name -> scopes; the first that begins an instruction's scope takes it
 OTHER = "other"
@@ -41,7 +41,7 @@ def _seconds(collective: Collective, where: Slice, coords: tuple[Coords, ...] | 
 
 def phase_of(cost: Cost, phases: Phases) -> str:
     """The first phase that has a scope which begins the instruction's, words of control flow left out."""
-    name = hlo.plain(cost.scope) + "/"
+    name = plain(cost.scope) + "/"
     return next((p for p, scopes in phases.items() if any(name.startswith(s + "/") for s in scopes)), OTHER)
 
 
@@ -49,7 +49,7 @@ def phase_times(costs: list[Cost], phases: Phases, where: Slice, coords: list[Co
     """Work and time of every phase that the program has, in the order of `phases`, "other" last.
 
     Args:
-      costs: of one device, from hlo.walk.
+      costs: of one device, from `walk` (costs.py).
       coords: torus coordinates in mesh order; None for GPUs.
     """
     chip = where.chip
@@ -131,7 +131,7 @@ def collectives(costs: list[Cost], phases: Phases, where: Slice, coords: list[Co
                 "overlaps": c.overlaps,
                 "times": 0.0,
                 "seconds": 0.0,
-                "scope": hlo.plain(cost.scope),
+                "scope": plain(cost.scope),
             },
         )
         line["times"] += cost.times
@@ -143,7 +143,7 @@ def costliest(costs: list[Cost], phases: Phases, where: Slice, coords: list[Coor
     """The scopes on which most predicted time goes (the primitive's name included), longest first."""
     chip, table = where.chip, defaultdict(lambda: defaultdict(float))
     for cost in costs:
-        line = table[phase_of(cost, phases), hlo.plain(cost.scope), cost.collective.kind if cost.collective else ""]
+        line = table[phase_of(cost, phases), plain(cost.scope), cost.collective.kind if cost.collective else ""]
         line["compute_s"] += cost.times * cost.flops / chip.flops_rate
         line["hbm_s"] += cost.times * cost.hbm / chip.hbm_rate
         if cost.collective:
@@ -173,10 +173,10 @@ def largest_arrays(module: Module, count: int) -> list[dict]:
     entry, found = module.computations[module.entry], {}
     for computation in _scheduled(module, module.entry, set()):
         for instruction in computation.instructions.values():
-            if instruction.opcode in hlo.FREE or (computation is entry and instruction.opcode == "parameter"):
+            if instruction.opcode in FREE or (computation is entry and instruction.opcode == "parameter"):
                 continue
             for shape in instruction.shapes:
-                scope = hlo.plain(hlo.scope_of(instruction.op_name)) or instruction.opcode
+                scope = plain(scope_of(instruction.op_name)) or instruction.opcode
                 text = f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
                 found[text, scope] = max(found.get((text, scope), 0.0), shape.hbm / GIB)
     lines = sorted(found.items(), key=lambda item: -item[1])[:count]

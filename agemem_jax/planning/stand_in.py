@@ -22,14 +22,14 @@ from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
-from agemem_jax.models import lora, qwen
+from agemem_jax.models import qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
 from agemem_jax.training.setup import architecture, build_world, check_policy_mesh, program_spec
-from agemem_jax.training.state import make_optimizer, param_shardings, state_shardings
-from agemem_jax.types import Text, TrainState
+from agemem_jax.training.state import make_optimizer, param_shardings, state_shapes
+from agemem_jax.types import Text
 
 PROMPT_TOKENS = 1152  # of the system prompt with Qwen's vocabulary (measured: 1,081), in whole tiles of 128
 
@@ -72,16 +72,13 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
-    table = {"embed_tokens": {"embedding": blank}}
-    world = build_world(small, tokenizer, source, pieces, grammar, table)
+    world = build_world(small, tokenizer, source, pieces, grammar, lambda: blank)
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
     plain = dataclasses.replace(model, lora=None)
-    fresh = lambda model: jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))  # noqa: E731
-    params = lora.trained(fresh(model), model.lora)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params))
-    frozen = shapes(fresh(plain), param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
+    fresh = jax.eval_shape(lambda key: qwen.init_params(plain, key), jax.random.key(0))
+    frozen = shapes(fresh, param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
     control = Control(**scalars, update=np.bool_(True))
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
@@ -97,7 +94,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
         is_exact=bool(source_of_words),
         programs=compile_programs(spec, model, optimizer, config.rl, config.reward),
         arguments=(
-            shapes(state, state_shardings(model, optimizer, mesh)), frozen, everywhere_shapes(task, by_row),
+            state_shapes(model, optimizer, mesh), frozen, everywhere_shapes(task, by_row),
             everywhere_shapes(world, everywhere), everywhere_shapes(control, everywhere),
         ),
         rows=shapes(rows, row_shardings(rows, spec.rollout.layout)),

@@ -20,7 +20,7 @@ from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leade
 from agemem_jax.training.evaluate import METHODS, control, evaluate
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import Run
-from agemem_jax.training.state import new_state
+from agemem_jax.training.state import new_state, state_shapes
 from agemem_jax.training.traces import render_traces
 from agemem_jax.types import TrainState
 
@@ -64,10 +64,11 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
     """The loop itself: evaluations before, updates, evaluation after."""
     config, clock, name = run.config, Clock(), f"seed {run.config.seed}"
     frozen = run.frozen
-    state = new_state(run.params, run.optimizer, keep_params=bool(frozen))
     done, owed = 0, False
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
+    restored = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
+    if restored is None:
+        state = new_state(run.start(), run.optimizer)
+    else:
         done, state, host = restored
         clock.load(host["clock"])
         owed = host.get("evaluation_owed", False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -43,7 +44,7 @@ class Run:
     source: TaskSource
     world: World
     model: ModelConfig
-    params: dict  # what is trained, as it begins: the policy, or its adapters
+    start: Callable[[], dict]  # makes what is trained, as it begins: the policy, or its adapters; new arrays each time
     frozen: dict  # what is not: nothing, the reference policy (rl.kl_coef), or what the adapters are beside
     optimizer: object
     spec: ProgramSpec
@@ -61,16 +62,22 @@ def build(config: ConfigDict) -> Run:
     check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
-    model, params = load_policy(config, tokenizer, mesh)
-    world = build_world(config, tokenizer, source, pieces, grammar, params)
-    frozen = params if config.rl.kl_coef or model.lora else {}
-    params = init_adapters(model, mesh, config.seed) if model.lora else params
+    model = architecture(config.policy, tokenizer.vocab_size)
+    check_policy_mesh(config, model, mesh)
+    world = build_world(config, tokenizer, source, pieces, grammar, lambda: token_embeddings(config, model))
     spec = program_spec(config, world, mesh)
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     programs = compile_programs(spec, model, optimizer, config.rl, config.reward, judge)
-    return Run(config, mesh, tokenizer, source, world, model, params, frozen, optimizer, spec, programs)
+    frozen = starting_params(config, model, mesh) if config.rl.kl_coef or model.lora else {}
+    if model.lora:
+        start = functools.partial(init_adapters, model, mesh, config.seed)
+    elif frozen:
+        start = functools.partial(jax.tree.map, jnp.array, frozen)
+    else:  # not made before a run begins: one that goes on from a checkpoint needs none
+        start = functools.partial(starting_params, config, model, mesh)
+    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs)
 
 
 def run_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
@@ -118,20 +125,22 @@ def check_budget(config: ConfigDict, grammar) -> None:
         )  # fmt: skip
 
 
-def load_policy(config: ConfigDict, tokenizer: Tokenizer, mesh: Mesh) -> tuple[ModelConfig, dict]:
-    """The policy's architecture, adapters included, and its starting parameters, adapters not included."""
-    model = architecture(config.policy, tokenizer.vocab_size)
-    check_policy_mesh(config, model, mesh)
-    return model, starting_params(config, model, mesh)
-
-
 def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
     """The policy before training, stored over the mesh: read from `policy.weights`, or fresh. Without adapters."""
     p, plain = config.policy, dataclasses.replace(model, lora=None)
     where = param_shardings(plain, mesh)
     if p.weights:
         return weights.load(p.weights, dtype=p.dtype, param_dtype=p.param_dtype, shardings=where)[1]
-    return jax.jit(functools.partial(qwen.init_params, plain), out_shardings=where)(jax.random.key(config.seed))
+    return jax.jit(qwen.init_params, static_argnums=0, out_shardings=where)(plain, jax.random.key(config.seed))
+
+
+def token_embeddings(config: ConfigDict, model: ModelConfig) -> np.ndarray:
+    """Those of the policy before training, [V, hidden] on the host; its other parameters are not made."""
+    p = config.policy
+    if p.weights:
+        return weights.load_token_embeddings(p.weights).astype(p.param_dtype)
+    table = jax.jit(lambda key: qwen.init_params(model, key)["embed_tokens"]["embedding"])
+    return np.asarray(table(jax.random.key(config.seed)))
 
 
 def architecture(p: ConfigDict, vocab_size: int) -> ModelConfig:
@@ -174,14 +183,18 @@ def execution(p: ConfigDict) -> dict:
     return dict(remat=p.remat, scan_layers=p.scan_layers, attention=p.attention, query_block=p.query_block)
 
 
-def build_world(config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces, grammar, params: dict) -> World:
-    """The device tables. Token weights are idf over the training messages, 0 for what has no letter or digit."""
+def build_world(
+    config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces, grammar, embeddings: Callable[[], np.ndarray]
+) -> World:
+    """The device tables. Token weights are idf over the training messages, 0 for what has no letter or digit.
+
+    embeddings: makes the policy's token embeddings [V, hidden], if the store's encoder is made of them.
+    """
     token_bytes = tokenizer.token_bytes()
     counts = document_counts(source, len(token_bytes))
     lexical = encoder.lexical_table(token_bytes, counts, config.store.embedding_size, ENCODER_SEED)
     if config.store.encoder == "policy":
-        embedding = sharding.to_host(params["embed_tokens"]["embedding"])[: len(token_bytes)].astype(np.float32)
-        table = encoder.policy_table(embedding, counts)
+        table = encoder.policy_table(embeddings()[: len(token_bytes)].astype(np.float32), counts)
     else:
         table = lexical
     weight = np.linalg.norm(lexical, axis=-1)

@@ -23,14 +23,11 @@ def make_optimizer(optim) -> optax.GradientTransformation:
     )
 
 
-def new_state(params: dict, optimizer: optax.GradientTransformation, keep_params: bool = True) -> TrainState:
+def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """A state at update 0, on the mesh of its parameters.
 
-    The programs donate their state: with `keep_params` it starts from a copy, without it `params` are its own and are
-    gone after the first update.
+    These become its own: the programs donate their state, so they are gone after the first update.
     """
-    if keep_params:
-        params = jax.tree.map(jnp.array, params)
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding):
@@ -52,13 +49,20 @@ def param_shardings(model: ModelConfig, mesh: Mesh) -> dict:
     return sharding.param_shardings(qwen.logical_axes(model), Layout(mesh, "stored"))
 
 
-def state_shardings(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where each array of a train state lies: the optimizer's moments beside their parameters."""
+def state_shapes(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """ShapeDtypeStructs of a train state, with where each array lies: moments beside their parameters."""
     params = jax.eval_shape(lambda key: qwen.init_params(model, key), jax.random.key(0))
     params, where = (lora.trained(tree, model.lora) for tree in (params, param_shardings(model, mesh)))
     everywhere = sharding.replicated(mesh)
+    put = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
     moments = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, place: place, jax.eval_shape(optimizer.init, params), where,
-        transform_non_params=lambda _: everywhere,
+        optimizer, put, jax.eval_shape(optimizer.init, params), where,
+        transform_non_params=lambda x: put(x, everywhere),
     )  # fmt: skip
-    return TrainState(step=everywhere, params=where, opt_state=moments)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(step=step, params=jax.tree.map(put, params, where), opt_state=moments)
+
+
+def state_shardings(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Where each array of a train state lies."""
+    return jax.tree.map(lambda x: x.sharding, state_shapes(model, optimizer, mesh))

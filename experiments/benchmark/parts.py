@@ -57,7 +57,7 @@ def token_grpo(model: ModelConfig, sizes: Sizes, updates: int = UPDATES) -> dict
     """GRPO on plain tokens as one donated program; its rollout and its update also by themselves."""
     config = token_env.settings(sizes.group)
     optimizer = make_optimizer(config.optim)
-    state = new_state(qwen.init_params(model, jax.random.key(0)), optimizer, keep_params=False)
+    state = new_state(qwen.init_params(model, jax.random.key(0)), optimizer)
     shape = (sizes.tasks, sizes.prompt)
     draw = lambda i: jax.random.randint(jax.random.key(i), shape, token_env.FIRST_WORD, model.vocab_size)  # noqa: E731
     prompts, key = draw(0), jax.random.key(1)
@@ -106,7 +106,7 @@ def agent(folder: Path, doubled: str = "") -> Run:
 
 def fused_agent(run: Run, updates: int = UPDATES) -> dict:
     """AgeMem training as it is: three fused programs an update."""
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     seconds, made, trained = [], [], []
     for i in range(updates + 1):
         task = jax.device_put(run.source.batch(i))
@@ -120,7 +120,7 @@ def fused_agent(run: Run, updates: int = UPDATES) -> dict:
 def host_agent(run: Run, updates: int = UPDATES) -> dict:
     """The same agent, tasks and noise, driven turn by turn from the host."""
     loop = HostLoop(run)
-    state = new_state(run.params, run.optimizer)
+    state = new_state(run.start(), run.optimizer)
     seconds, made, trained = [], [], []
     for i in range(updates + 1):
         settings = control(run, run.config.seed, i, "agemem", run.config.rollout.temperature, update=True)
