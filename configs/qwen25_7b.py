@@ -17,7 +17,11 @@ SLICES = {
     "v5p-32-32k": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16, **LONG),
     # In a loop, a GPU copies each layer's weights and cache for every token before it reads them.
     "h100-8": dict(
-        mesh__tensor=4, policy__attention="cudnn", policy__scan_layers=False, rl__tasks_per_update=8, rl__micro_batch=8,
+        policy__attention="cudnn",
+        policy__scan_layers=False,
+        mesh__tensor=4,
+        rl__tasks_per_update=8,
+        rl__micro_batch=16,
     ),
 }
 
