@@ -221,7 +221,7 @@ def search(config, where: Slice, devices: list) -> dict:
                     break  # nor would more rows
                 tqdm.write(f"{what}: {result['summary']['seconds_per_update']:.1f} s")
     if not tried:
-        raise ConfigError(f"--topology={TOPOLOGY.value}: no mesh suits this config; see the lines above")
+        raise ConfigError(f"--topology={where.topology}: no mesh suits this config; see the lines above")
     return plan.best(tried) or tried[-1]
 
 

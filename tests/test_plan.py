@@ -13,13 +13,14 @@ import pytest
 from small import build_small, small_config
 
 from agemem_jax import sharding
-from agemem_jax.config import check_fields, validate
+from agemem_jax.config import ConfigError, check_fields, validate
 from agemem_jax.planning.hardware import GIB, Slice, parse_slice
 from agemem_jax.planning.plan import has_compiler
 from agemem_jax.planning.stand_in import stand_in
 from agemem_jax.training.evaluate import control
 from agemem_jax.training.state import new_state
 from configs import base, llama32, qwen3, qwen25_7b
+from experiments import plan as plan_command
 
 ROOT = Path(__file__).parent.parent
 MODELS = {module.__name__.split(".")[-1]: module for module in (qwen25_7b, qwen3, llama32)}
@@ -77,6 +78,30 @@ def test_large_configs_are_valid(name, variant):
 def test_unknown_variants_are_refused():
     with pytest.raises(ValueError, match="v5p-16"):
         qwen25_7b.get_config("v9-16")
+
+
+def test_search_tries_what_is_possible_and_keeps_the_fastest(monkeypatch):
+    asked = []
+
+    def planned(config, where, devices, stages):
+        mesh, rows = config.mesh, config.rl.micro_batch
+        asked.append((mesh.fsdp, mesh.tensor, mesh.learner, rows))
+        if mesh.tensor == 4:
+            raise ConfigError("mesh.tensor = 4: cannot be")
+        fits = mesh.learner == "tensor" or rows == 4  # one row a device
+        seconds = 10.0 / rows if fits else None
+        return {"fits": fits, "asked": asked[-1], "summary": {"fits": fits, "seconds_per_update": seconds}}
+
+    monkeypatch.setattr(plan_command, "plan_config", planned)
+    config, where = qwen3.get_config("4b-v5e-16"), parse_slice("v5e:2x2")
+    best = plan_command.search(config, where, [])
+    assert asked[:3] == [(4, 1, "fsdp", 4), (4, 1, "fsdp", 8), (2, 2, "fsdp", 4)]
+    assert asked[4:7] == [(2, 2, "tensor", 2), (2, 2, "tensor", 4), (2, 2, "tensor", 8)]
+    assert len(asked) == 2 + 2 + 3 + 6 and best["asked"] == (2, 2, "tensor", 8)
+    assert config.mesh.tensor == 4  # left as it was
+    monkeypatch.setattr(plan_command.plan, "mesh_shapes", lambda *_: [{"data": 1, "fsdp": 1, "tensor": 4}])
+    with pytest.raises(ConfigError, match="v5e:2x2: no mesh suits"):
+        plan_command.search(config, where, [])
 
 
 @pytest.mark.heavy
