@@ -125,7 +125,8 @@ def test_the_command_writes_page_and_json(variant, topology, tmp_path):
     assert all(c["bytes"] < 256 * 512 for c in moved)
     summary = result["summary"]
     assert summary["generated_tokens_per_s"] > 0 and summary["updates_per_hour"] is None
-    assert 0 < summary["bandwidth_share"] < 1 and 0 < summary["utilisation"] < 1
+    assert summary["bandwidth_share"] > 0  # more than 1 where so small a cache need not leave the chip
+    assert 0 < summary["utilisation"] < 1
     assert "fits" in text and "GiB a chip" in text and "generated tokens/s" in text
 
 
