@@ -6,7 +6,7 @@ A stage program wants three layouts of the same parameters, and moves them insid
     rollout   cut over tensor alone, rows over data and fsdp: a decoding step reads the weights and gathers none
     update    "fsdp": each layer is gathered whole when it runs, rows over all three axes
               "tensor": cut over tensor, rows over data and fsdp, and between blocks their tokens over tensor, for
-              contexts too long for one device
+              models and contexts too large for one
 
 A `Layout` names the mesh axes of each logical axis. Functions that take one work unchanged on a single device, where
 LOCAL says nothing.

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     c.policy.rms_norm_eps = 1e-6
     c.policy.dtype = "float32"  # of activations and the KV cache
     c.policy.param_dtype = "float32"
-    c.policy.remat = "none"  # what the backward pass runs again: "minimal" = all but matmuls, "full" = whole layers
+    c.policy.remat = "none"  # what the backward pass runs again: "minimal" = not the matmuls, "full" = whole layers
     c.policy.attention = "xla"  # "xla", "splash" (TPU) or "cudnn" (GPU): of many queries; decoding is always "xla"
     c.policy.query_block = 0  # of "xla": so many queries at a time, for contexts of thousands of tokens; 0 = all
     c.policy.scan_layers = False  # decode in a loop over layers: compiles faster, for TPUs (CPUs, GPUs: copies layers)

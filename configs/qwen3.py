@@ -1,4 +1,4 @@
-"""Qwen3 in the published recipe: 4B, the paper's second model, and its sisters of 0.6B, 1.7B and 8B.
+"""Qwen3 in the published recipe: 4B, the paper's second model (as Instruct-2507), 0.6B, 1.7B and 8B.
 
     python -m experiments.train --config=configs/qwen3.py:4b-v5p-16 --config.policy.weights=DIR \\
         --config.task.path=hotpot_train_v1.1.json --workdir=runs/qwen3_4b

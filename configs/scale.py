@@ -1,21 +1,21 @@
 """What the large configs share: the published recipe's sizes, and how they lie on a slice of chips.
 
-Not a run of its own: see qwen25_7b.py, qwen3.py and llama32.py. Each takes the slice that it is for as an argument of
-the file, as in --config=configs/qwen25_7b.py:v5p-16. All of them were compiled for it.
+Not a run of its own: see qwen25_7b.py, qwen3.py and llama32.py. Each takes size, slice
+and context as an argument of the file, as in --config=configs/qwen3.py:4b-v5p-16. All were compiled for their slices.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
-LONG = dict(context__limit=32768, context__capacity=34816)  # in place of 8,192
+LONG = dict(context__limit=32768, context__capacity=34816)  # "-32k", in place of 8,192
 
 
 def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
-    """The published recipe (group 8, KL 0.1, context 8,192, responses of up to 2,048 tokens) on a slice.
+    """The published recipe (group 8, KL 0.1, context 8,192, responses of up to 2,048 tokens), fitted to a slice.
 
     Args:
-      variant: the name of a slice, one of `slices`.
+      variant: one of `slices`; its name says which slice, e.g. "v5p-16", "4b-h100-4", "v5p-32-32k".
       slices: {variant: fields that differ from the recipe's}, names as in `rl__micro_batch`.
 
     Raises ValueError naming the variants there are.

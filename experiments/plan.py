@@ -111,7 +111,7 @@ def compile_stage(run: StandIn, where: Slice, stage: int) -> dict:
 
 
 def attention_kernels(run: StandIn, where: Slice) -> dict:
-    """The update's splash kernels as a phase: the compiled program does not say what they cost (that of cuDNN's does).
+    """The update's splash kernels as a phase: the program does not say their cost (cuDNN's show it by their shapes).
 
     Matmuls over the visible pairs: 2 forward, 2 of the reference, 2 again where whole layers are recomputed, 5 for
     the gradients.
@@ -120,9 +120,9 @@ def attention_kernels(run: StandIn, where: Slice) -> dict:
     pairs = positions(run) * (run.prompt_tokens + width / 2)
     matmuls = 2 + 2 * bool(run.config.rl.kl_coef) + 2 * (model.remat == "full") + 5
     flops = 2.0 * matmuls * pairs * model.num_heads * model.head_dim * model.num_layers / where.size
-    compute = flops / where.chip.flops_rate
+    compute = flops / where.chip.flops_rate / KERNEL_SHARE
     blank = dict.fromkeys(("bytes", "wire_bytes", "hbm_s", "interconnect_s"), 0.0)
-    times = {"compute_s": compute, "overlapped_s": compute, "predicted_s": compute / KERNEL_SHARE, "serial_s": compute}
+    times = {"compute_s": compute, "overlapped_s": compute, "predicted_s": compute, "serial_s": compute}
     return {"phase": "kernels", "flops": flops, **blank, **times, "binds": "compute", "compiler_s": None}
 
 
@@ -200,7 +200,7 @@ def matmul_parameters(model) -> tuple[int, int]:
 
 
 def search(config, where: Slice, devices: list) -> dict:
-    """Stage 3 under every mesh and micro-batch that the config allows; the plan of the best."""
+    """Stage 3 under other meshes (all of fsdp and tensor, tensor up to 8) and micro-batches; the plan of the best."""
     tried: list[dict] = []
     for shape in plan.mesh_shapes(where.size, (1, 2, 4, 8)):
         for learner in ("fsdp", "tensor") if shape["tensor"] > 1 else ("fsdp",):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -78,6 +79,21 @@ def test_large_configs_are_valid(name, variant):
 def test_unknown_variants_are_refused():
     with pytest.raises(ValueError, match="v5p-16"):
         qwen25_7b.get_config("v9-16")
+
+
+@pytest.mark.parametrize(("remat", "kl_coef", "matmuls"), [("full", 0.1, 11), ("minimal", 0.1, 9), ("minimal", 0.0, 7)])
+def test_kernels_are_counted_by_their_matmuls(monkeypatch, remat, kl_coef, matmuls):
+    monkeypatch.setattr(plan_command, "positions", lambda run: 100.0)
+    config = qwen3.get_config("4b-v5p-16")
+    config.rl.kl_coef = kl_coef
+    model = SimpleNamespace(remat=remat, num_heads=4, head_dim=8, num_layers=3)
+    learn = SimpleNamespace(widths=(20, 40))
+    run = SimpleNamespace(model=model, spec=SimpleNamespace(learn=learn), prompt_tokens=10, config=config)
+    where = parse_slice("v5p-16")
+    found = plan_command.attention_kernels(run, where)
+    pairs = 100 * (10 + 40 / 2)  # the prompt, and half of what is causal
+    assert found["flops"] == matmuls * 2 * pairs * 4 * 8 * 3 / 8
+    assert found["predicted_s"] == found["compute_s"] == 2 * found["flops"] / where.chip.flops_rate
 
 
 def test_search_tries_what_is_possible_and_keeps_the_fastest(monkeypatch):

@@ -324,7 +324,8 @@ def test_a_stage_and_its_page(compiled, mesh):
     assert whole["updates_per_hour"] == pytest.approx(3600 / one["seconds"])
     document = {"title": "a plan", "stages": [one], "summary": whole}
     text = page.write(json.loads(json.dumps(document)))
-    for words in ("stage 3: fits", "decode", "all-gather", "fsdp", "50%", "25%", "updates/hour", "rollout/decode x 4"):
+    for words in ("stage 3: fits", "decode", "all-gather", "fsdp", "50%", "25%", "updates/hour", "rollout/decode x 4",
+                  "Of its time: decode"):  # fmt: skip
         assert words in text
 
 

@@ -110,6 +110,22 @@ def test_rows_forward_and_its_gradient_are_those_of_one_device(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), sharded_gradient, gradient)
 
 
+def test_a_tensor_parallel_update_keeps_pieces_of_tokens():
+    """The stacked inputs of six layers, as one of eight devices holds them: 2 of 8 rows, 6 of 12 tokens."""
+    layout = Layout(sharding.make_mesh(2, 2, 2), "update_tensor")
+    model = qwen.ModelConfig(64, 32, 48, 6, 4, 2, 8, remat="full", layout=layout)
+    params = qwen.init_params(dataclasses.replace(model, layout=sharding.LOCAL), jax.random.key(0))
+    stored = jax.device_put(params, param_shardings(model, layout.mesh))
+    tokens = np.ones((1, 8, 12), np.int32)
+
+    def loss(params):
+        return (qwen.rows_forward(params, model, tokens[0, :1, :4], np.array([4]), tokens)[1] ** 2).sum()
+
+    program = jax.jit(jax.grad(loss)).lower(stored).compile().as_text()
+    assert "f32[6,2,6,32]" in program
+    assert "f32[6,2,12,32]" not in program and "f32[6,24,32]" not in program
+
+
 def test_a_layout_names_every_axis():
     mesh = sharding.make_mesh(2, 2, 2)
     assert Layout(mesh, "stored").spec("layers", "embed", "mlp") == PartitionSpec(None, "fsdp", "tensor")

@@ -72,7 +72,7 @@ def attention(
     elif 0 < query_block < w:
         out = checkpoint_name(_in_blocks(q, parts, query_block, layout), MIXED)
     else:
-        out = checkpoint_name(_exact(q, parts, 0), MIXED)
+        out = _exact(q, parts, 0)
     return out.reshape(b, w, h * hd)
 
 
@@ -245,8 +245,8 @@ def _splash(q: jax.Array, parts: list[Keys], causal: bool) -> jax.Array:
         segments = splash.SegmentIds(jnp.ones((b, shape[0]), jnp.int32), seen.astype(jnp.int32))
 
     mask = splash.CausalMask(shape, offset=sum(widths[:-1])) if causal else splash.FullMask(shape)
-    # One backward kernel for all gradients (5 matmuls; two take 7). It leaves queries' gradients in parts, one for each
-    # block of keys, to be added up: so the blocks are large.
+    # One backward kernel for all gradients (5 matmuls; two take 7). It leaves queries' gradients in parts of their own
+    # type, one for each block of keys, to be added up: so the blocks are large.
     blocks = dict(block_q=block_q, block_q_dkv=block_q, block_kv=block_kv, block_kv_dkv=block_kv)
 
     def run(q, k, v, segments, interpret):

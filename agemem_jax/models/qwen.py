@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agemem_jax.config import CHOICES
 from agemem_jax.models.attention import MIXED, Keys, attention
 from agemem_jax.models.lora import AdaptedDense, Lora, with_axes
 from agemem_jax.sharding import LOCAL, Layout, lay_out
@@ -62,6 +63,8 @@ class ModelConfig:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of it")
+        if self.remat not in CHOICES["policy.remat"]:
+            raise ValueError(f"remat={self.remat!r} must be one of {', '.join(CHOICES['policy.remat'])}")
         scaling = dict(self.rope_scaling or ())
         if self.rope_scaling is not None and scaling.get("rope_type") not in ROPE_FIELDS:
             raise ValueError(f"rope_scaling has rope_type={scaling.get('rope_type')!r}; known: {sorted(ROPE_FIELDS)}")
@@ -152,7 +155,7 @@ def whole(config: ModelConfig, x: jax.Array) -> jax.Array:
 def between_blocks(config: ModelConfig, x: jax.Array) -> jax.Array:
     """`whole`, and tokens cut too where the layout does and they divide evenly (arXiv 2205.05198, section 4.2.2).
 
-    What a tensor-parallel update keeps of each layer is then cut over all devices.
+    In a tensor-parallel update what goes into a layer, all that remat "full" keeps of it, is then cut over all devices.
     """
     even = x.shape[1] % config.layout.ways("sequence") == 0
     return config.layout.constrain(x, row_axis(x), "sequence" if even else None, None)
@@ -291,7 +294,10 @@ def layer_axes(config: ModelConfig) -> dict:
 
 @jax.named_scope("layout")
 def to_layout(params: dict, config: ModelConfig) -> dict:
-    """All parameters in the activations' dtype and layout, for programs that use them many times."""
+    """All parameters in the activations' dtype and layout, for programs that use them many times.
+
+    On one device they stay as they are: whatever uses them casts them.
+    """
     return lay_out(params, logical_axes(config), config.layout, jnp.dtype(config.dtype))
 
 
@@ -327,8 +333,9 @@ def logits(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 def recomputed(step: Callable, remat: str) -> Callable:
     """`step` such that its backward pass keeps less: one of "none", "minimal" and "full" (`policy.remat`).
 
-    "full" keeps what goes into a layer and runs all of it again; "minimal" keeps the projections' and the attention's
-    results too and runs again what is between them, which costs no matmul.
+    "full" keeps what goes into a layer and runs all of it again. "minimal" keeps the projections' results too, and the
+    attention's of "splash" and of "xla" in blocks, and runs again what is between them ("xla" at once keeps no scores,
+    cuDNN's kernel nothing: these run twice).
     """
     if remat == "none":
         return step

@@ -115,7 +115,7 @@ def _summary(summary: dict, phases: Sequence[dict]) -> list[str]:
         lines.append(f"  {_binding(phases, ('decode',))}")
     if "utilisation" in summary:
         share = summary["utilisation"]
-        lines.append(f"Update: {share:.0%} of the peak in model FLOPs (without recomputation and the reference's).")
+        lines.append(f"Update: {share:.0%} of the peak in model FLOPs (the policy's; without recomputation).")
         lines.append(f"  {_binding(phases, ('gradient', 'kernels', 'optimizer'))}")
     return lines
 

@@ -142,7 +142,7 @@ def advice(stage: dict) -> list[str]:
         most = f"{parts['arguments']:.1f} GiB, most of it {next(iter(stage['arguments']), '')}"
         lines.append(f"Arguments alone take {most}: a larger mesh.fsdp, more chips.")
     if "update" in scopes or "grad" in scopes:
-        lines.append("The largest arrays are the update's: less rl.micro_batch or rl.logit_chunk, or policy.remat.")
+        lines.append("The largest arrays are the update's: less rl.micro_batch or rl.logit_chunk, policy.remat=full.")
     if any(word in scopes for word in ("rollout", "decode", "prefill")):
         lines.append("The largest arrays are the rollout's: less rl.tasks_per_update, or a larger mesh.tensor.")
     return lines or ["Smaller rl.micro_batch first, then a larger mesh.fsdp, then more chips."]

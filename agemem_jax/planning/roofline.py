@@ -3,14 +3,14 @@
 Of each phase (a named scope) three times are given, from the hopeful to the careful:
 
     overlapped  max(compute, HBM, interconnect): everything hides behind what is slowest
-    predicted   instruction after instruction, each max(its FLOPs / peak, its bytes / HBM rate), attention kernels at
-                KERNEL_SHARE of the peak, and collectives that the schedule does not start early added whole; those it
-                does, and prefetches, hide behind the work of the same loop body. This is the figure that speeds are
-                made from.
+    predicted   instruction after instruction, each max(its FLOPs / peak, its bytes / HBM rate), and collectives that
+                the schedule does not start early added whole; those it does, and prefetches, hide behind the work of
+                the same loop body. This is the figure that speeds are made from.
     serial      compute + HBM + interconnect: nothing overlaps
 
-None knows launch gaps, the vector unit or a matrix unit that is not full. `compiler_s` is the TPU compiler's own
-estimate of its kernels, which does (and takes HBM for slower than the vendor does); collectives are not in it.
+All take attention kernels at KERNEL_SHARE of the peak. None knows launch gaps, the vector unit or a matrix unit that is
+not full. `compiler_s` is the TPU compiler's own estimate of its kernels, which does (and takes HBM for slower than the
+vendor does); collectives are not in it.
 """
 
 from collections import defaultdict
@@ -64,7 +64,8 @@ def phase_times(costs: list[Cost], phases: Phases, where: Slice, coords: list[Co
         flops = sum(c.times * c.flops for c in mine)
         hbm = sum(c.times * c.hbm for c in mine)
         wire = sum(c.times * seconds_of(c.collective, where, coords) for c in mine if c.collective)
-        terms = {"compute": flops / chip.flops_rate, "HBM": hbm / chip.hbm_rate, "interconnect": wire}
+        compute = sum(c.times * _compute(c, where) for c in mine)
+        terms = {"compute": compute, "HBM": hbm / chip.hbm_rate, "interconnect": wire}
         cycles = sum(c.times * c.cycles for c in mine)
         result.append(
             {
@@ -144,7 +145,7 @@ def costliest(costs: list[Cost], phases: Phases, where: Slice, coords: list[Coor
     chip, table = where.chip, defaultdict(lambda: defaultdict(float))
     for cost in costs:
         line = table[phase_of(cost, phases), plain(cost.scope), cost.collective.kind if cost.collective else ""]
-        line["compute_s"] += cost.times * cost.flops / chip.flops_rate
+        line["compute_s"] += cost.times * _compute(cost, where)
         line["hbm_s"] += cost.times * cost.hbm / chip.hbm_rate
         if cost.collective:
             line["interconnect_s"] += cost.times * seconds_of(cost.collective, where, coords)

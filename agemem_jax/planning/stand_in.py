@@ -27,7 +27,7 @@ from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
-from agemem_jax.training.setup import architecture, build_world, check_policy_mesh, program_spec
+from agemem_jax.training.setup import architecture, build_world, check_policy_mesh, program_spec, reference_dtype
 from agemem_jax.training.state import make_optimizer, param_shardings, state_shapes
 from agemem_jax.types import Text
 
@@ -76,8 +76,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
-    # The KL reference is kept in the activations' dtype.
-    plain = dataclasses.replace(model, lora=None, param_dtype=model.param_dtype if model.lora else model.dtype)
+    dtype = model.param_dtype if model.lora else reference_dtype(config)
+    plain = dataclasses.replace(model, lora=None, param_dtype=dtype)
     fresh = jax.eval_shape(lambda key: qwen.init_params(plain, key), jax.random.key(0))
     frozen = shapes(fresh, param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}

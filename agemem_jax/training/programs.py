@@ -71,7 +71,9 @@ def stage_program(
 
     def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
         actor = dataclasses.replace(model, layout=spec.rollout.layout)
-        params = kv_cache.split_layers(qwen.to_layout(lora.policy_params(state.params, frozen), actor), actor)
+        params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
+        if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
+            params = kv_cache.split_layers(params, actor)
         rows = new_rows(spec.rollout, actor) if stage == 1 else rows
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)

@@ -77,7 +77,7 @@ def build(config: ConfigDict) -> Run:
         frozen, start = start(), functools.partial(init_adapters, model, mesh, config.seed)
     elif config.rl.kl_coef:
         frozen = reference_params(config, start())
-        if model.dtype == model.param_dtype:
+        if reference_dtype(config) == config.policy.param_dtype:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs)
 
@@ -137,11 +137,14 @@ def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
 
 
 def reference_params(config: ConfigDict, params: dict) -> dict:
-    """The KL reference, made of the policy's own `params` (donated), in policy.dtype: whatever uses them casts them."""
-    if config.policy.dtype == config.policy.param_dtype:
-        return params
-    cast = lambda params: jax.tree.map(lambda x: x.astype(config.policy.dtype), params)  # noqa: E731
-    return jax.jit(cast, donate_argnums=0)(params)
+    """The KL reference: the policy's `params` as `reference_dtype` says."""
+    dtype = reference_dtype(config)
+    return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))(params)
+
+
+def reference_dtype(config: ConfigDict) -> str:
+    """The smaller of parameters' and activations': whatever uses a parameter casts it to the activations' first."""
+    return min(config.policy.param_dtype, config.policy.dtype, key=lambda name: jnp.dtype(name).itemsize)
 
 
 def token_embeddings(config: ConfigDict, model: ModelConfig) -> np.ndarray:

@@ -26,7 +26,7 @@ def make_optimizer(optim) -> optax.GradientTransformation:
 def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """A state at update 0, on the mesh of its parameters.
 
-    These become its own: the programs donate their state, so they are gone after the first update.
+    `params` become its own: the programs donate their state, so they are gone after the first update.
     """
     state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
     home = jax.tree.leaves(params)[0].sharding
