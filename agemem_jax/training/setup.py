@@ -139,7 +139,10 @@ def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
 def reference_params(config: ConfigDict, params: dict) -> dict:
     """The KL reference: the policy's `params` as `reference_dtype` says."""
     dtype = reference_dtype(config)
-    return jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))(params)
+    if dtype == config.policy.param_dtype:
+        return params
+    cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), params)  # noqa: E731
+    return jax.jit(cast, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params)
 
 
 def reference_dtype(config: ConfigDict) -> str:
