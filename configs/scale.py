@@ -1,7 +1,7 @@
 """What the large configs share: the published recipe's sizes, and how they lie on a slice of chips.
 
-Not a run of its own: see qwen25_7b.py, qwen3.py and llama32.py. Each takes size, slice
-and context as an argument of the file, as in --config=configs/qwen3.py:4b-v5p-16. All were compiled for their slices.
+Not a run of its own: see qwen25_7b.py, qwen3.py and llama32.py. Each takes size, slice and context as an argument of
+the file, as in --config=configs/qwen3.py:4b-v5p-16. All were compiled for their slices.
 """
 
 from ml_collections import ConfigDict

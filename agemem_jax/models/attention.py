@@ -29,8 +29,8 @@ IMPLEMENTATIONS = CHOICES["policy.attention"]
 MASKED = -1e9  # the score of a key that a query must not see; finite, so that a row without any key stays finite
 RUNGS = 4  # causal queries in blocks: the first quarter of them tries a quarter of the keys, and so on: 5/8 of the work
 SPLASH_BLOCK = (512, 1024)  # most queries, and most keys, of one step of the kernel
-MIXED = "mixed"  # the name under which results are kept for the backward pass (policy.remat)
 LANES = 128  # its blocks are multiples of this
+MIXED = "mixed"  # the name under which results are kept for the backward pass (policy.remat)
 
 
 class Keys(NamedTuple):

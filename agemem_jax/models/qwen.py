@@ -223,14 +223,15 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Callable) -> tuple[jax.Array, object]:
         c = self.config
-        norm, cut = lambda name, x: cut(RMSNorm(c, name=name)(x)), lambda x: between_blocks(c, x)  # noqa: E731
+        cut, gather = functools.partial(between_blocks, c), functools.partial(whole, c)
         # Partial sums of tensor parallelism are added up where they arise, once a block. Between blocks everything is
         # cut; said on both sides of each change, so that gradients are laid out in the same way.
-        mixed, carry = SelfAttention(c, name="self_attn")(whole(c, norm("input_layernorm", x)), rope, attend)
-        x = cut(x + cut(whole(c, mixed)))
-        h = whole(c, norm("post_attention_layernorm", x))
+        h = gather(cut(RMSNorm(c, name="input_layernorm")(x)))
+        mixed, carry = SelfAttention(c, name="self_attn")(h, rope, attend)
+        x = cut(x + cut(gather(mixed)))
+        h = gather(cut(RMSNorm(c, name="post_attention_layernorm")(x)))
         mixed = MLP(c, name="mlp")(h.reshape(-1, h.shape[-1])).reshape(x.shape)
-        return cut(x + cut(whole(c, mixed))), carry
+        return cut(x + cut(gather(mixed))), carry
 
 
 def apply_layer(

@@ -76,8 +76,9 @@ def build(config: ConfigDict) -> Run:
     if model.lora:
         frozen, start = start(), functools.partial(init_adapters, model, mesh, config.seed)
     elif config.rl.kl_coef:
-        frozen = reference_params(config, start())
-        if reference_dtype(config) == config.policy.param_dtype:
+        policy = start()
+        frozen = reference_params(config, policy)
+        if frozen is policy:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs)
 
