@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from agemem_jax.errors import InputError
 from agemem_jax.types import TOOL_NAMES
 
 CHOICES = {
@@ -124,7 +125,7 @@ WITHIN = {
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config that cannot run. The message has the field's dotted name, its value and what would be right."""
 
 

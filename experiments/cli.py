@@ -10,6 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from agemem_jax.config import ConfigError, check_fields, check_override
+from agemem_jax.errors import InputError
 from configs import base
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of a config, e.g. configs/tiny.py", lock_config=True)
@@ -19,7 +20,7 @@ EXIT_CODE = 2  # of a refused command line or config
 def run(main: Callable[[ConfigDict | None], None], config_required: bool = True) -> None:
     """Parses the command line and calls `main(config)`; without --config, where it may be left out, `main(None)`.
 
-    A misspelt flag or field, a value of the wrong type and every ConfigError end the program with exit code 2 and one
+    A misspelt flag or field, a value of the wrong type and every InputError end the program with exit code 2 and one
     line that names the field, the value and what would be right.
     """
 
@@ -30,7 +31,7 @@ def run(main: Callable[[ConfigDict | None], None], config_required: bool = True)
                 require_config(CONFIG.value)
                 check_fields(CONFIG.value, base.get_config())
             main(CONFIG.value)
-        except ConfigError as error:
+        except InputError as error:
             stop(str(error))
 
     app.run(checked, flags_parser=parse)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 # Imports go leftward only; parts of one column know nothing of each other, but for what is named below.
 COLUMNS = (
-    {"types"},
+    {"types", "errors"},
     {"config", "metrics"},
     {"sharding"},
     {"models", "memory", "tools", "data"},
@@ -32,7 +32,7 @@ SAME_COLUMN = {
 }
 ONLY = {
     "rl": {"types"},  # arrays alone; the model enters as a function
-    "report": {"metrics"},  # made from files
+    "report": {"metrics", "errors"},  # made from files
 }
 MODULES = sorted([*ROOT.glob("agemem_jax/**/*.py"), *ROOT.glob("experiments/*.py")])
 

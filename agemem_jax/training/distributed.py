@@ -28,8 +28,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError
+from agemem_jax.errors import InputError
 
-EXIT_CONFIG = 2
+EXIT_INPUT = 2
 EXIT_LOST = 75  # EX_TEMPFAIL: another process is gone; start again
 EXIT_PREEMPTED = 143  # as after SIGTERM
 BEAT_SECONDS = 2.0
@@ -174,11 +175,11 @@ class Watch(threading.Thread):
             self.end(f"process {self.me} of {self.count} lost touch with the others: {text}")
         with contextlib.suppress(Exception):
             self.client.key_value_set(f"{FAILED}/{self.me}", text[:2000], allow_overwrite=True)
-        if not isinstance(error, ConfigError):
+        if not isinstance(error, InputError):
             traceback.print_exception(error)
         if self.me == 0:  # the service ends with this process: let the others read first
             time.sleep(2 * self.every)
-        self.end(text, EXIT_CONFIG if isinstance(error, ConfigError) else 1)
+        self.end(text, EXIT_INPUT if isinstance(error, InputError) else 1)
 
     def leave(self) -> None:
         """Waits until all have come to their end."""
@@ -275,7 +276,7 @@ def say(text: str) -> None:
 def agree(decide: Callable[[], Any]) -> Any:
     """What `decide`, called in process 0 alone, returns; the same in every process. It must fit JSON.
 
-    Raises in all processes what `decide` raises: ConfigError as such, everything else as RuntimeError.
+    Raises in all processes what `decide` raises: InputError as such, everything else as RuntimeError.
     """
     if jax.process_count() == 1:
         return decide()
@@ -284,14 +285,14 @@ def agree(decide: Callable[[], Any]) -> Any:
         try:
             told = {"value": decide()}
         except Exception as error:
-            kind = "config" if isinstance(error, ConfigError) else "error"
+            kind = "input" if isinstance(error, InputError) else "error"
             client.key_value_set(key, json.dumps({kind: str(error)}))
             raise
         client.key_value_set(key, json.dumps(told))
         return json.loads(json.dumps(told))["value"]
     told = json.loads(client.blocking_key_value_get(key, DAY_MS))
-    if "config" in told:
-        raise ConfigError(told["config"])
+    if "input" in told:
+        raise InputError(told["input"])
     if "error" in told:
         raise RuntimeError(f"process 0 failed: {told['error']}")
     return told["value"]
