@@ -7,6 +7,7 @@ place on the devices.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -88,6 +89,7 @@ class Tensors(NamedTuple):
     origin: str  # for messages
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], "np.ndarray | Stored"]  # to be indexed with an Index
+    stored: Callable[[str], "tuple[str, Stored]"] | None = None  # kind of number and bytes, as they lie in the file
 
 
 def config_from_hf(config: dict, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
@@ -324,6 +326,14 @@ class Stored:
                     rows[...] = buffer[(slice(None), *others)]
         return out
 
+    def blocks(self, most: int | None = None) -> Iterator[np.ndarray]:
+        """Its bytes (the first `most`), READ_BYTES at a time."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        flat = dataclasses.replace(self, dtype=np.dtype(np.uint8), shape=(size,))
+        stop = size if most is None else min(size, most)
+        for start in range(0, stop, READ_BYTES):
+            yield flat[(slice(start, min(start + READ_BYTES, stop)),)]
+
 
 def _safetensors_header(path: Path) -> dict[str, Stored]:
     """What a .safetensors file holds: the header's length (8 bytes, little endian), the header (JSON), the tensors.
@@ -369,7 +379,8 @@ def _open_safetensors(path: Path) -> tuple[dict, Tensors]:
         stored |= _safetensors_header(shard)
     # A buffer that older checkpoints keep; it follows from rope_theta.
     shapes = {name: s.shape for name, s in stored.items() if not name.endswith("rotary_emb.inv_freq")}
-    return json.loads(config_path.read_text()), Tensors(str(path), shapes, stored.__getitem__)
+    kind = lambda name: (stored[name].dtype.name, stored[name])  # noqa: E731
+    return json.loads(config_path.read_text()), Tensors(str(path), shapes, stored.__getitem__, kind)
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -444,7 +455,12 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
             return _unpermute(value, config.num_kv_heads)
         return value
 
-    return config, Tensors(str(path), shapes, read)
+    def stored(name: str) -> tuple[str, Stored]:
+        tensor = found[name]
+        where = int(tensor.data_offset), np.dtype(np.uint8), (int(tensor.n_bytes),)
+        return tensor.tensor_type.name, Stored(path, *where)
+
+    return config, Tensors(str(path), shapes, read, stored)
 
 
 def find(path: str | os.PathLike) -> Path:
@@ -492,6 +508,22 @@ def load(
 def read_config(path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
     """The architecture alone, as `load` returns it; no tensor is read."""
     return _open(find(path), dtype, param_dtype)[0]
+
+
+def fingerprint(path: str | os.PathLike, most: int | None = None) -> str:
+    """sha256, in hex, of a model: its architecture, and of each tensor name, shape, kind of number and stored bytes.
+
+    The same for one file and for shards of it, wherever they lie and in whatever order. Every byte is read once, or of
+    each tensor the first `most`; host memory stays below some READ_BYTES. `path` and errors as of `load`.
+    """
+    config, tensors = _open(find(path), "float32", "float32")
+    digest = hashlib.sha256(json.dumps(hf_config(config), sort_keys=True).encode())
+    for name in sorted(tensors.shapes):
+        kind, stored = tensors.stored(name)
+        digest.update(f"\n{name} {kind} {list(tensors.shapes[name])}\n".encode())
+        for block in stored.blocks(most):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_token_embeddings(path: str | os.PathLike) -> np.ndarray:

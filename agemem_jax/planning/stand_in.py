@@ -27,7 +27,14 @@ from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
-from agemem_jax.training.setup import architecture, build_world, check_policy_mesh, program_spec, reference_dtype
+from agemem_jax.training.setup import (
+    architecture,
+    build_world,
+    check_policy_mesh,
+    document_counts,
+    program_spec,
+    reference_dtype,
+)
 from agemem_jax.training.state import make_optimizer, param_shardings, state_shapes
 from agemem_jax.types import Text
 
@@ -72,7 +79,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
-    world = build_world(small, tokenizer, source, pieces, grammar, lambda: blank)
+    counts = document_counts(source, tokenizer.vocab_size)
+    world = build_world(small, tokenizer, counts, pieces, grammar, lambda: blank)
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)

@@ -1,6 +1,7 @@
 """The table of a run: methods by metrics, each as mean and 95 % interval, and where it was made."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from agemem_jax.metrics import write_json
+from agemem_jax.training import identity as identities
 
 PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentencepiece", "numpy")
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
@@ -55,6 +57,10 @@ def summarise(results: dict[int, dict], task_metric: str) -> dict:
 def environment() -> dict:
     """Versions and devices."""
     versions = {name.split(".")[0]: getattr(importlib.import_module(name), "__version__", "") for name in PACKAGES}
+    try:
+        versions["agemem_jax"] = importlib.metadata.version("agemem_jax")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        versions["agemem_jax"] = "not installed"
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -66,7 +72,8 @@ def environment() -> dict:
 def write_summary(workdir: Path, config, results: dict[int, dict], command: str) -> dict:
     """Writes summary.json and config.json; `results` are training.loop.train's by seed."""
     metric = TASK_METRICS[config.reward.task_metric]
-    seconds = [json.loads((workdir / f"seed_{seed}" / "seconds.json").read_text()) for seed in results]
+    kept = lambda name: [json.loads((workdir / f"seed_{seed}" / name).read_text()) for seed in results]  # noqa: E731
+    seconds, identity = kept("seconds.json"), kept(identities.FILE)[0]["parts"]
     summary = {
         "name": config.name,
         "command": command,
@@ -75,6 +82,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
         "test_tasks": len(next(iter(next(iter(results.values())).values()))["f1"]),
         "methods": summarise(results, metric),
         "environment": environment(),
+        "identity": identities.short(identity),  # of what was read, the same for every seed
         "seconds": {name: sum(s.get(name, 0.0) for s in seconds) for name in seconds[0]},
     }
     write_json(workdir / "summary.json", summary)
