@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -163,11 +164,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Replaces a file's content whole or not at all, wherever the process is killed."""
+    """Replaces a file's content whole or not at all, wherever the process is killed, and whoever else does so."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a disk that was full
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ card, README.md. The newest whole checkpoint is taken, whichever mesh wrote it; 
 import dataclasses
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,11 +21,15 @@ from ml_collections import ConfigDict
 
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError, from_json, to_json
-from agemem_jax.data.prompts import system_prompt
+from agemem_jax.data.prompts import build_pieces, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.errors import InputError
 from agemem_jax.models import lora, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
-from agemem_jax.training.checkpoint import checkpoints, damage
+from agemem_jax.training import identity as identities
+from agemem_jax.training.checkpoint import MANIFEST, checkpoints, damage
+from agemem_jax.training.identity import Identity
+from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import architecture, starting_params
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
@@ -103,23 +108,28 @@ def main(_) -> None:
 
 
 def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict:
-    """Writes the released checkpoint; returns what it is. Raises ValueError if there is nothing to export."""
+    """Writes the released checkpoint; returns what it is.
+
+    Raises ValueError if there is nothing to export, or if tokenizer, prompt or starting weights are not the run's own.
+    """
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
     source = config.policy.tokenizer or config.policy.weights
     tokenizer = Tokenizer.load(source)
+    identity = read_again(checkpoint, config, tokenizer)
     model = architecture(config.policy, tokenizer.vocab_size)
     mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
     params = restore_params(checkpoint, model, mesh)
     if model.lora is not None:  # the checkpoint holds the adapters alone
         params = lora.merge(params, starting_params(config, model, mesh), model.lora)
         model = dataclasses.replace(model, lora=None)
-    write_hf(source, folder)
     dtype = dtype or model.param_dtype
-    weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype))
     ends = tokenizer.end_ids()
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
-    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config))
+    with hold(folder, "--folder"):
+        write_hf(source, folder)
+        weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype, identity))
+        weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config))
     return {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
@@ -128,6 +138,22 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "files": sorted(file.name for file in folder.iterdir()),
     }
+
+
+def read_again(checkpoint: Path, config: ConfigDict, tokenizer: Tokenizer) -> Identity:
+    """The identity of what an export reads again. Raises InputError if it is not what the run read."""
+    now = {
+        "weights": identities.of_weights(config.policy.weights),  # its config gives the architecture, LoRA or not
+        "tokenizer": identities.of_tokenizer(tokenizer),
+        "prompt": identities.of_arrays(build_pieces(tokenizer, config)),
+    }
+    was = identities.read(checkpoint / identities.FILE)
+    if was is None:
+        print(identities.UNKNOWN.format(where=f"checkpoint {checkpoint}"), file=sys.stderr)
+    else:
+        remedy = "or take the version of agemem_jax that trained it"
+        identities.check(f"checkpoint {checkpoint}", was, now, config, config, remedy)
+    return now
 
 
 def newest(run: Path) -> Path:
@@ -161,7 +187,12 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
     how = ocp.checkpoint_utils.construct_restore_args(item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
+        try:
+            return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
+        except Exception as error:
+            if (checkpoint / MANIFEST).exists():
+                raise
+            raise InputError(f"checkpoint {checkpoint} was dropped by its run, which goes on; try again") from error
 
 
 def positions(config: ConfigDict) -> dict:
@@ -171,7 +202,10 @@ def positions(config: ConfigDict) -> dict:
     return {name: known[name] for name in ("max_position_embeddings",) if name in known}
 
 
-def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str) -> str:
+def card(
+    config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str,
+    identity: Identity,
+) -> str:  # fmt: skip
     """The model card, README.md."""
     described = weights.hf_config(model)
     fields = [name for name in described if name not in ("architectures", "torch_dtype")]
@@ -191,7 +225,7 @@ def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoin
         name=config.name,
         updates=int(checkpoint.name),
         seed=config.seed,
-        start=f"`{config.policy.weights}`" if config.policy.weights else "fresh parameters",
+        start=started_from(config, identity),
         kind=described["architectures"][0],
         architecture="\n".join(f"| {name} | {value} |" for name, value in rows if value is not None),
         messages=", ".join(map(json.dumps, messages)),
@@ -201,6 +235,13 @@ def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoin
         results=results,
         config=to_json(config),
     )
+
+
+def started_from(config: ConfigDict, identity: Identity) -> str:
+    """What the run began with, by name and content."""
+    if not config.policy.weights:
+        return identities.FRESH
+    return f"`{config.policy.weights}` (fingerprint {identities.short(identity)['weights']})"
 
 
 if __name__ == "__main__":

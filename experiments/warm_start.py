@@ -17,6 +17,7 @@ from tqdm import tqdm
 from agemem_jax.data import vocabulary
 from agemem_jax.data.demos import Demonstrator
 from agemem_jax.models import weights
+from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.warm import warm_step
@@ -27,7 +28,12 @@ EXPORT = flags.DEFINE_string("export", None, "folder for the warm-started policy
 
 def main(config) -> None:
     folder = Path(EXPORT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, "--export"):
+        make(config, folder)
+
+
+def make(config, folder: Path) -> None:
+    """Trains the policy and writes it with its vocabulary."""
     config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
     config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
     vocabulary.build(config.policy.tokenizer, config.tools)

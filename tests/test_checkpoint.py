@@ -214,7 +214,8 @@ def test_failed_save_leaves_the_previous_one(open_at, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_manifest", full)
         saver.save(2, make_state(2), {})
-        with pytest.raises(InputError, match="update 2 could not be written to .*: No space.*; checkpoint 00000001 is whole"):
+        told = "update 2 could not be written to .*: No space left on device; checkpoint 00000001 is whole"
+        with pytest.raises(InputError, match=told):
             saver.wait()
     resumed = open_at(keep=1)
     with pytest.warns(UserWarning, match="00000002.partial: it is half-written"):

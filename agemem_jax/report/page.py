@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
 from agemem_jax.report.trace_view import choose, count_endings
 
@@ -153,7 +154,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     )
     html = templates.get_template("template.html").render(**contents(run)).lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    replace_text(path, html)
     return path
 
 
@@ -237,6 +238,7 @@ def contents(run: RunFiles) -> dict:
         "endings": endings,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "environment": facts(summary.get("environment") or {}),
+        "identity": facts(summary.get("identity") or {}),
         "seconds": {name: duration(value) for name, value in (summary.get("seconds") or {}).items()},
         "command": summary.get("command") or "",
         "number": number,

@@ -18,6 +18,7 @@ all which checkpoint there is. Mesh and number of processes may be others at eve
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import sys
@@ -67,6 +68,7 @@ class Checkpointer:
         self.directory = Path(directory).resolve()
         share_folder(self.directory)
         self._config, self._keep, self._identity = config, keep, identity
+        logging.getLogger("absl").addFilter(is_news)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -221,6 +223,11 @@ class Checkpointer:
             identities.check(f"checkpoint {path}", was, self._identity, now, saved, "or start in a new --workdir")
         elif self._identity is not None:
             print(identities.UNKNOWN.format(where=f"checkpoint {path}"), file=sys.stderr, flush=True)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of absl's log is worth a reader's time: orbax logs what it will raise, hundreds of lines."""
+    return record.exc_info is None or "/orbax/" not in record.pathname
 
 
 def may_differ(name: str, config: ConfigDict, content_known: bool) -> bool:
