@@ -284,3 +284,17 @@ def test_a_run_that_diverged_saves_nothing_and_names_the_last_good_checkpoint(ru
         bad = good | {"loss": float("nan"), "grad_norm": float("inf"), "params_finite": 0.0}
         with pytest.raises(InputError, match="loss, grad_norm, parameters not finite.*checkpoint 00000002 is whole"):
             check_finite(bad, checkpoints)
+
+
+def test_the_check_comes_before_the_checkpoint(run, tmp_path, monkeypatch):
+    def update(run, state, frozen, number, task):
+        return state, {"metrics": {"loss": 0.5, "reward": 1.0, "params_finite": float(number < 2)}}
+
+    monkeypatch.setattr(loop, "evaluate_once", lambda run, state, *_: state)
+    monkeypatch.setattr(loop, "train_update", update)
+    monkeypatch.setattr(run.config.train, "checkpoint_every", 1)
+    with pytest.raises(InputError, match="update 3: parameters not finite.*; checkpoint 00000002 is whole"):
+        train(run, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("0*")) == ["00000001", "00000002"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert json.loads((tmp_path / "identity.json").read_text())["parts"] == run.identity
