@@ -149,8 +149,11 @@ class Watch(threading.Thread):
             heard, failed = by_process(self.client, ALIVE), by_process(self.client, FAILED)
         except Exception:
             return None
-        for process, text in failed.items():
-            if process != self.me:
+        for process, told in failed.items():
+            code, _, text = told.partition(" ")
+            if process != self.me and int(code) == EXIT_INPUT:  # starting again would not help
+                self.end(f"{text} (process {process} of {self.count})", EXIT_INPUT)
+            elif process != self.me:
                 self.end(f"process {process} of {self.count} failed: {text}")
         return heard
 
@@ -174,13 +177,14 @@ class Watch(threading.Thread):
         if any(word in text for word in TALK):  # another one is gone: the watch will say which
             time.sleep(self.lost_after + 3 * self.every)
             self.end(f"process {self.me} of {self.count} lost touch with the others: {text}")
+        code = EXIT_INPUT if isinstance(error, InputError) else 1
         with contextlib.suppress(Exception):
-            self.client.key_value_set(f"{FAILED}/{self.me}", text[:2000], allow_overwrite=True)
+            self.client.key_value_set(f"{FAILED}/{self.me}", f"{code} {text[:2000]}", allow_overwrite=True)
         if not isinstance(error, InputError):
             traceback.print_exception(error)
         if self.me == 0:  # the service ends with this process: let the others read first
             time.sleep(2 * self.every)
-        self.end(text, EXIT_INPUT if isinstance(error, InputError) else 1)
+        self.end(text, code)
 
     def leave(self) -> None:
         """Waits until all have come to their end."""
