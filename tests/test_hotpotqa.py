@@ -142,13 +142,13 @@ def test_what_the_published_files_have_here_and_there_is_left_out_and_counted_on
         loaded = hotpotqa.load(write(tmp_path, records), lambda answer: len(hash_words(answer)[0]) > 0)
     assert len(warned) == 1
     assert str(warned[0].message).endswith(
-        "records.json: 3 of 7 records are used; left out 2 control characters; left out 7 supporting facts that name a "
-        "title or sentence which the context lacks, or has blank or twice; left out 3 records without a supporting "
-        "fact; left out 1 records whose answer has no word to score, articles and punctuation aside"
+        "records.json: 3 of 7 records are used; left out 2 control characters; left out 1 records whose answer has no "
+        "word to score, articles and punctuation aside; left out 3 records without a supporting fact; left out 7 "
+        "supporting facts that name a title or sentence which the context lacks, or has blank or twice"
     )
     assert [record["supporting_facts"] for record in loaded[:2]] == [OFFICIAL["supporting_facts"], [["Hugo Keller", 0]]]
     assert loaded[2]["answer"] == "19 31 "
-    assert "no record that can be used: 1 were read; left out 1 supp" in refused(tmp_path, records[2])
+    assert "no record that can be used: 1 were read; left out 1 records without" in refused(tmp_path, records[2])
 
 
 def test_a_title_that_occurs_twice_says_nothing_of_its_facts(tmp_path):

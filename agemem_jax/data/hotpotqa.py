@@ -75,7 +75,7 @@ def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
             left_out["records whose answer has no word to score, articles and punctuation aside"] += 1
         else:
             records.append(record | {"supporting_facts": facts})
-    told = "".join(f"; left out {count} {what}" for what, count in left_out.items() if count)
+    told = "".join(f"; left out {count} {what}" for what, count in sorted(left_out.items()) if count)
     if not records:
         raise InputError(f"task.path: {path!r} has no record that can be used: {read} were read{told}")
     if told:
@@ -107,16 +107,17 @@ def normalise(row, where: str, left_out: Counter) -> dict:
     def text(value, *field) -> str:
         if not isinstance(value, str):
             raise InputError(f"{where}: {_name(field)} is {_kind(value)}; text is needed")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                half = value[error.start]
-                raise InputError(
-                    f"{where}: {_name(field)} holds half of a surrogate pair ({half!r}), which is not text"
-                ) from error
         if len(value) > MAX_CHARACTERS:
             raise InputError(f"{where}: {_name(field)} has {len(value)} characters; at most {MAX_CHARACTERS} are read")
+        if value.isprintable():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            raise InputError(
+                f"{where}: {_name(field)} holds half of a surrogate pair ({half!r}), which is not text"
+            ) from error
         value, found = CONTROL.subn(" ", value)
         left_out["control characters"] += found
         return value
