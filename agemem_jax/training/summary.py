@@ -72,8 +72,9 @@ def environment() -> dict:
 def write_summary(workdir: Path, config, results: dict[int, dict], command: str) -> dict:
     """Writes summary.json and config.json; `results` are training.loop.train's by seed."""
     metric = TASK_METRICS[config.reward.task_metric]
-    kept = lambda name: [json.loads((workdir / f"seed_{seed}" / name).read_text()) for seed in results]  # noqa: E731
-    seconds, identity = kept("seconds.json"), kept(identities.FILE)[0]["parts"]
+    folders = [workdir / f"seed_{seed}" for seed in results]
+    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
+    identity = identities.read(folders[0] / identities.FILE)
     summary = {
         "name": config.name,
         "command": command,
@@ -81,6 +82,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
         "task_metric": metric,
         "test_tasks": len(next(iter(next(iter(results.values())).values()))["f1"]),
         "methods": summarise(results, metric),
+        "cut_texts": json.loads((folders[0] / "cut_texts.json").read_text()),  # of the data, the same for all seeds
         "environment": environment(),
         "identity": identities.short(identity),  # of what was read, the same for every seed
         "seconds": {name: sum(s.get(name, 0.0) for s in seconds) for name in seconds[0]},
