@@ -123,7 +123,7 @@ WITHIN = {
 # Lowest and highest value with which float32 training can work, and why.
 CLIP = "smaller, rounding between rollout and update decides which tokens are trained"
 RATE = "smaller steps round away in float32 parameters, and larger ones overwrite them"
-COLD = "colder, rounding passes for a change of the policy; hotter, what the policy says is lost in the noise"
+COLD = "colder, rounding passes for a changed policy; hotter, what the policy says is lost in the noise"
 TRAINS_WITHIN = {
     "rl.clip_low": (1e-4, 1, CLIP),
     "rl.clip_high": (1e-4, math.inf, CLIP),
@@ -134,10 +134,10 @@ TRAINS_WITHIN = {
     "warm.learning_rate": (1e-10, 1, RATE),
     "warm.final_learning_rate": (0, 1, RATE),
 }
+FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  # magnitudes, but for 0
 REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
 LORA_SCALES = (1e-6, 1e6)
 
-FLOAT32 = np.finfo(np.float32)
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
 
@@ -350,9 +350,10 @@ def check_learning(config: ConfigDict) -> None:
 def check_numbers(config: ConfigDict) -> None:
     """Numbers with which nothing can be learnt."""
     fields, p = flatten(config), config.policy
+    low, high = FLOAT32
     for name, value in fields.items():
-        if isinstance(value, float) and value and not FLOAT32.tiny <= abs(value) <= FLOAT32.max:
-            refuse(name, value, f"must be 0 or, but for its sign, {FLOAT32.tiny:.2g} to {FLOAT32.max:.2g} (float32)")
+        if isinstance(value, float) and value and not low <= abs(value) <= high:
+            refuse(name, value, f"must be 0 or, but for its sign, {low:.2g} to {high:.2g} (float32)")
     for name, (low, high, why) in TRAINS_WITHIN.items():
         if not low <= fields[name] <= high:
             bounds = f"must be at least {low:g}" if math.isinf(high) else f"must lie between {low:g} and {high:g}"
