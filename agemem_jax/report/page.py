@@ -79,6 +79,8 @@ CURVES = (
         ("Clip fraction", ("clip_fraction",), None),
         ("Loss", ("loss",), None),
         ("Gradient norm", ("grad_norm",), None),
+        ("Learning rate", ("learning_rate",), None),
+        ("Steps skipped", ("skipped",), SHARE),
         ("Zero-variance groups", ("zero_variance_groups", "zero_variance"), SHARE),
     )),
     ("Speed and size", "The first update of a seed is left out: it holds the compilation.", (
@@ -89,7 +91,7 @@ CURVES = (
     )),
 )  # fmt: skip
 TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles
-NOT_CURVES = ("update", "stage", "seconds", "step", "time")
+NOT_CURVES = ("update", "stage", "seconds", "step", "time", "params_finite")
 SHOWN_TASKS = 8
 
 
