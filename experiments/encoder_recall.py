@@ -20,7 +20,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
 from agemem_jax.memory import encoder, store
 from agemem_jax.models import weights
-from agemem_jax.training.setup import ENCODER_SEED, document_counts
+from agemem_jax.training.setup import ENCODER_SEED, document_counts, tokenizer_path
 from agemem_jax.types import PAD_ID, Text
 from configs import base, tiny
 from experiments import out
@@ -52,7 +52,7 @@ def measure(path: str, weight_file: str, generated: int = 200) -> dict:
     config = base.get_config() if weight_file else tiny.get_config()
     config.task.path, config.task.test_size = path, generated
     config.policy.weights = weight_file or config.policy.weights
-    tokenizer = Tokenizer.load(config.policy.tokenizer or config.policy.weights)
+    tokenizer = Tokenizer.load(tokenizer_path(config.policy))
     source = TaskSource(config, tokenizer, scoring.hash_words)
     records = source.records if path else source.records[source.num_train :]
     sentences, queries, gold = texts(records, source)

@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError, from_json, to_json
-from agemem_jax.data.prompts import system_prompt
+from agemem_jax.data.prompts import build_pieces, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.models import lora, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training.checkpoint import checkpoints, damage
-from agemem_jax.training.setup import architecture, starting_params
+from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
 from experiments import cli, out
@@ -106,9 +106,10 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
     """Writes the released checkpoint; returns what it is. Raises ValueError if there is nothing to export."""
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
-    source = config.policy.tokenizer or config.policy.weights
+    source = tokenizer_path(config.policy)
     tokenizer = Tokenizer.load(source)
     model = architecture(config.policy, tokenizer.vocab_size)
+    model = fitted(config, model, tokenizer.vocab_size, build_pieces(tokenizer, config))
     mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
     params = restore_params(checkpoint, model, mesh)
     if model.lora is not None:  # the checkpoint holds the adapters alone
@@ -119,7 +120,7 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
     weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype))
     ends = tokenizer.end_ids()
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
-    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config))
+    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids)
     return {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
@@ -162,13 +163,6 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
-
-
-def positions(config: ConfigDict) -> dict:
-    """The longest context that the weights were made for, if the starting weights tell."""
-    beside = weights.find(config.policy.weights).parent / "config.json" if config.policy.weights else None
-    known = json.loads(beside.read_text()) if beside is not None and beside.is_file() else {}
-    return {name: known[name] for name in ("max_position_embeddings",) if name in known}
 
 
 def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str) -> str:
