@@ -7,6 +7,7 @@
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,7 @@ WITHIN = {
     "optim.b2": (0, 1),
 }
 
+PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
@@ -447,6 +449,14 @@ def check_override(config: ConfigDict, name: str, text: str) -> None:
         right = kind not in (int, float) or parses(kind, text)
     if not right:
         refuse(name, text, f"{WANTED[kind]} is needed, such as {str(node).lower() if kind is bool else node}")
+
+
+def make_absolute(config: ConfigDict) -> None:
+    """Changes the paths in a config so that they mean the same from every folder; ~ is the home folder."""
+    for name in PATH_FIELDS:
+        value = flatten(config)[name]
+        if value and not value.startswith("tfds:"):
+            config.update_from_flattened_dict({name: os.path.abspath(os.path.expanduser(value))})
 
 
 def difference(a: ConfigDict, b: ConfigDict) -> list[str]:
