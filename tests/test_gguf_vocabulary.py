@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files, read without torch: equal to transformers' reader, or to the model's own where that errs."""
+"""Tokenizers of GGUF files, read without torch: equal to transformers' reader, or to the model's own tokenizer."""
 
 import os
 
@@ -111,7 +111,8 @@ def test_special_tokens_come_from_their_ids(folder, tmp_path):
         add_bos_token=True,
     )  # fmt: skip
     tokenizer = Tokenizer.load(path)
-    assert tokenizer.eos_id == end and tokenizer.pad_id == end  # <|im_end|> ends turns wherever it is; no pad of its own
+    assert tokenizer.eos_id == end  # <|im_end|> ends turns wherever there is one
+    assert tokenizer.pad_id == end  # the file names none
 
     plain = write_bpe(tmp_path / "plain", template=None)
     renamed = (tmp_path / "plain" / "tokenizer.json").read_text().replace(END, "<|eot_id|>")

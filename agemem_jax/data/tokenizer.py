@@ -7,6 +7,7 @@ and tools (<|im_end|>, <tool_call>) inside it are text like any other, so that n
 `write_hf` writes any of them as the files that transformers' AutoTokenizer loads.
 """
 
+import functools
 import json
 import os
 import re
@@ -143,17 +144,8 @@ def _source(path: str) -> str:
     return path
 
 
-def _encoder(path: str, encode: Callable[[str], list[int]], unspelt: Callable[[str], str] | None, remedy: str):
-    """`encode`, but for texts that cannot be spelt: these raise InputError."""
-    if unspelt is None:
-        return encode
-
-    def checked(text: str) -> list[int]:
-        if missing := unspelt(text):
-            _refuse(path, f"the vocabulary cannot spell {missing!r} in {text[:80]!r}; {remedy}")
-        return encode(text)
-
-    return checked
+def _refuse_text(path: str, missing: str, text: str, remedy: str) -> None:
+    _refuse(path, f"has a vocabulary that cannot spell {missing!r} in {text[:80]!r}; {remedy}")
 
 
 def check_spelling(tokenizer: Tokenizer, records: list[dict], path: str) -> None:
@@ -215,7 +207,8 @@ def _load_sentencepiece(path: str) -> Tokenizer:
         )
     data = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
-    def unspelt_by(processor) -> Callable[[str], str]:
+    def encoder(processor, remedy: str):
+        """Its encoder, and what that has no tokens for."""
         unknown = processor.unk_id()
 
         def unspelt(text: str) -> str:
@@ -223,12 +216,19 @@ def _load_sentencepiece(path: str) -> Tokenizer:
                 return ""
             return "".join(dict.fromkeys(character for character in text if unknown in processor.encode(character)))
 
-        return unspelt
+        def encode(text: str) -> list[int]:
+            ids = processor.encode(text)
+            if unknown in ids:
+                _refuse_text(path, unspelt(text), text, remedy)
+            return ids
 
+        return encode, unspelt
+
+    encode, unspelt = encoder(data, DATA_REMEDY)
     return Tokenizer(
-        encode=_encoder(path, data.encode, unspelt_by(data), DATA_REMEDY),
-        encode_markup=_encoder(path, model.encode, unspelt_by(model), MARKUP_REMEDY),
-        unspelt=unspelt_by(data),
+        encode=encode,
+        encode_markup=encoder(model, MARKUP_REMEDY)[0],
+        unspelt=unspelt,
         pieces=tuple(pieces),
         markers=markers,
         pad_id=model.pad_id() if model.pad_id() >= 0 else PAD_ID,
@@ -327,11 +327,10 @@ def _load_bpe(path: str) -> Tokenizer:
     template = chat.named(loaded.chat_template, path)
     special = {name: str(token) for name, token in loaded.special_tokens_map.items()}
 
-    def encode(text: str) -> list[int]:
-        return data.encode(text).ids
-
-    def encode_markup(text: str) -> list[int]:
-        return backend.encode(text, add_special_tokens=False).ids
+    def encode(text: str, encoder=data) -> list[int]:
+        if missing and unspelt(text):
+            _refuse_text(path, unspelt(text), text, DATA_REMEDY)
+        return encoder.encode(text, add_special_tokens=False).ids
 
     def render(messages: list[dict], date_string: str) -> str:
         return chat.render(template, messages, special, date_string, path)
@@ -340,8 +339,8 @@ def _load_bpe(path: str) -> Tokenizer:
         return "".join(dict.fromkeys(character for character in text if not missing.isdisjoint(character.encode())))
 
     return Tokenizer(
-        encode=_encoder(path, encode, unspelt if missing else None, DATA_REMEDY),
-        encode_markup=_encoder(path, encode_markup, unspelt if missing else None, DATA_REMEDY),
+        encode=encode,
+        encode_markup=functools.partial(encode, encoder=backend),
         unspelt=unspelt if missing else None,
         pieces=tuple(pieces),
         markers=markers,
