@@ -16,6 +16,7 @@ import sentencepiece
 import torch
 import transformers
 from small import small_config
+from small_inputs import write_model
 from test_weights import our_logits
 from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sentencepiece
 
@@ -30,7 +31,7 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.setup import fresh_model
 from agemem_jax.training.state import make_optimizer, new_state, param_shardings
 from agemem_jax.training.summary import write_summary
-from configs import base, tiny
+from configs import base, hotpotqa, tiny
 
 ROOT = Path(__file__).parent.parent
 ASSET = ROOT / "agemem_jax" / "assets" / "tiny"
@@ -261,6 +262,35 @@ def test_runs_without_a_whole_checkpoint_are_refused(released, tmp_path):
     ran = command(f"--run={tmp_path}/nowhere", f"--folder={tmp_path}/out")
     assert ran.returncode == 2 and "no whole checkpoint" in ran.stderr and "Traceback" not in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_needs_torch(tmp_path):
+    """The test extra alone installs it: tokenizers of every kind, a GGUF's weights and an export do without."""
+    write_model(tmp_path / "small.gguf")
+    config = hotpotqa.get_config()
+    config.policy.weights = str(tmp_path / "small.gguf")
+    save_run(tmp_path / "run", config, weights.load(config.policy.weights)[1])
+    bpe = write_bpe(tmp_path / "bpe")
+    paths = [str(ASSET / "tokenizer.model"), bpe, f"{bpe}/tokenizer.json", config.policy.weights]
+    code = f"""
+import runpy, sys
+sys.modules["torch"] = None  # importing it fails
+from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.models import weights
+for i, path in enumerate({paths}):
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.chat_pieces("26 Jul 2024").end_of_turn == "{END}"
+    write_hf(path, f"{tmp_path}/out{{i}}")
+weights.load({config.policy.weights!r})
+sys.argv[1:] = ["--run={tmp_path}/run/seed_0", "--folder={tmp_path}/released"]
+runpy.run_module("experiments.export", run_name="__main__")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert (tmp_path / "released" / "chat_template.jinja").is_file()
+    for i, path in enumerate(paths):
+        assert (tmp_path / f"out{i}" / "tokenizer.json").is_file(), path
+    assert_same_ids(Tokenizer.load(config.policy.weights), tmp_path / "released", ["Ada", "Keller", "café"])
 
 
 @pytest.mark.weights
