@@ -53,7 +53,7 @@ def read(path: str):
 
     try:
         fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, OverflowError) as error:
         raise InputError(f"policy.tokenizer: {path!r} is not a readable GGUF file ({error}); fetch it again") from error
 
     def field(name: str, default=None):
