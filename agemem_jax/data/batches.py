@@ -46,8 +46,8 @@ class TaskSource:
 
     Training records of a file that are in its test split too (hotpotqa.identities) are left out; a warning counts them.
 
-    Raises InputError if the file cannot be read (hotpotqa.load), if the vocabulary cannot spell what a record says, if
-    a split would be empty, or if more than TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
+    Raises InputError if the file cannot be read (hotpotqa.load), if a split would be empty, if the vocabulary cannot
+    spell what a record says, or if more than TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
     """
 
     def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
