@@ -7,6 +7,7 @@
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 # Smallest values. Fields that are not listed here or below only have to be finite.
 AT_LEAST = {
     "seed": 0,
+    "task.seed": 0,
     "num_seeds": 1,
     "policy.vocab_size": 0,
     "policy.hidden_size": 1,
@@ -101,6 +103,26 @@ AT_LEAST = {
     "train.traces": 0,
 }
 
+MAX_INT = 2**31 - 1  # of an integer on the devices, and entries of one array
+MAX_SEED = 2**32 - 1
+# Largest values of what is unrolled in a program, built into a table or listed on the host; other whole numbers end at
+# MAX_INT, and so do their products (check_sizes).
+AT_MOST = {
+    "seed": MAX_SEED,
+    "task.seed": MAX_SEED,
+    "policy.num_layers": 1000,
+    "tools.max_calls": 64,
+    "tools.max_tags": 64,
+    "tools.max_top_k": 9,  # written as one digit
+    "store.entries": 9999,  # ids have four digits
+    "task.train_size": 1_000_000,
+    "task.test_size": 1_000_000,
+    "task.facts": 1000,
+    "task.distractors": 1000,
+    "rollout.history_widths": 64,
+    "rl.widths": 64,
+}
+
 ABOVE_ZERO = (
     "policy.rope_theta",
     "policy.rms_norm_eps",
@@ -138,7 +160,8 @@ FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  #
 REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
 LORA_SCALES = (1e-6, 1e6)
 
-WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
+PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
 class ConfigError(InputError):
@@ -181,17 +204,27 @@ def validate(config: ConfigDict) -> None:
     for name, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             refuse(name, value, "a finite number is needed")
+        if "\0" in "".join([value] if isinstance(value, str) else value if isinstance(value, tuple) else ()):
+            refuse(name, value, "a text must not hold the character NUL")
         if name in CHOICES and value not in CHOICES[name]:
             known = CHOICES[name]
             refuse(name, value, f"must be {' or '.join(map(repr, known))}{nearest_of(str(value), known)}")
         if name in AT_LEAST and value < AT_LEAST[name]:
             refuse(name, value, f"must be at least {AT_LEAST[name]}")
+        if isinstance(value, int) and value > AT_MOST.get(name, MAX_INT):
+            refuse(name, value, f"must be at most {AT_MOST.get(name, MAX_INT)}")
         if name in ABOVE_ZERO and value <= 0:
             refuse(name, value, "must be greater than 0")
         if name in WITHIN:
             low, high = WITHIN[name]
             if not low <= value <= high:
                 refuse(name, value, f"must lie between {low} and {high}")
+    if config.seed + config.num_seeds - 1 > MAX_SEED:
+        refuse(
+            "num_seeds", config.num_seeds,
+            f"the last seed would be {config.seed + config.num_seeds - 1}, over {MAX_SEED}; lower it or seed",
+        )  # fmt: skip
+    check_sizes(config, fields)
     check_policy(config)
     check_mesh_sizes(config)
     check_tools(config)
@@ -199,6 +232,38 @@ def validate(config: ConfigDict) -> None:
     check_context(config)
     check_learning(config)
     check_numbers(config)
+
+
+def check_sizes(config: ConfigDict, fields: dict[str, Any]) -> None:
+    """Arrays of more than MAX_INT entries, by the fields whose product they are; those of `rl` count the rollouts."""
+    rollouts = ("rl.tasks_per_update", "rl.group_size")
+    arrays = [
+        (*rollouts, "context.max_segments", "context.capacity"),
+        (*rollouts, "context.messages"),
+        (*rollouts, "store.entries", "store.entry_tokens"),
+        (*rollouts, "store.entries", "store.embedding_size"),
+        (*rollouts, "store.entries", "store.tag_tokens"),
+        (*rollouts, "task.facts", "task.message_tokens"),
+        (*rollouts, "task.distractors", "task.message_tokens"),
+        (*rollouts, "task.answer_tokens"),
+        (*rollouts, "rollout.action_tokens"),
+        (*rollouts, "rollout.summary_tokens"),
+        ("warm.batch", "context.max_segments", "context.capacity"),
+    ]
+    if not config.policy.weights:
+        arrays += [
+            ("policy.vocab_size", "policy.hidden_size"),
+            ("policy.hidden_size", "policy.intermediate_size"),
+            ("policy.hidden_size", "policy.num_heads", "policy.head_dim"),
+        ]
+    for names in arrays:
+        entries = math.prod(fields[name] for name in names)
+        if entries > MAX_INT:
+            largest = max(names, key=fields.get)
+            refuse(
+                largest, fields[largest],
+                f"an array of {' x '.join(names)} would have {entries:,} entries, over {MAX_INT:,}; lower one of them",
+            )  # fmt: skip
 
 
 def check_policy(config: ConfigDict) -> None:
@@ -462,6 +527,14 @@ def check_override(config: ConfigDict, name: str, text: str) -> None:
         refuse(name, text, f"{WANTED[kind]} is needed, such as {str(node).lower() if kind is bool else node}")
 
 
+def make_absolute(config: ConfigDict) -> None:
+    """Changes the paths in a config so that they mean the same from every folder; ~ is the home folder."""
+    for name in PATH_FIELDS:
+        value = flatten(config)[name]
+        if value and not value.startswith("tfds:"):
+            config.update_from_flattened_dict({name: os.path.abspath(os.path.expanduser(value))})
+
+
 def difference(a: ConfigDict, b: ConfigDict) -> list[str]:
     """Dotted names of the fields that differ between two configs, or that one of them lacks; sorted."""
     x, y = flatten(a), flatten(b)
@@ -512,7 +585,9 @@ def fits(value: Any, example: Any) -> bool:
         return isinstance(value, bool) and isinstance(example, bool)
     if isinstance(example, float):
         return isinstance(value, int | float)
-    return isinstance(value, type(example)) or (isinstance(example, tuple) and isinstance(value, list))
+    if isinstance(example, tuple):
+        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, type(example))
 
 
 def parses(kind: type, text: str) -> bool:
