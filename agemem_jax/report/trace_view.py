@@ -17,7 +17,7 @@ OUTCOMES = {  # (correct before, correct after) -> how the tasks of that outcome
     (True, False): "Unlearned",
 }
 MESSAGE_MARK = re.compile(r"<\|im_start\|>(system|user|assistant|tool)[ \n]?")  # ChatML, as Qwen writes it
-END_MARK = re.compile(r"\s*<\|im_end\|>\s*")
+END_MARK = re.compile(r"(?<!\s)\s*<\|im_end\|>\s*")  # begins where white space does: else quadratic in its length
 TURN_PARTS = re.compile(r"(</?(?:think|tool_call|answer)>)")
 GIST_CHARACTERS = 110
 KEPT_CHARACTERS = 160  # shown of a context message that was there before: it was shown in full when it came
