@@ -110,6 +110,22 @@ def test_texts_are_escaped(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "odd",
+    ["half \ud800 pair", "\0\x1b\x9f", "\u202e right to left", " " * 200_000 + ".", "<|" * 50_000],
+    ids=["surrogate", "control", "direction", "spaces", "marks"],
+)
+def test_odd_and_long_texts_make_a_page(tmp_path, odd):
+    make_run(tmp_path, seeds=1, updates=3)
+    trace = ending("wrong_answer")
+    trace |= {"question": odd, "answer": odd, "said_answer": odd, "gold": [odd]}
+    message = {"role": "user", "text": odd, "pinned": False}
+    trace["turns"][0] |= {"said": odd, "saw": [message], "context": [message], "calls": [add(odd)]}
+    (tmp_path / "seed_0/traces.json").write_text(json.dumps([trace]))
+    reader = Reader(page.write(tmp_path).read_text(encoding="utf-8"))
+    assert reader.errors == [] and odd.replace("\ud800", "?").strip() in reader.text
+
+
+@pytest.mark.parametrize(
     ("scores", "bearing", "part"),
     [
         (((0.08, 0.01), (0.12, 0.02), (0.48, 0.03)), "apart", "36.0 points above the warm start (intervals apart)"),

@@ -156,7 +156,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     )
     html = templates.get_template("template.html").render(**contents(run)).lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    path.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair cannot be written
     return path
 
 
