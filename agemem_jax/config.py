@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from agemem_jax.errors import InputError
@@ -83,8 +84,6 @@ AT_LEAST = {
     "rollout.prefill_rows": 0,
     "rl.updates": 0,
     "rl.tasks_per_update": 1,
-    "rl.clip_high": 0,
-    "rl.kl_coef": 0,
     "rl.epochs": 1,
     "rl.micro_batch": 1,
     "rl.logit_chunk": 1,
@@ -94,6 +93,8 @@ AT_LEAST = {
     "warm.steps": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
+    "warm.final_learning_rate": 0,
+    "warm.weight_decay": 0,
     "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1,
     "train.eval_every": 0,
@@ -139,10 +140,25 @@ WITHIN = {
     "task.auto_min_score": (-1, 1),
     "task.test_fraction": (0, 1),
     "reward.good_entry": (0, 1),
-    "rl.clip_low": (0, 1),
-    "optim.b1": (0, 1),
-    "optim.b2": (0, 1),
 }
+
+# Lowest and highest value with which float32 training can work, and why.
+CLIP = "smaller, rounding between rollout and update decides which tokens are trained"
+RATE = "smaller steps round away in float32 parameters, and larger ones overwrite them"
+COLD = "colder, rounding passes for a changed policy; hotter, what the policy says is lost in the noise"
+TRAINS_WITHIN = {
+    "rl.clip_low": (1e-4, 1, CLIP),
+    "rl.clip_high": (1e-4, math.inf, CLIP),
+    "rl.kl_coef": (0, 1e6, "larger, rounding of log-probabilities alone outweighs an advantage of 1"),
+    "rollout.temperature": (1e-2, 1e2, COLD),
+    "optim.learning_rate": (1e-10, 1, RATE),
+    "optim.max_grad_norm": (1e-8, math.inf, "smaller, nothing moves: Adam adds 1e-8 to what it divides by"),
+    "warm.learning_rate": (1e-10, 1, RATE),
+    "warm.final_learning_rate": (0, 1, RATE),
+}
+FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  # magnitudes, but for 0
+REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
+LORA_SCALES = (1e-6, 1e6)
 
 PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
@@ -215,6 +231,7 @@ def validate(config: ConfigDict) -> None:
     check_task(config)
     check_context(config)
     check_learning(config)
+    check_numbers(config)
 
 
 def check_sizes(config: ConfigDict, fields: dict[str, Any]) -> None:
@@ -398,6 +415,65 @@ def check_learning(config: ConfigDict) -> None:
             "rl.updates", r.updates,
             f'rl.schedule = "sequential" splits them evenly over three stages; set {r.updates // 3 * 3} or '
             f"{r.updates // 3 * 3 + 3}",
+        )  # fmt: skip
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Numbers with which nothing can be learnt."""
+    fields, p = flatten(config), config.policy
+    low, high = FLOAT32
+    for name, value in fields.items():
+        if isinstance(value, float) and value and not low <= abs(value) <= high:
+            refuse(name, value, f"must be 0 or, but for its sign, {low:.2g} to {high:.2g} (float32)")
+    for name, (low, high, why) in TRAINS_WITHIN.items():
+        if not low <= fields[name] <= high:
+            bounds = f"must be at least {low:g}" if math.isinf(high) else f"must lie between {low:g} and {high:g}"
+            refuse(name, fields[name], f"{bounds}: {why}")
+    if 0 < config.train.eval_temperature < 1e-2:
+        refuse("train.eval_temperature", config.train.eval_temperature, "must be 0, which is greedy, or at least 0.01")
+    for name in ("optim.b1", "optim.b2"):
+        if not 0 <= np.float32(fields[name]) < 1:
+            refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
+    for group, rate in (("optim", config.optim.learning_rate), ("warm", config.warm.learning_rate)):
+        decay = config[group].weight_decay
+        if decay * rate >= 1:
+            refuse(
+                f"{group}.weight_decay", decay,
+                f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
+                f"set {group}.weight_decay < {1 / rate:g}",
+            )  # fmt: skip
+    if config.warm.warmup_steps >= config.warm.steps:
+        refuse(
+            "warm.warmup_steps", config.warm.warmup_steps,
+            f"must be below warm.steps = {config.warm.steps}, since the rate falls after it",
+        )  # fmt: skip
+    low, high = LORA_SCALES
+    if p.lora_rank and not low <= p.lora_alpha / p.lora_rank <= high:
+        refuse(
+            "policy.lora_alpha", p.lora_alpha,
+            f"adapters would count alpha / rank = {p.lora_alpha / p.lora_rank:g} times (policy.lora_rank = "
+            f"{p.lora_rank}); between {low:g} and {high:g} they can learn",
+        )  # fmt: skip
+    low, high = REWARDS
+    for name, value in config.reward.items():
+        if isinstance(value, float) and value and not low <= abs(value) <= high:
+            refuse(f"reward.{name}", value, f"must be 0 or, but for its sign, {low:g} to {high:g}: rewards are squared")
+    if config.reward.good_entry == 0:
+        refuse("reward.good_entry", 0.0, "every entry would count as high quality; set it above 0")
+    if config.rl.updates:
+        check_precision(p)
+
+
+def check_precision(p: ConfigDict) -> None:
+    """Raises ConfigError if gradients do not survive the dtypes of `config.policy`, for whatever trains it."""
+    why = "gradients of float16 are 0 below 6e-8 and overflow above 65504; set"
+    if p.dtype == "float16":
+        refuse("policy.dtype", p.dtype, f"cannot be trained in: {why} policy.dtype = 'bfloat16' or 'float32'")
+    if p.param_dtype == "float16" and not p.lora_rank:
+        refuse(
+            "policy.param_dtype", p.param_dtype,
+            f"cannot be trained: {why} policy.param_dtype = 'bfloat16' or 'float32', or train adapters beside it with "
+            "policy.lora_rank",
         )  # fmt: skip
 
 

@@ -322,7 +322,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         entries=config.store.entries,
         entry_tokens=config.store.entry_tokens,
         embedding_size=int(world.encoder.shape[1]),
-        good_entry=config.reward.good_entry,
+        good_entry=min(config.reward.good_entry, 1 - 1e-6),  # a fact overlaps itself by 1, rounded
         chunk=min(r.prefill_chunk, c.capacity),
         few_rows=0 if layout.is_spread else r.prefill_rows,  # choosing rows across devices would move them
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),
