@@ -294,6 +294,12 @@ def check_policy(config: ConfigDict) -> None:
             f"must be a multiple of policy.num_kv_heads = {p.num_kv_heads}, since every key-value head serves as many "
             "query heads",
         )  # fmt: skip
+    if p.qkv_bias and p.qk_norm:
+        refuse(
+            "policy.qkv_bias", True,
+            "with policy.qk_norm = True it is neither Qwen2 (biases) nor Qwen3 (norms), and could not be exported; set "
+            "one of them to False",
+        )  # fmt: skip
     if p.head_dim % 2:
         refuse("policy.head_dim", p.head_dim, "must be even, since rotary embeddings turn pairs of dimensions")
 
@@ -533,6 +539,15 @@ def make_absolute(config: ConfigDict) -> None:
         value = flatten(config)[name]
         if value and not value.startswith("tfds:"):
             config.update_from_flattened_dict({name: os.path.abspath(os.path.expanduser(value))})
+
+
+def without_folders(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths are bare names, to be shown to others: where they lie is nobody's business."""
+    shown = config.copy_and_resolve_references()
+    fields = flatten(shown)
+    names = [name for name in PATH_FIELDS if not fields[name].startswith("tfds:")]
+    shown.update_from_flattened_dict({name: os.path.basename(fields[name]) for name in names})
+    return shown
 
 
 def difference(a: ConfigDict, b: ConfigDict) -> list[str]:

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     # What acts. With `weights` (a .safetensors file or index, a Hugging Face folder, or a .gguf file) the architecture
     # fields come from the file; without, a fresh policy of these sizes is made.
     c.policy = ConfigDict()
-    c.policy.weights = ""
+    c.policy.weights = ""  # a relative path begins in the current folder; ~ is the home folder
     c.policy.tokenizer = ""  # "" = the one in `weights`; a sentencepiece .model, a tokenizer.json, or a folder
     c.policy.date_string = "26 Jul 2024"  # what a chat template prints as today's date (Llama 3.1 and 3.2 do)
     c.policy.vocab_size = 0  # 0 = the tokenizer's
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
 
     # LoRA: with a rank, adapters on these projections are trained (float32) and the policy itself stays as it is; it is
     # also the reference. Adapters take a larger optim.learning_rate than all parameters do.
-    c.policy.lora_rank = 0  # 0 = all parameters are trained
+    c.policy.lora_rank = 0  # 0 = all parameters are trained; at most the smaller side of each projection
     c.policy.lora_alpha = 16.0  # adapters count alpha / rank times
     c.policy.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -86,7 +86,9 @@ def get_config() -> ConfigDict:
     # Short-term memory.
     c.context = ConfigDict()
     c.context.limit = 8192  # T_max, tokens, the shared prompt included
-    c.context.capacity = 10240  # tokens a row can hold beside the prompt; past it the oldest messages go
+    # Tokens a row can hold beside the prompt; past it the oldest messages go. Prompt and capacity together must fit the
+    # positions that the model was made for.
+    c.context.capacity = 10240
     c.context.messages = 64
     c.context.filter_threshold = 0.6  # theta
     c.context.pin_query = True

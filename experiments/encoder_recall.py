@@ -18,7 +18,7 @@ from agemem_jax.envs import scoring
 from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, store
 from agemem_jax.models import weights
-from agemem_jax.training.setup import ENCODER_SEED, document_counts, tokenizer_path
+from agemem_jax.training.setup import ENCODER_SEED, check_vocabulary, document_counts, tokenizer_path
 from agemem_jax.types import PAD_ID, Text
 from configs import base, tiny
 from experiments import cli, out, paths
@@ -51,9 +51,10 @@ def measure(path: str, weight_file: str, generated: int = 200) -> dict:
     sentences, queries, gold = texts(records, source)
     pieces = tokenizer.token_bytes()
     counts = document_counts(source, len(pieces))
-    embedding = weights.load_token_embeddings(config.policy.weights)[: len(pieces)]
+    embedding = weights.load_token_embeddings(config.policy.weights)
+    check_vocabulary(config.policy, len(pieces), len(embedding))
     tables = [("lexical", encoder.lexical_table(pieces, counts, size, ENCODER_SEED)) for size in LEXICAL_SIZES]
-    tables.append(("policy", encoder.policy_table(embedding, counts)))
+    tables.append(("policy", encoder.policy_table(embedding[: len(pieces)], counts)))
     rows = [{"encoder": name, "size": t.shape[1]} | recall(t, sentences, queries, gold) for name, t in tables]
     per_record = float((sentences.length > 0).sum(1).mean())
     return {"records": len(records), "sentences_per_record": per_record, "encoders": rows}

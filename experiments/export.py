@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.config import from_json, to_json
+from agemem_jax.config import from_json, to_json, without_folders
 from agemem_jax.data.prompts import build_pieces, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
@@ -165,7 +165,8 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
 
 
 def card(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str) -> str:
-    """The model card, README.md."""
+    """The model card, README.md. It shows no folders of this machine."""
+    config = without_folders(config)
     described = weights.hf_config(model)
     fields = [name for name in described if name not in ("architectures", "torch_dtype")]
     rows = [*((name, described[name]) for name in fields), ("dtype of the weights", dtype)]

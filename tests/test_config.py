@@ -38,6 +38,7 @@ REFUSED = {
     "negative updates": ({"rl.updates": -1}, "at least 0"),
     "capacity for no turn": ({"context.capacity": 3100}, "pinned query"),
     "heads": ({"policy.num_heads": 5}, "multiple of policy.num_kv_heads = 2"),
+    "biases and norms": ({"policy.qkv_bias": True}, "policy.qk_norm = True"),
     "odd head": ({"policy.head_dim": 31}, "even"),
     "unknown tool": ({"tools.enabled": ("Add_memroy",)}, "did you mean Add_memory?"),
     "tool twice": ({"tools.enabled": ("Add_memory", "Add_memory")}, "once"),

@@ -21,7 +21,7 @@ from test_weights import our_logits
 from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sentencepiece
 
 from agemem_jax import sharding
-from agemem_jax.config import from_json
+from agemem_jax.config import difference, from_json
 from agemem_jax.data import questions
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
@@ -214,7 +214,10 @@ def test_what_the_folder_holds(released):
     assert card.startswith("---\nlibrary_name: transformers")
     assert "7 updates, seed 0" in card and "| hidden_size | 128 |" in card and "Qwen3ForCausalLM" in card
     assert "agemem_norl" in card and "0.500 ±" in card  # the summary's table
-    assert from_json(card.split("```json\n")[1].split("\n```")[0]) == from_json(json.dumps(config.to_dict()))
+    shown = from_json(card.split("```json\n")[1].split("\n```")[0])
+    assert difference(shown, from_json(json.dumps(config.to_dict()))) == ["policy.tokenizer", "policy.weights"]
+    assert (shown.policy.weights, shown.policy.tokenizer) == ("tiny", "tokenizer.model")
+    assert "started from\n`tiny`" in card and str(ASSET.parent) not in card
     snippet = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder / "out"))
     printed = []
     exec(snippet, {"print": printed.append})  # the card's own way to load it

@@ -107,12 +107,7 @@ def fitted(config: ConfigDict, model: ModelConfig, vocab_size: int, pieces: Piec
     """
     p, prompt_tokens = config.policy, int(pieces.prefix.length.sum())
     check_prompt(config, prompt_tokens)
-    if vocab_size > model.vocab_size:
-        refuse(
-            "policy.tokenizer", p.tokenizer or p.weights,
-            f"has {vocab_size} tokens, and the policy embeddings of {model.vocab_size}"
-            f"{f' (policy.weights = {p.weights!r})' if p.weights else ''}; give the tokenizer that the model came with",
-        )  # fmt: skip
+    check_vocabulary(p, vocab_size, model.vocab_size)
     longest, reach = prompt_tokens + config.context.capacity, model.longest_context
     if reach is not None and longest > reach:
         refuse(
@@ -128,6 +123,16 @@ def fitted(config: ConfigDict, model: ModelConfig, vocab_size: int, pieces: Piec
         if model.lora.rank > smaller:
             refuse("policy.lora_rank", model.lora.rank, f"above {name}'s smaller side, which is {smaller}; lower it")
     return model if reach is not None else dataclasses.replace(model, max_positions=longest)
+
+
+def check_vocabulary(p: ConfigDict, vocab_size: int, embeddings: int) -> None:
+    """Raises ConfigError if the tokenizer has more tokens than the policy of `config.policy` has embeddings."""
+    if vocab_size > embeddings:
+        refuse(
+            "policy.tokenizer", p.tokenizer or p.weights,
+            f"has {vocab_size} tokens, and the policy embeddings of {embeddings}"
+            f"{f' (policy.weights = {p.weights!r})' if p.weights else ''}; give the tokenizer that the model came with",
+        )  # fmt: skip
 
 
 def run_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
