@@ -1,12 +1,11 @@
 """Device traces as readable records: what the agent saw, said and called, and its store and context after each slot."""
 
-import json
+from functools import partial
 
 import numpy as np
 
+from agemem_jax.tools.schemas import read_calls
 from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Role, Status
-
-MAX_CALL_TEXT = 4000  # characters of a malformed turn that are kept
 
 
 def render_traces(run, traced, method: str, when: str) -> list[dict]:
@@ -23,7 +22,6 @@ def render_traces(run, traced, method: str, when: str) -> list[dict]:
 
 def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     """One trajectory."""
-    decode = lambda tokens, length: readable(run.tokenizer, np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
     index = int(task.index[row])
     record = run.source.records[index]
     turns, said_answer, gold = [], None, task.gold
@@ -31,7 +29,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
         for slot in range(trace.ran.shape[0]):
             if not trace.ran[slot, row]:
                 continue
-            turn = render_slot(decode, trace, slot, row)
+            turn = render_slot(run.tokenizer, trace, slot, row)
             turns.append({"stage": stage, **turn})
             answers = [call["arguments"].get("answer") for call in turn["calls"] if call["op"] == "answer"]
             said_answer = answers[-1] if answers and stage == 3 else said_answer
@@ -39,7 +37,10 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
         "task": index,
         "question": record["question"],
         "answer": record["answer"],
-        "gold": [decode(gold.tokens[row, i], gold.length[row, i]).strip() for i in range(int(task.num_gold[row]))],
+        "gold": [
+            exact(run.tokenizer, gold.tokens[row, i], gold.length[row, i]).strip()
+            for i in range(int(task.num_gold[row]))
+        ],
         "said_answer": said_answer,
         "reward": float(numbers["reward"][row]),
         "terms": {n.removeprefix("term_"): float(v[row]) for n, v in numbers.items() if n.startswith("term_")},
@@ -49,10 +50,16 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     }
 
 
-def readable(tokenizer, ids: list[int]) -> str:
-    """The text of tokens. The tiny vocabulary writes no line ends in tool results: they are put in for the reader."""
+def exact(tokenizer, tokens, length) -> str:
+    """The text of padded tokens, as it was written or stored."""
+    return tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())
+
+
+def readable(tokenizer, tokens, length) -> str:
+    """The text of an observation. The tiny vocabulary has no line ends in tool results: they are put in for people."""
     if not tokenizer.is_small:
-        return tokenizer.decode(ids)
+        return exact(tokenizer, tokens, length)
+    ids = np.asarray(tokens)[: int(length)].tolist()
     pieces, text = [tokenizer.decode([i]) for i in ids], ""
     for i, piece in enumerate(pieces):
         begins_number = piece.isdigit() and not (i and pieces[i - 1].isdigit())
@@ -64,18 +71,17 @@ def readable(tokenizer, ids: list[int]) -> str:
     return text
 
 
-def render_slot(decode, trace, slot: int, row: int) -> dict:
+def render_slot(tokenizer, trace, slot: int, row: int) -> dict:
     """One generation slot of one row."""
-    at = lambda x: np.asarray(x)[slot, row]  # noqa: E731
+    decode, at = partial(exact, tokenizer), lambda x: np.asarray(x)[slot, row]
     said = decode(at(trace.said.tokens), at(trace.said.length))
-    shown = decode(at(trace.shown.tokens), at(trace.shown.length)).strip()
     return {
         "turn": int(at(trace.turn)),
         "mode": "summarize" if int(at(trace.mode)) == Mode.SUMMARIZE else "act",
-        "saw": [{"role": "user", "text": decode(at(trace.seen.tokens), at(trace.seen.length))}],
+        "saw": [{"role": "user", "text": readable(tokenizer, at(trace.seen.tokens), at(trace.seen.length))}],
         "said": said,
         "calls": render_calls(said, at(trace.op), at(trace.status)),
-        "results": shown,
+        "results": readable(tokenizer, at(trace.shown.tokens), at(trace.shown.length)).strip(),
         "store": [
             {
                 "id": int(memory_id),
@@ -86,7 +92,7 @@ def render_slot(decode, trace, slot: int, row: int) -> dict:
             for i, memory_id in enumerate(at(trace.store_id))
             if memory_id != NO_ID
         ],
-        "context": render_context(decode, trace, slot, row),
+        "context": render_context(partial(readable, tokenizer), trace, slot, row),
         "context_tokens": int(at(trace.context_length)),
     }
 
@@ -101,19 +107,12 @@ def render_tags(decode, tokens, length) -> dict[str, str]:
 
 
 def render_calls(said: str, ops, statuses) -> list[dict]:
-    """The calls of a turn with their arguments, read back from the text that the policy wrote."""
+    """The calls of a turn with their arguments, read back from the text that the policy wrote; none if malformed."""
     live = [(Op(int(op)), Status(int(status))) for op, status in zip(ops, statuses, strict=True) if op != Op.NONE]
-    arguments: list[dict] = []
-    if "<tool_call>" in said:
-        body = said.split("<tool_call>")[1].split("</tool_call>")[0]
-        try:
-            parsed = json.loads(body)
-            parsed = parsed if isinstance(parsed, list) else [parsed]
-            arguments = [call.get("arguments", {}) for call in parsed]
-        except ValueError:
-            arguments = [{"text": body[:MAX_CALL_TEXT]}]
-    if "<answer>" in said:
+    if any(op == Op.ANSWER for op, _ in live):
         arguments = [{"answer": said.split("<answer>")[1].split("</answer>")[0].strip()}]
+    else:
+        arguments = [call["arguments"] for call in read_calls(said)] if live else []
     calls = []
     for i, (op, status) in enumerate(live):
         name = TOOL_NAMES[op] if op < len(TOOL_NAMES) else op.name.lower()
