@@ -297,14 +297,14 @@ def test_unconstrained_sampling_allows_all_but_control_tokens_until_the_end(bpe,
     allowed = grammar_lib.allowed_tokens(free, states, nothing + 1, nothing + 1)
     np.testing.assert_array_equal(allowed, np.broadcast_to(usable, allowed.shape))
     assert not grammar_lib.allowed_tokens(free, jnp.array([free.end]), jnp.array([9]), jnp.array([511])).any()
-    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode("]")[0]))
+    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode_markup("]")[0]))
     assert lost[0] == free.dead and lost[1] == free.dead and lost[2] == free.start_summary
     assert (grammar_lib.advance(free, lost, jnp.full(3, tokenizer.eos_id)) == free.end).all()
     assert (grammar_lib.advance(free, jnp.array([free.end]), jnp.array([5])) == free.end).all()
 
 
 def parse_text(grammar, tokenizer, text: str, start: int | None = None):
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_markup(text)
     tokens = np.array([ids + [PAD_ID] * (WIDTH - len(ids))], np.int32)
     begin = jnp.array([grammar.start_act if start is None else start])
     return jax.tree.map(np.asarray, parse(grammar, tokens, jnp.array([len(ids)]), begin, tag_width=TAG_WIDTH))
@@ -339,7 +339,7 @@ def test_damaged_turns_are_malformed(bpe):
     assert parse(grammar, tokens, count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     assert parse(grammar, tokens[:, 1:], count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     late = np.insert(tokens, WIDTH // 2, 0, axis=1)  # something after the end
-    late[np.arange(ROWS), count] = tokenizer.encode("a")[0]
+    late[np.arange(ROWS), count] = tokenizer.encode_markup("a")[0]
     assert parse(grammar, late, count + 1, start, tag_width=TAG_WIDTH).malformed.all()
 
 
@@ -347,9 +347,10 @@ def write_entry(tables, tokenizer: Tokenizer, text: str) -> tuple[list[int], int
     """A turn that stores `text`, in the tokens that the tokenizer makes of the JSON string; those that are not in the
     language are spelled in bytes. Returns the tokens, and how many had to be spelled."""
     opening = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
-    parts = ["<think>", opening, json.dumps(text, ensure_ascii=False)[1:-1], '"}}]</tool_call>' + END]
+    before = tokenizer.encode_markup("<think>") + tokenizer.encode_markup(opening)
+    content = tokenizer.encode(json.dumps(text, ensure_ascii=False)[1:-1])
     state, ids, cut = tables.start_act, [], 0
-    for token in [token for part in parts for token in tokenizer.encode(part)]:
+    for token in [*before, *content, *tokenizer.encode_markup('"}}]</tool_call>' + END)]:
         known = tables.next_state[state, tables.token_class[token]] >= 0
         cut += not known
         for one in [token] if known else cut_up(tokenizer, [token]):
@@ -421,10 +422,10 @@ def test_the_tiny_vocabulary_has_the_tables_that_its_policy_was_made_with():
     tables = grammar_lib.build_grammar(config.tools, Tokenizer.load(config.policy.tokenizer))
     kept = (
         "token_class", "class_size", "class_token", "class_digit", "class_ends", "next_state", "need", "reach", "part",
-        "call", "op", "value", "type_key",
+        "call", "op", "value",
     )  # fmt: skip
     found = hashlib.sha256(b"".join(np.asarray(getattr(tables, name)).tobytes() for name in kept)).hexdigest()
-    assert found == "6b2f86d82e90cae58f31d9160566e8eece096e85f88721e8b85966bb4f66be19"
+    assert found == "50bdc9ad0a242dfc8608bd94ca89eabed5e44c07a16e3cdaa5a29447d19bcb58"
     np.testing.assert_array_equal(tables.stored, np.tile(np.arange(tables.stored.shape[1]), (3, 1)))
     assert grammar_lib.Spelling.ESCAPED not in tables.spelling
 
@@ -450,10 +451,10 @@ def test_a_tag_longer_than_its_room_is_cut_and_says_so(bpe):
     _, tokenizer, grammar = bpe
     opening = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
     parts = ("<think>", opening, "x", '", "memory_type": "', "0123456789", '"}}]</tool_call>' + END)
-    ids = [token for part in parts for token in tokenizer.encode(part)]
+    ids = [token for part in parts for token in tokenizer.encode_markup(part)]
     start = jnp.array([grammar.start_act])
     calls = parse(grammar, np.array([ids]), jnp.array([len(ids)]), start, tag_width=4)
-    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode("0123456789")) > 4
+    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode_markup("0123456789")) > 4
     assert tokenizer.decode(np.asarray(calls.tags.tokens)[0, 0, 0, 1]) == "0123456789"[:4]
 
 
@@ -489,10 +490,10 @@ def test_thinking_leaves_room_for_the_body(tmp_path, room):
     config = tools_config(body_tokens=room, optional_arguments=False)
     tokenizer = load("bpe", config, tmp_path)
     grammar = grammar_lib.build_grammar(config, tokenizer)
-    budget, opening = 130, len(tokenizer.encode("<think>"))
+    budget, opening = 130, len(tokenizer.encode_markup("<think>"))
     state, written = jnp.int32(grammar.start_act), 0
-    word = tokenizer.encode(" the")[0]
-    for token in [*tokenizer.encode("<think>"), *[word] * budget]:
+    word = tokenizer.encode_markup(" the")[0]
+    for token in [*tokenizer.encode_markup("<think>"), *[word] * budget]:
         allowed = grammar_lib.allowed_tokens(grammar, state, jnp.int32(budget - written), jnp.int32(2**NUM_OPS - 1))
         if not allowed[token]:
             break
@@ -510,9 +511,9 @@ def test_tiny_literals_are_single_forced_tokens(tmp_path):
     shortest = [grammar_lib.max_distance(grammar, op) for op in (Op.ADD, Op.SUMMARY, Op.FILTER, Op.ANSWER, Op.PASS)]
     assert shortest == [2, 3, 2, 2, 1]
     assert len(grammar_lib.literals(config, END)) == len(set(grammar_lib.literals(config, END))) < 60
-    close = tokenizer.encode('"}}]</tool_call>' + END)
+    close = tokenizer.encode_markup('"}}]</tool_call>' + END)
     assert len(close) == 1 and grammar_lib.ends_turn(grammar, jnp.array(close)).all()
-    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode(" Ada"))).any()
+    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode_markup(" Ada"))).any()
 
 
 @pytest.mark.parametrize(

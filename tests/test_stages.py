@@ -144,7 +144,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     def turn(said) -> list[int]:
         said = said if isinstance(said, str) else write_turn(run.config.tools, said) + END
-        return source.tokenizer.encode(said)
+        return source.tokenizer.encode_markup(said)
 
     def turns(lines) -> Text:
         return pad_texts([turn(line) for line in lines] + [turn([])] * (TURNS - len(lines)), TURNS, spec.width)
@@ -154,7 +154,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     told = [turns(getattr(script, name)) for name in ("one", "two", "three") for script in scripts]
     told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
-    summary = stack([pad_text(source.tokenizer.encode(f" {s.summary}{END}"), spec.width) for s in scripts])
+    summary = stack([pad_text(source.tokenizer.encode_markup(f" {s.summary}{END}"), spec.width) for s in scripts])
     task = jax.device_put(task_of(run, scripts))
     after, traces = jax.device_get(episode(task, told, summary, run.world, jnp.int32(tools)))
     row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731

@@ -118,9 +118,9 @@ def _text(rows: list[list[int]]) -> Text:
 
 def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
     """Tokenises every fixed string. The tiny vocabulary (a sentencepiece model) gets short forms of the prompts."""
-    chat: ChatPieces = tokenizer.chat_pieces()
+    chat: ChatPieces = tokenizer.chat_pieces(config.policy.date_string)
     short = tokenizer.is_small
-    encode = tokenizer.encode
+    encode = tokenizer.encode_markup
 
     def one(text: str) -> Text:
         table = _text([encode(text)])
