@@ -173,7 +173,6 @@ class Derived:
     """Sizes that follow from a config."""
 
     rows: int  # B, rollouts of an update
-    max_calls: int  # calls that a turn can hold in the configured format
     sequences: int  # segments that an update can record
     micro_batch: int  # of these, in a gradient-accumulation step
     observation_tokens: int  # most content tokens that a row is shown before a turn, chat marks not counted
@@ -185,12 +184,10 @@ def derive(config: ConfigDict) -> Derived:
     tools, task, rollout = config.tools, config.task, config.rollout
     rows = config.rl.tasks_per_update * config.rl.group_size
     sequences = rows * config.context.max_segments
-    max_calls = tools.max_calls if tools.format == "paper" else 1
-    shown = max(max_calls * tools.max_top_k, task.auto_top_k)
+    shown = max(tools.max_calls * tools.max_top_k, task.auto_top_k)
     observation = task.message_tokens + shown * config.store.entry_tokens
     return Derived(
         rows=rows,
-        max_calls=max_calls,
         sequences=sequences,
         micro_batch=min(config.rl.micro_batch, sequences),
         observation_tokens=observation,
@@ -353,9 +350,8 @@ def check_tools(config: ConfigDict) -> None:
             )  # fmt: skip
     if len(set(t.enabled)) < len(t.enabled):
         refuse("tools.enabled", tuple(t.enabled), "names a tool twice; name each once")
-    max_calls = derive(config).max_calls
-    if t.min_calls > max_calls:
-        refuse("tools.min_calls", t.min_calls, f"a turn can hold {max_calls} calls (tools.max_calls)")
+    if t.min_calls > t.max_calls:
+        refuse("tools.min_calls", t.min_calls, f"a turn can hold {t.max_calls} calls (tools.max_calls)")
     if t.default_top_k > t.max_top_k:
         refuse("tools.default_top_k", t.default_top_k, f"must be at most tools.max_top_k = {t.max_top_k}")
 

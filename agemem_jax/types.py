@@ -43,7 +43,7 @@ class Op(enum.IntEnum):
     SUMMARY = 4
     FILTER = 5
     ANSWER = 6  # <answer>: the task action of a question-answering task
-    PASS = 7  # an empty array of calls: nothing to do this turn
+    PASS = 7  # no call: nothing to do this turn
     WRITE_SUMMARY = 8  # the text of a generation slot under the summarising prompt
 
 

@@ -44,9 +44,9 @@ def get_config() -> ConfigDict:
     c.policy.lora_alpha = 16.0  # adapters count alpha / rank times
     c.policy.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    # The turn format: <think>, then a JSON array of calls, or an answer.
+    # The turn format: <think>, then calls, or an answer.
     c.tools = ConfigDict()
-    c.tools.format = "paper"  # "paper" or "hermes" (Qwen's own: one call object a turn)
+    c.tools.format = "paper"  # "paper" (one JSON array of calls) or "hermes" (Qwen's own: one block for each call)
     c.tools.constrained = True  # False: free sampling; a malformed turn is an observation and a penalty
     c.tools.enabled = (
         "Add_memory",
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
         "Filter_context",
     )
     c.tools.max_calls = 3  # calls in one turn
-    c.tools.min_calls = 1  # 0 also admits an empty array: a turn without a call
+    c.tools.min_calls = 1  # 0 also admits a turn without a call: an empty array; in "hermes", the think block alone
     c.tools.max_tags = 2  # pairs in metadata and in metadata_filter
     c.tools.max_top_k = 5
     c.tools.default_top_k = 3

@@ -204,10 +204,9 @@ def test_capacity_below_the_limit():
 
 def test_derived_sizes():
     sizes = derive(changed({"rl.micro_batch": 1000}))
-    assert (sizes.rows, sizes.sequences, sizes.micro_batch, sizes.max_calls) == (32, 128, 128, 3)
+    assert (sizes.rows, sizes.sequences, sizes.micro_batch) == (32, 128, 128)
     assert sizes.observation_tokens == 64 + 3 * 5 * 64
     assert sizes.turn_tokens == sizes.observation_tokens + 2048
-    assert derive(changed({"tools.format": "hermes"})).max_calls == 1
 
 
 def test_fields_set_in_a_config_file():

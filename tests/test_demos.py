@@ -48,8 +48,8 @@ def tiny_config(tmp_path, **tools):
 
 @pytest.mark.parametrize(
     "tools",
-    [{}, {"min_calls": 1}, {"format": "hermes", "max_calls": 1, "min_calls": 1}],
-    ids=["tiny", "must", "hermes"],
+    [{}, {"min_calls": 1}, {"format": "hermes"}, {"format": "hermes", "max_calls": 1, "min_calls": 1}],
+    ids=["tiny", "must", "hermes", "hermes_one"],
 )
 def test_every_turn_parses_and_fits_its_budget(tmp_path, tools):
     config = tiny_config(tmp_path, **tools)

@@ -1,6 +1,5 @@
 """The system prompt: its example is in the configured format, and shows enabled tools alone."""
 
-import json
 import re
 
 import numpy as np
@@ -9,11 +8,11 @@ from vocabularies import write_bpe
 
 from agemem_jax.data.prompts import build_pieces, example, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.tools.schemas import STATUS_TEXT, validate_call
+from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, validate_call
 from agemem_jax.types import Op, Status
 from configs import base
 
-BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:<tool_call>([^<]*)</tool_call>|<answer>([^<]*)</answer>)")
+BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:(<tool_call>[^<]*</tool_call>)|<answer>([^<]*)</answer>)")
 
 
 @pytest.mark.parametrize("format", ["paper", "hermes"])
@@ -27,13 +26,35 @@ def test_the_example_is_in_the_format(format, enabled):
         assert thought
         if answer:
             continue
-        calls = json.loads(body) if format == "paper" else [json.loads(body)]
-        for call in calls:
+        assert body.startswith("<tool_call>[{" if format == "paper" else "<tool_call>\n{")
+        for call in read_calls(body):
             validate_call(call, tools)
             shown.append(call["name"])
     assert shown == [name for name in enabled if name in ("Add_memory", "Retrieve_memory")]
     assert turns[-1][2].strip() == "1889"
     assert example(tools) in system_prompt(tools)
+
+
+@pytest.mark.parametrize(
+    ("format", "least", "most", "told"),
+    [
+        ("paper", 1, 3, "...]</tool_call> with one to 3 calls\nor <answer>"),
+        ("paper", 1, 1, "...]</tool_call> with a single call\nor <answer>"),
+        ("paper", 2, 2, "...]</tool_call> with 2 calls\nor <answer>"),
+        ("paper", 0, 2, "with one to 2 calls\nor <tool_call>[]</tool_call> to let a message pass\nor <answer>"),
+        ("hermes", 1, 1, "{...}}\n</tool_call> with a single call\nor <answer>"),
+        ("hermes", 1, 3, "{...}}\n</tool_call> for each of one to 3 calls, one block below the other\nor <answer>"),
+        ("hermes", 0, 1, "with a single call\nor nothing more, to let a message pass\nor <answer>"),
+    ],
+)
+def test_the_prompt_tells_how_many_calls_a_turn_holds(format, least, most, told):
+    tools = base.get_config().tools
+    tools.format, tools.min_calls, tools.max_calls = format, least, most
+    assert told in system_prompt(tools)
+
+
+def test_the_prompt_tells_how_strings_are_escaped():
+    assert r'write \" for a quotation mark and \\ for a backslash' in system_prompt(base.get_config().tools)
 
 
 def test_without_thinking_the_example_does_not_think():

@@ -50,17 +50,21 @@ def write_sentencepiece(path: str, literals: list[str]) -> str:
     return str(path)
 
 
-def write_bpe(folder, template: str | None = CHAT_TEMPLATE, pre_tokenizer=None, texts: tuple[str, ...] = ()) -> str:
-    """Trains a byte-level BPE of about 700 tokens and writes it as a Hugging Face folder."""
+def write_bpe(
+    folder, template: str | None = CHAT_TEMPLATE, pre_tokenizer=None, texts: tuple[str, ...] = (), vocab_size: int = 800
+) -> str:
+    """Trains a byte-level BPE (of 256 tokens: single bytes beside the marks), written as a Hugging Face folder."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     json_text = [
         '{"name": "Add_memory", "arguments": {"content": "x"}}, {"query": "y"}}]</tool_call>',
         "<think></think>",
+        r'{"content": "\"Silver\" is \"one\", \\ two \\\\ three (\"1984\") \"\\\""}',
+        '1 < 2 <= 3 << 4 <- 5 "<7" <> <!-- <b> </b> <|',
     ]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(sentences() + json_text * 20 + list(texts) * 20, trainer)
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", END])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from agemem_jax.data.tokenizer import ChatPieces, Tokenizer
-from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas
+from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas, write_calls
 from agemem_jax.types import NUM_OPS, NUM_STATUSES, PAD_ID, TOOL_NAMES, Op, Pieces, Status, Text
 
 MAX_MEMORY_ID = 999  # ids are shown as text up to this number
@@ -34,7 +34,8 @@ conversation is emptied, and a working context of limited length.
 Always begin with a <think> block of one short sentence, then write exactly one of
 {call_format}
 or <answer> your short final answer</answer>
-Nothing may stand outside these tags. Strings hold no quotation marks and no backslashes.
+Nothing may stand outside these tags. Strings are JSON: write \\" for a quotation mark and \\\\ for a backslash. They \
+hold no line breaks and no tags.
 
 # Example
 {example}"""
@@ -58,17 +59,33 @@ EXAMPLE_CALLS = (
 )
 EXAMPLE_ANSWER = (" The memory that I found answers the question", " 1889")
 
-PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with one to MAX calls"""
+PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with COUNT"""
 HERMES_CALLS = """<tool_call>
 {"name": tool name, "arguments": {...}}
-</tool_call> with a single call"""
+</tool_call> """
+HERMES_ONE, HERMES_SEVERAL = "with a single call", "for each of COUNT, one block below the other"
+NO_CALLS = {
+    "paper": "\nor <tool_call>[]</tool_call> to let a message pass",
+    "hermes": "\nor nothing more, to let a message pass",
+}
 
 
 def system_prompt(tools) -> str:
     """The paper's system prompt in our words: tools, workflow, strict format. `tools` is config.tools."""
     schemas = "\n".join(json.dumps(schema) for schema in tool_schemas(tools))
-    calls = PAPER_CALLS.replace("MAX", str(tools.max_calls)) if tools.format == "paper" else HERMES_CALLS
-    return SYSTEM_PROMPT.format(tools=schemas, call_format=calls, example=example(tools))
+    return SYSTEM_PROMPT.format(tools=schemas, call_format=call_format(tools), example=example(tools))
+
+
+def call_format(tools) -> str:
+    """How calls are written and how many, by the format and its numbers of calls."""
+    least, most = max(tools.min_calls, 1), tools.max_calls
+    number = str(most) if least == most else f"{'one' if least == 1 else least} to {most}"
+    count = "a single call" if most == 1 else f"{number} calls"
+    if tools.format == "paper":
+        text = PAPER_CALLS
+    else:
+        text = HERMES_CALLS + (HERMES_ONE if most == 1 else HERMES_SEVERAL)
+    return text.replace("COUNT", count) + (NO_CALLS[tools.format] if tools.min_calls == 0 else "")
 
 
 def example(tools) -> str:
@@ -80,8 +97,7 @@ def example(tools) -> str:
     lines = []
     for said, thought, call, result in EXAMPLE_CALLS:
         if call["name"] in tools.enabled:
-            text = f"[{json.dumps(call)}]" if tools.format == "paper" else f"\n{json.dumps(call)}\n"
-            lines += [f"user: {said}", turn(thought, f"<tool_call>{text}</tool_call>"), f"tool: {result}"]
+            lines += [f"user: {said}", turn(thought, write_calls([call], tools)), f"tool: {result}"]
     thought, answer = EXAMPLE_ANSWER
     return "\n".join([*lines, turn(thought, f"<answer>{answer}</answer>")])
 

@@ -301,7 +301,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         prefix_tokens=int(pieces.prefix.length.sum()),
         action_tokens=r.action_tokens,
         summary_tokens=r.summary_tokens,
-        max_calls=sizes.max_calls,
+        max_calls=t.max_calls,
         tag_slots=1 + t.max_tags,
         tag_tokens=config.store.tag_tokens,
         default_top_k=t.default_top_k,
@@ -328,7 +328,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),
         trace_rows=min(config.train.traces, sizes.rows),
         # A summary finished in between adds a status of its own.
-        result_tokens=(sizes.max_calls + 1) * call,
+        result_tokens=(t.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
         layout=layout,

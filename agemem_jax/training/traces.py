@@ -1,12 +1,9 @@
 """Device traces as readable records: what the agent saw, said and called, and its store and context after each slot."""
 
-import json
-
 import numpy as np
 
+from agemem_jax.tools.schemas import read_calls
 from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status
-
-MAX_CALL_TEXT = 4000  # characters of a malformed turn that are kept
 
 
 def render_traces(run, traced, method: str, when: str) -> list[dict]:
@@ -23,7 +20,7 @@ def render_traces(run, traced, method: str, when: str) -> list[dict]:
 
 def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     """One trajectory."""
-    decode = lambda tokens, length: readable(run.tokenizer, np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
+    decode = lambda tokens, length: run.tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
     marks = Marks(run.tokenizer, run.world.pieces)
     index = int(task.index[row])
     record = run.source.records[index]
@@ -51,7 +48,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
 
 
 def readable(tokenizer, ids: list[int]) -> str:
-    """The text of tokens. The tiny vocabulary writes no line ends in tool results: they are put in for the reader."""
+    """The text of what was seen. The tiny vocabulary has no line ends in tool results: here they are put in."""
     if not tokenizer.is_small:
         return tokenizer.decode(ids)
     pieces, text = [tokenizer.decode([i]) for i in ids], ""
@@ -98,9 +95,10 @@ class Marks:
         close = next((close for close in self.closes if ids[-len(close) :] == close), [])
         return ids[: len(ids) - len(close)]
 
-    def text(self, ids: list[int]) -> str:
-        """Readable text without the marker that ends a turn, which may be a part of the last token."""
-        text, end = readable(self.tokenizer, ids), self.tokenizer.end_of_turn
+    def text(self, ids: list[int], exact: bool = False) -> str:
+        """Text, readable or exact, without the marker that ends a turn, which may be a part of the last token."""
+        end = self.tokenizer.end_of_turn
+        text = self.tokenizer.decode(ids) if exact else readable(self.tokenizer, ids)
         last = (self.tokenizer.pieces[ids[-1]] or end.encode()) if ids else b""
         return (text.removesuffix(end) if last.endswith(end.encode()) else text).strip()
 
@@ -110,8 +108,8 @@ def render_slot(decode, marks: Marks, trace, slot: int, row: int) -> dict:
     at = lambda x: np.asarray(x)[slot, row]  # noqa: E731
     seen = at(trace.seen.tokens)[: int(at(trace.seen.length))].tolist()
     saw = [{"role": role or "user", "text": marks.text(ids)} for role, ids in marks.split(seen)]
-    said = marks.text(at(trace.said.tokens)[: int(at(trace.said.length))].tolist())
-    shown = decode(at(trace.shown.tokens), at(trace.shown.length)).strip()
+    said = marks.text(at(trace.said.tokens)[: int(at(trace.said.length))].tolist(), exact=True)  # its calls are JSON
+    shown = marks.text(at(trace.shown.tokens)[: int(at(trace.shown.length))].tolist())
     return {
         "turn": int(at(trace.turn)),
         "mode": "summarize" if int(at(trace.mode)) == Mode.SUMMARIZE else "act",
@@ -144,19 +142,12 @@ def render_tags(decode, tokens, length) -> dict[str, str]:
 
 
 def render_calls(said: str, ops, statuses) -> list[dict]:
-    """The calls of a turn with their arguments, read back from the text that the policy wrote."""
+    """The calls of a turn with their arguments, read back from the text that the policy wrote; none if malformed."""
     live = [(Op(int(op)), Status(int(status))) for op, status in zip(ops, statuses, strict=True) if op != Op.NONE]
-    arguments: list[dict] = []
-    if "<tool_call>" in said:
-        body = said.split("<tool_call>")[1].split("</tool_call>")[0]
-        try:
-            parsed = json.loads(body)
-            parsed = parsed if isinstance(parsed, list) else [parsed]
-            arguments = [call.get("arguments", {}) for call in parsed]
-        except ValueError:
-            arguments = [{"text": body[:MAX_CALL_TEXT]}]
-    if "<answer>" in said:
+    if any(op == Op.ANSWER for op, _ in live):
         arguments = [{"answer": said.split("<answer>")[1].split("</answer>")[0].strip()}]
+    else:
+        arguments = [call["arguments"] for call in read_calls(said)] if live else []
     calls = []
     for i, (op, status) in enumerate(live):
         name = TOOL_NAMES[op] if op < len(TOOL_NAMES) else op.name.lower()
