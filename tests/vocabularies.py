@@ -5,7 +5,7 @@ import json
 import random
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END = "<|im_end|>"
 WORDS = """Ada Keller wrote Silver River in 1984 and was born in Halden small all true false one two three café naïve
@@ -47,14 +47,28 @@ def write_sentencepiece(path: str, literals: list[str]) -> str:
     return str(path)
 
 
-def write_bpe(folder, template: str | None = CHAT_TEMPLATE) -> str:
-    """Trains a byte-level BPE of about 700 tokens and writes it as a Hugging Face folder."""
+# How tokenizers cut text into words, before merges: GPT-2's way (SmolLM) is ByteLevel's own.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_WORDS = QWEN2_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+
+def write_bpe(folder, template: str | None = CHAT_TEMPLATE, words: str = "") -> str:
+    """Trains a byte-level BPE of about 700 tokens and writes it as a Hugging Face folder.
+
+    words: the regular expression by which text is cut into words; "" is GPT-2's.
+    """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not words)
+    if words:
+        split = pre_tokenizers.Split(Regex(words), behavior="isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bpe.pre_tokenizer])
     bpe.decoder = decoders.ByteLevel()
     json_text = [
         '{"name": "Add_memory", "arguments": {"content": "x"}}, {"query": "y"}}]</tool_call>',
         "<think></think>",
+        'Add_memory: done, memory_id=7\nRetrieve_memory: done\n"Silver River" (1984). | memory_id=12\n</tool_response>',
     ]
     trainer = trainers.BpeTrainer(
         vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

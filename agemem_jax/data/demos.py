@@ -40,7 +40,7 @@ def write_turn(tools, calls: list[tuple[Op, dict]], answer: str | None = None) -
         return f"{think}<answer> {answer}</answer>"
     made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
     if tools.format == "hermes":
-        return f"{think}<tool_call>\n{json.dumps(made[0])}\n</tool_call>"
+        return f"{think}<tool_call>\n{json.dumps(made[0], ensure_ascii=False)}\n</tool_call>"
     return f"{think}<tool_call>{json.dumps(made, ensure_ascii=False)}</tool_call>"
 
 

@@ -9,6 +9,11 @@ from dataclasses import dataclass, replace
 from agemem_jax.types import TOOL_NAMES, Op, Status
 
 MAX_ID_DIGITS = 4
+# What stands before, between and after the calls of a turn, by tools.format.
+CALL_MARKS = {
+    "paper": ("<tool_call>[", ", ", "]</tool_call>"),
+    "hermes": ("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+}
 
 
 class Kind(enum.Enum):
