@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vocabularies import END, LLAMA3_WORDS, QWEN2_WORDS, write_bpe
 
+from agemem_jax.data import hotpotqa
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
 from agemem_jax.data.prompts import build_pieces, system_message
@@ -42,7 +44,42 @@ def exported(source: str, target, tools, chat=None):
 
 
 COMMON = st.sampled_from("aZé东 .,:;!?\"'()[]<|>#=-_/\\&1290")
-ENTRIES = st.text(COMMON | st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1).filter(lambda text: not text[0].isspace())
+ANY = st.characters(codec="utf-8", exclude_categories=["C"])
+ENTRIES = st.text(COMMON | ANY, min_size=1).filter(lambda text: not text[0].isspace())
+
+
+CACHE: dict = {}
+
+
+def pieces_of(path: str):
+    if path not in CACHE:
+        tokenizer = Tokenizer.load(path)
+        CACHE[path] = tokenizer, build_pieces(tokenizer, base.get_config())
+    return CACHE[path]
+
+
+def observed(pieces, entry: list[int], number: int) -> dict[str, list[list[int]]]:
+    """Messages by kind as an agent is shown them, with an entry's (a message's, a summary's) tokens."""
+
+    def row(text, *index) -> list[int]:
+        return np.asarray(text.tokens)[index][: int(np.asarray(text.length)[index])].tolist()
+
+    status = lambda op, s: row(pieces.statuses, op, s)  # noqa: E731
+    shown, line_break = row(pieces.numbers, number), row(pieces.line_break)
+    line = line_break + entry + row(pieces.id_mark) + shown
+    related = row(pieces.related) + line + line
+    results = [
+        *status(Op.ADD, Status.OK), *shown, *line_break, *status(Op.RETRIEVE, Status.OK), *line, *line, *line_break,
+        *status(Op.DELETE, Status.UNKNOWN_ID), *line_break, *related,
+    ]  # fmt: skip
+    tool = lambda text: row(pieces.tool_open) + text + row(pieces.tool_close)  # noqa: E731
+    user = lambda text: row(pieces.user_open) + text + row(pieces.close)  # noqa: E731
+    return {
+        "prompt": [row(pieces.prefix, 0), row(pieces.assistant_open)],
+        "tool": [tool(results), tool(related)],
+        "user": [user(entry), user(row(pieces.summary_prompt))],
+        "summary": [user(row(pieces.summary_open) + entry)],
+    }
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -53,37 +90,38 @@ ENTRIES = st.text(COMMON | st.characters(codec="utf-8", exclude_categories=["C"]
 def test_observations_have_the_tokens_of_their_whole_text(folders, words, entry, number):
     """Whatever an entry, a summary or a message holds: other programs tokenise the whole text at once."""
     tokenizer, pieces = pieces_of(folders[words])
-    row = lambda text, *index: np.asarray(text.tokens)[index][: int(np.asarray(text.length)[index])].tolist()  # noqa: E731
-    ids, status = tokenizer.encode(entry), lambda op, s: row(pieces.statuses, op, s)
-    line = row(pieces.line_break) + ids + row(pieces.id_mark) + row(pieces.numbers, number)
-    results = [
-        *status(Op.ADD, Status.OK), *row(pieces.numbers, number), *row(pieces.line_break),
-        *status(Op.RETRIEVE, Status.OK), *line, *line, *row(pieces.line_break), *status(Op.DELETE, Status.UNKNOWN_ID),
-        *row(pieces.line_break), *row(pieces.related), *line,
-    ]  # fmt: skip
-    messages = [
-        row(pieces.tool_open) + results + row(pieces.tool_close),
-        row(pieces.tool_open) + row(pieces.related) + line + row(pieces.tool_close),
-        row(pieces.user_open) + ids + row(pieces.close),
-        row(pieces.user_open) + row(pieces.summary_prompt) + row(pieces.close),
-        row(pieces.user_open) + row(pieces.summary_open) + ids + row(pieces.close),
-        row(pieces.assistant_open) + tokenizer.encode(f"<think> Ada</think><answer> 1984</answer>{END}")
-        + row(pieces.after_turn),
-    ]  # fmt: skip
-    for message in messages:
+    messages = sum(observed(pieces, tokenizer.encode(entry), number).values(), [])
+    for message in [*messages, sum(messages, [])]:
         assert tokenizer.encode(tokenizer.decode(message)) == message
-    whole = row(pieces.prefix, 0) + sum(messages, [])
-    assert tokenizer.encode(tokenizer.decode(whole)) == whole
 
 
-CACHE: dict = {}
+@pytest.mark.weights
+@pytest.mark.skipif("AGEMEM_HOTPOTQA" not in os.environ, reason="set AGEMEM_HOTPOTQA to a published HotpotQA file")
+@pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "smollm2-135m-instruct-q4_1.gguf"])
+def test_share_of_real_messages_with_the_tokens_of_their_text(name, capsys):
+    """Facts of HotpotQA as messages, as entries that a policy stored and is shown, and in the turns that store them."""
+    tokenizer, pieces = pieces_of(os.path.join(os.environ["AGEMEM_WEIGHTS_DIR"], name))
+    same: dict[str, list[bool]] = {}
 
+    def check(kind: str, ids: list[int]) -> None:
+        same.setdefault(kind, []).append(tokenizer.encode(tokenizer.decode(ids)) == ids)
 
-def pieces_of(folder: str):
-    if folder not in CACHE:
-        tokenizer = Tokenizer.load(folder)
-        CACHE[folder] = tokenizer, build_pieces(tokenizer, base.get_config())
-    return CACHE[folder]
+    call = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
+    literals = ("<think>", call, '"}}]</tool_call>' + END)
+    thought = tokenizer.encode(" The user tells me a fact, so I store it")
+    for record in hotpotqa.load(os.environ["AGEMEM_HOTPOTQA"])[:40]:
+        staged = hotpotqa.stages(record, random.Random(0), facts=8, distractors=3, casual=True)
+        for number, text in enumerate(staged.gold + staged.facts + staged.distractors + [staged.query]):
+            for kind, messages in observed(pieces, tokenizer.encode(text), number).items():
+                for ids in messages:
+                    check(kind, ids)
+            for kind, content in (("turn", text), ("turn without the full stop", text.rstrip(".?!"))):
+                parts = zip(literals, (thought, tokenizer.encode(content), []), strict=True)
+                check(kind, sum((tokenizer.encode(literal) + field for literal, field in parts), []))
+    with capsys.disabled():
+        print(f"\n{name}: " + ", ".join(f"{kind} {np.mean(x):.4f} of {len(x)}" for kind, x in same.items()))
+    assert all(all(same[kind]) for kind in ("prompt", "tool", "user", "summary"))
+    assert np.mean(same["turn without the full stop"]) > 0.8
 
 
 @pytest.mark.parametrize("format", ["paper", "hermes"])
