@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     c.policy = ConfigDict()
     c.policy.weights = ""
     c.policy.tokenizer = ""  # "" = the one in `weights`; a sentencepiece .model, a tokenizer.json, or a folder
+    c.policy.date_string = "26 Jul 2024"  # what a chat template prints as today's date (Llama 3.1 and 3.2 do)
     c.policy.vocab_size = 0  # 0 = the tokenizer's
     c.policy.hidden_size = 128
     c.policy.intermediate_size = 384

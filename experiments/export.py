@@ -141,8 +141,8 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
             )
         params = lora.merge(params, frozen, model.lora, dtype)
         model = dataclasses.replace(model, lora=None)
-    prompt = system_message(tokenizer, config.tools)
-    write_hf(source, folder, chat_template(tokenizer.chat_pieces(), prompt, config.tools, tokenizer.is_small))
+    chat, prompt = tokenizer.chat_pieces(config.policy.date_string), system_message(tokenizer, config.tools)
+    write_hf(source, folder, chat_template(chat, prompt, config.tools, tokenizer.is_small))
     ends = tokenizer.end_ids()
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
     # The distribution that was trained, where a program samples and is not told otherwise.
@@ -209,7 +209,7 @@ def loader(folder: Path, tokenizer: Tokenizer) -> str:
     loaded = AutoTokenizer.from_pretrained(folder)
     messages = [{"role": "user", "content": "It's 1984: Ada Keller's \"Silver River\" (a novel)..."}]
     text = loaded.apply_chat_template(messages, tokenize=False)
-    if loaded.apply_chat_template(messages, return_dict=True)["input_ids"] == tokenizer.encode(text):
+    if loaded.apply_chat_template(messages, return_dict=True)["input_ids"] == tokenizer.encode_markup(text):
         return "AutoTokenizer"
     warnings.warn(
         f"{folder}: transformers' AutoTokenizer makes a {type(loaded).__name__} of this tokenizer, with other tokens; "

@@ -45,7 +45,7 @@ def main(config) -> None:
     step = jax.jit(
         warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, config.rl.logit_chunk), donate_argnums=0
     )
-    demos = Demonstrator(run.source, config, run.tokenizer.chat_pieces().end_of_turn)
+    demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
     curve, began = [], time.time()
     batch = demos.batch(0, run.spec.rollout.batch)
     bar = tqdm(range(config.warm.steps), desc="warm start")

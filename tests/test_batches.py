@@ -70,11 +70,11 @@ def test_every_word_is_one_piece(tokenizer):
 
 def test_chat_marks_and_literals_are_single_pieces_next_to_text(tokenizer):
     for mark in vocabulary.CHAT_MARKS:
-        ids = tokenizer.encode(f"{mark} Ada Keller was born in 1931{vocabulary.END_OF_TURN}")
+        ids = tokenizer.encode_markup(f"{mark} Ada Keller was born in 1931{vocabulary.END_OF_TURN}")
         assert len(ids) == 8
         assert tokenizer.decode(ids[:1]) == mark and tokenizer.token_bytes()[ids[1]] == b" Ada"
     for literal in vocabulary.literals(base.get_config().tools, vocabulary.END_OF_TURN):
-        assert len(tokenizer.encode(literal)) == 1
+        assert len(tokenizer.encode_markup(literal)) == 1
     assert len(tokenizer.encode(" true")) == len(tokenizer.encode(" false")) == 1
     assert len(tokenizer.encode("17")) == 2  # ids are spelled
 

@@ -10,18 +10,20 @@ import pytest
 import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vocabularies import END, LLAMA3_WORDS, QWEN2_WORDS, write_bpe
+from vocabularies import DATE, END, write_bpe
 
 from agemem_jax.data import hotpotqa
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
+from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import build_pieces, system_message
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.tools.schemas import tool_schemas
 from agemem_jax.types import Op, Status
 from configs import base
 
-WORDS = {"gpt2": "", "qwen2": QWEN2_WORDS, "llama3": LLAMA3_WORDS}
+WORDS = ("gpt-2", "smollm", "qwen2", "llama-bpe")  # how a text is cut before merging
+SHOWN = 'Add_memory: done, memory_id=7\nRetrieve_memory: done\n"Silver River" (1984). | memory_id=12\n</tool_response>'
 LLAMA_TEMPLATE = (
     "{{ '<|endoftext|>' }}{% for m in messages %}<|im_start|>"
     "{{ 'ipython' if m.role == 'tool' else m.role }}\n\n{{ m.content | trim }}<|im_end|>{% endfor %}"
@@ -32,13 +34,13 @@ LLAMA_TEMPLATE = (
 def folders(tmp_path_factory):
     """A byte-level BPE for each way to cut text into words."""
     root = tmp_path_factory.mktemp("bpe")
-    return {name: write_bpe(root / name, words=words) for name, words in WORDS.items()}
+    return {name: write_bpe(root / name, pre_tokenizer=PRE_TOKENIZERS[name][0], texts=(SHOWN,)) for name in WORDS}
 
 
 def exported(source: str, target, tools, chat=None):
     """(our tokenizer, transformers' one of the folder that `write_hf` makes of it)."""
     ours = Tokenizer.load(source)
-    chat = chat or ours.chat_pieces()
+    chat = chat or ours.chat_pieces(DATE)
     write_hf(source, target, chat_template(chat, system_message(ours, tools), tools, ours.is_small))
     return ours, transformers.AutoTokenizer.from_pretrained(target)
 
@@ -92,7 +94,7 @@ def test_observations_have_the_tokens_of_their_whole_text(folders, words, entry,
     tokenizer, pieces = pieces_of(folders[words])
     messages = sum(observed(pieces, tokenizer.encode(entry), number).values(), [])
     for message in [*messages, sum(messages, [])]:
-        assert tokenizer.encode(tokenizer.decode(message)) == message
+        assert tokenizer.encode_markup(tokenizer.decode(message)) == message
 
 
 @pytest.mark.weights
@@ -104,7 +106,7 @@ def test_share_of_real_messages_with_the_tokens_of_their_text(name, capsys):
     same: dict[str, list[bool]] = {}
 
     def check(kind: str, ids: list[int]) -> None:
-        same.setdefault(kind, []).append(tokenizer.encode(tokenizer.decode(ids)) == ids)
+        same.setdefault(kind, []).append(tokenizer.encode_markup(tokenizer.decode(ids)) == ids)
 
     call = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
     literals = ("<think>", call, '"}}]</tool_call>' + END)
@@ -117,7 +119,7 @@ def test_share_of_real_messages_with_the_tokens_of_their_text(name, capsys):
                     check(kind, ids)
             for kind, content in (("turn", text), ("turn without the full stop", text.rstrip(".?!"))):
                 parts = zip(literals, (thought, tokenizer.encode(content), []), strict=True)
-                check(kind, sum((tokenizer.encode(literal) + field for literal, field in parts), []))
+                check(kind, sum((tokenizer.encode_markup(literal) + field for literal, field in parts), []))
     with capsys.disabled():
         print(f"\n{name}: " + ", ".join(f"{kind} {np.mean(x):.4f} of {len(x)}" for kind, x in same.items()))
     assert all(all(same[kind]) for kind in ("prompt", "tool", "user", "summary"))
@@ -129,7 +131,7 @@ def test_messages_stand_as_they_are_and_calls_as_the_policy_writes_them(folders,
     tools = base.get_config().tools
     tools.format = format
     ours, loaded = exported(folders["qwen2"], tmp_path, tools)
-    chat, prompt = ours.chat_pieces(), system_message(ours, tools)
+    chat, prompt = ours.chat_pieces(DATE), system_message(ours, tools)
     said = "  It's \\n 'so' {{ messages }} é \n"
     calls = [
         (Op.ADD, {"content": 'the "Silver" \\ River, café', "metadata": {"kind": "东"}}),
@@ -167,12 +169,12 @@ def test_messages_stand_as_they_are_and_calls_as_the_policy_writes_them(folders,
         render([messages[0], {"role": "system", "content": said}])
     with pytest.raises(Exception, match="A critic message cannot stand here"):
         render([{"role": "critic", "content": said}])
-    assert Tokenizer.load(str(tmp_path)).chat_pieces() == chat  # trained further, it keeps its layout
+    assert Tokenizer.load(str(tmp_path)).chat_pieces(DATE) == chat  # trained further, it keeps its layout
 
 
 def test_nothing_of_the_source_comes_before_the_layout_of_training(tmp_path):
     """Its templates by other names, a token that its tokenizer puts first, texts that it would trim or clean up."""
-    source = write_bpe(tmp_path / "source", LLAMA_TEMPLATE, LLAMA3_WORDS)
+    source = write_bpe(tmp_path / "source", LLAMA_TEMPLATE, PRE_TOKENIZERS["llama-bpe"][0])
     stored = json.loads((tmp_path / "source" / "tokenizer.json").read_text())
     first = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
     whole = {"Sequence": {"id": "A", "type_id": 0}}
@@ -195,7 +197,7 @@ def test_nothing_of_the_source_comes_before_the_layout_of_training(tmp_path):
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
     tools = base.get_config().tools
     ours, loaded = exported(source, out, tools)
-    chat = ours.chat_pieces()
+    chat = ours.chat_pieces(DATE)
     assert chat.system_open.startswith("<|endoftext|>") and chat.tool_open == "<|im_start|>ipython\n\n"
     text = " Ada 's . \n"
     expected = chat.system_open + system_message(ours, tools) + END + chat.user_open + text + END
@@ -203,7 +205,7 @@ def test_nothing_of_the_source_comes_before_the_layout_of_training(tmp_path):
     for offered in (None, tool_schemas(tools)):
         assert loaded.apply_chat_template(messages, tools=offered, tokenize=False) == expected
         ids = loaded.apply_chat_template(messages, tools=offered, return_dict=True)["input_ids"]
-        assert ids == ours.encode(expected) == loaded(expected)["input_ids"] and ids.count(number) == 1
+        assert ids == ours.encode_markup(expected) == loaded(expected)["input_ids"] and ids.count(number) == 1
     assert loaded.decode(ids) == expected
     assert sorted(os.listdir(out)) == ["chat_template.jinja", "config.json", "tokenizer.json", "tokenizer_config.json"]
     assert "chat_template" not in json.loads((out / "tokenizer_config.json").read_text())

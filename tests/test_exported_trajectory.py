@@ -9,10 +9,11 @@ import transformers
 from rendered import assert_rendered, contexts
 from small import SHARPER, small_config
 from test_export import save_run
-from vocabularies import QWEN2_WORDS, write_bpe
+from vocabularies import DATE, write_bpe
 
 from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.demos import write_turn
+from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl.batch import learner_batch
@@ -53,7 +54,7 @@ def small_bpe_config(tokenizer: str):
         tools__think=True,
     )  # fmt: skip
     config.policy.tokenizer = tokenizer
-    config.context.limit = 900 + len(Tokenizer.load(tokenizer).encode(system_prompt(config.tools)))
+    config.context.limit = 900 + len(Tokenizer.load(tokenizer).encode_markup(system_prompt(config.tools)))
     return config
 
 
@@ -61,7 +62,7 @@ def small_bpe_config(tokenizer: str):
 def recorded(tmp_path_factory):
     """(run, its parameters, recorded segments, transformers' tokenizer and model of the exported folder)."""
     root = tmp_path_factory.mktemp("bpe")
-    run = build(small_bpe_config(write_bpe(root / "source", QWEN3_TEMPLATE, QWEN2_WORDS)))
+    run = build(small_bpe_config(write_bpe(root / "source", QWEN3_TEMPLATE, PRE_TOKENIZERS["qwen2"][0])))
     params = jax.tree.map(lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x, run.start())
     params = save_run(root / "run", run.config, params)
     export(root / "run" / "seed_0", root / "out", None, 1 << 30)
@@ -78,7 +79,7 @@ def play(run) -> Segments:
 
     def turn(*calls, answer=None) -> list[int]:
         text = write_turn(tools, list(calls), answer).replace("<think></think>", "<think> so be it</think>")
-        return tokenizer.encode(text + tokenizer.end_of_turn)
+        return tokenizer.encode_markup(text + tokenizer.end_of_turn)
 
     add = lambda text: (Op.ADD, {"content": text})  # noqa: E731
     look = lambda text: (Op.RETRIEVE, {"query": text})  # noqa: E731
@@ -90,7 +91,7 @@ def play(run) -> Segments:
     ]
     rows = lambda text: Text(*(np.stack([x] * spec.batch) for x in (text.tokens, text.length)))  # noqa: E731
     scripts = [rows(pad_texts(lines, len(lines), spec.width)) for lines in stages]
-    summary = rows(pad_text(tokenizer.encode(facts[0] + tokenizer.end_of_turn), spec.width))
+    summary = rows(pad_text(tokenizer.encode_markup(facts[0] + tokenizer.end_of_turn), spec.width))
 
     @jax.jit
     def episode(task, scripts, summary, world):
@@ -111,7 +112,7 @@ def test_the_exported_template_gives_the_recorded_tokens(recorded):
     texts = []
     for _, ids in contexts(run, segments):
         texts.append(run.tokenizer.decode(ids))
-        assert_rendered(loaded, ids, texts[-1], run.tokenizer.chat_pieces())
+        assert_rendered(loaded, ids, texts[-1], run.tokenizer.chat_pieces(DATE))
     seen = "".join(text.split(system_prompt(run.config.tools))[1] for text in texts)
     for part in (
         ": done, memory_id=2", "Related memories\n", " | memory_id=1\n", "Summarise the conv", "unknown memory_id",

@@ -270,14 +270,14 @@ def test_unconstrained_sampling_allows_all_but_control_tokens_until_the_end(bpe,
     allowed = grammar_lib.allowed_tokens(free, states, nothing + 1, nothing + 1)
     np.testing.assert_array_equal(allowed, np.broadcast_to(usable, allowed.shape))
     assert not grammar_lib.allowed_tokens(free, jnp.array([free.end]), jnp.array([9]), jnp.array([511])).any()
-    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode("]")[0]))
+    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode_markup("]")[0]))
     assert lost[0] == free.dead and lost[1] == free.dead and lost[2] == free.start_summary
     assert (grammar_lib.advance(free, lost, jnp.full(3, tokenizer.eos_id)) == free.end).all()
     assert (grammar_lib.advance(free, jnp.array([free.end]), jnp.array([5])) == free.end).all()
 
 
 def parse_text(grammar, tokenizer, text: str, start: int | None = None):
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_markup(text)
     tokens = np.array([ids + [PAD_ID] * (WIDTH - len(ids))], np.int32)
     begin = jnp.array([grammar.start_act if start is None else start])
     return jax.tree.map(np.asarray, parse(grammar, tokens, jnp.array([len(ids)]), begin, tag_width=TAG_WIDTH))
@@ -312,7 +312,7 @@ def test_damaged_turns_are_malformed(bpe):
     assert parse(grammar, tokens, count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     assert parse(grammar, tokens[:, 1:], count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     late = np.insert(tokens, WIDTH // 2, 0, axis=1)  # something after the end
-    late[np.arange(ROWS), count] = tokenizer.encode("a")[0]
+    late[np.arange(ROWS), count] = tokenizer.encode_markup("a")[0]
     assert parse(grammar, late, count + 1, start, tag_width=TAG_WIDTH).malformed.all()
 
 
@@ -336,10 +336,10 @@ def test_a_tag_longer_than_its_room_is_cut_and_says_so(bpe):
     _, tokenizer, grammar = bpe
     opening = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
     parts = ("<think>", opening, "x", '", "memory_type": "', "0123456789", '"}}]</tool_call>' + END)
-    ids = [token for part in parts for token in tokenizer.encode(part)]
+    ids = [token for part in parts for token in tokenizer.encode_markup(part)]
     start = jnp.array([grammar.start_act])
     calls = parse(grammar, np.array([ids]), jnp.array([len(ids)]), start, tag_width=4)
-    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode("0123456789")) > 4
+    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode_markup("0123456789")) > 4
     assert tokenizer.decode(np.asarray(calls.tags.tokens)[0, 0, 0, 1]) == "0123456789"[:4]
 
 
@@ -375,10 +375,10 @@ def test_thinking_leaves_room_for_the_body(tmp_path, room):
     config = tools_config(body_tokens=room, optional_arguments=False)
     tokenizer = load("bpe", config, tmp_path)
     grammar = grammar_lib.build_grammar(config, tokenizer)
-    budget, opening = 130, len(tokenizer.encode("<think>"))
+    budget, opening = 130, len(tokenizer.encode_markup("<think>"))
     state, written = jnp.int32(grammar.start_act), 0
-    word = tokenizer.encode(" the")[0]
-    for token in [*tokenizer.encode("<think>"), *[word] * budget]:
+    word = tokenizer.encode_markup(" the")[0]
+    for token in [*tokenizer.encode_markup("<think>"), *[word] * budget]:
         allowed = grammar_lib.allowed_tokens(grammar, state, jnp.int32(budget - written), jnp.int32(2**NUM_OPS - 1))
         if not allowed[token]:
             break
@@ -396,9 +396,9 @@ def test_tiny_literals_are_single_forced_tokens(tmp_path):
     shortest = [grammar_lib.max_distance(grammar, op) for op in (Op.ADD, Op.SUMMARY, Op.FILTER, Op.ANSWER, Op.PASS)]
     assert shortest == [2, 3, 2, 2, 1]
     assert len(grammar_lib.literals(config, END)) == len(set(grammar_lib.literals(config, END))) < 60
-    close = tokenizer.encode('"}}]</tool_call>' + END)
+    close = tokenizer.encode_markup('"}}]</tool_call>' + END)
     assert len(close) == 1 and grammar_lib.ends_turn(grammar, jnp.array(close)).all()
-    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode(" Ada"))).any()
+    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode_markup(" Ada"))).any()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from report_run import CONFIG, GOLD, TraceWriter, add, ending, make_run, summary
 
 from agemem_jax.report import charts, page
 from agemem_jax.report.diagnosis import KINDS, diagnose, examine, holds
-from agemem_jax.report.trace_view import choose, context_changes, said_pieces, store_changes, without_marks
+from agemem_jax.report.trace_view import choose, context_changes, said_pieces, store_changes
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -272,19 +272,11 @@ def test_context_changes_mark_new_and_removed_messages():
     assert len(changed[0]["text"]) <= 160  # it stayed: shown in full before
 
 
-def test_chat_marks_cut_what_was_seen_into_messages():
-    seen = "<|im_start|>tool 1: a fact<|im_end|><|im_start|>user\nA question<|im_end|>\n<|im_start|>assistant"
-    context = [{"role": "user", "text": "<|im_start|>user A question<|im_end|>", "pinned": True}]
-    turn = without_marks({"saw": [{"role": "user", "text": seen}], "said": "yes<|im_end|>", "context": context})
-    assert turn["saw"] == [{"role": "tool", "text": "1: a fact"}, {"role": "user", "text": "A question"}]
-    assert turn["said"] == "yes" and turn["context"] == [{"role": "user", "text": "A question", "pinned": True}]
-
-
 def test_a_fact_that_only_the_answering_turn_mentions_was_not_in_view():
     trace = ending("not_stored")
     said = f"<think>{GOLD[1]}</think><answer> Old Brindle</answer>"
     trace["turns"][-1]["said"] = said
-    trace["turns"][-1]["context"][-1]["text"] = f"<|im_start|>assistant {said}<|im_end|>"
+    trace["turns"][-1]["context"][-1]["text"] = said
     assert examine(trace).kind == "not_stored"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import transformers
 from rendered import assert_rendered, contexts
 from small import small_config
+from vocabularies import DATE
 
 from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.chat_template import chat_template
@@ -148,7 +149,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     def turn(said) -> list[int]:
         said = said if isinstance(said, str) else write_turn(run.config.tools, said) + END
-        return source.tokenizer.encode(said)
+        return source.tokenizer.encode_markup(said)
 
     def turns(lines) -> Text:
         return pad_texts([turn(line) for line in lines] + [turn([])] * (TURNS - len(lines)), TURNS, spec.width)
@@ -158,7 +159,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     told = [turns(getattr(script, name)) for name in ("one", "two", "three") for script in scripts]
     told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
-    summary = stack([pad_text(source.tokenizer.encode(f" {s.summary}{END}"), spec.width) for s in scripts])
+    summary = stack([pad_text(source.tokenizer.encode_markup(f" {s.summary}{END}"), spec.width) for s in scripts])
     task = jax.device_put(task_of(run, scripts))
     after, traces = jax.device_get(episode(task, told, summary, run.world, jnp.int32(tools)))
     row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731
@@ -215,7 +216,7 @@ def test_the_exported_template_gives_the_recorded_tokens(tmp_path):
     )
     (agent,) = play("paper", script)[:1]
     tokenizer, tools = agent.run.tokenizer, agent.run.config.tools
-    chat = tokenizer.chat_pieces()
+    chat = tokenizer.chat_pieces(DATE)
     write_hf(agent.run.config.policy.tokenizer, tmp_path, chat_template(chat, "", tools, spaced=True))
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     one = jax.tree.map(lambda x: x[None], agent.rows[2].segments)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from agemem_jax.data import hotpotqa, questions
-from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.data.tokenizer import Tokenizer, check_spelling
 from agemem_jax.types import PAD_ID, Task, Text
 
 KEY_TOKENS = 16  # key tokens kept of a query
@@ -29,7 +29,8 @@ class TaskSource:
     hash_answer: envs.scoring.hash_words: text -> (hashes of the answer's normalised words [n, 2] uint32, whether the
     normalised answer is yes, no or noanswer).
 
-    Raises ValueError if the file cannot be read (hotpotqa.load) or if a split would be empty.
+    Raises ValueError if the file cannot be read (hotpotqa.load), if the vocabulary cannot spell what a record says, or
+    if a split would be empty.
     """
 
     def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
@@ -48,6 +49,7 @@ class TaskSource:
                 f"task: {len(self.records)} records give {self.num_train} training and {self.num_test} test tasks; "
                 "each needs at least one (task.test_fraction of a file; else task.train_size, task.test_size)"
             )
+        check_spelling(tokenizer, self.records, task.path)
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
         self.max_gold = min(task.facts, max(len(record["supporting_facts"]) for record in self.records))
         self.truncated = 0
@@ -81,7 +83,10 @@ class TaskSource:
         return hotpotqa.stages(self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of text. In the tiny vocabulary a word's piece begins with its space (vocabulary.py)."""
+        """Token ids of a piece of text; a mark of chat or tools in it is text too.
+
+        In the tiny vocabulary a word's piece begins with its space (vocabulary.py).
+        """
         return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -9,7 +9,7 @@ and contents that spell a mark of the template are that mark for other libraries
 
 from string import Template
 
-from agemem_jax.data.tokenizer import ChatPieces
+from agemem_jax.data.chat import ChatPieces
 from agemem_jax.tools.schemas import CALL_MARKS
 
 TEMPLATE = Template("""\

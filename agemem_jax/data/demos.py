@@ -75,7 +75,7 @@ class Demonstrator:
 
     def _encode(self, text: str, limit: str) -> list[int]:
         """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
-        ids, most = list(self.source.tokenizer.encode(text + self.end)), self.config.rollout[limit]
+        ids, most = self.source.tokenizer.encode_markup(text + self.end), self.config.rollout[limit]
         if len(ids) > most:
             refuse(f"rollout.{limit}", most, f"a demonstration has a turn of {len(ids)} tokens; allow at least as many")
         return ids

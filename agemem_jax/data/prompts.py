@@ -114,9 +114,9 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
     is followed by " |", and what it begins with by nothing but a line end before it: entries are stored without a
     space; every line of results ends in a letter or a number, for a line end or the close may follow.
     """
-    chat: ChatPieces = tokenizer.chat_pieces()
+    chat: ChatPieces = tokenizer.chat_pieces(config.policy.date_string)
     short = tokenizer.is_small
-    encode = tokenizer.encode
+    encode = tokenizer.encode_markup
 
     def one(text: str) -> Text:
         table = _text([encode(text)])

@@ -536,7 +536,7 @@ class _Builder:
     def _rest(self, exit: Exit) -> Rest:
         """A literal in its canonical tokens."""
         text = exit.text.encode().decode("latin-1").replace(self.layout.end, END_MARK)
-        tokens, offset, ids = [], 0, self.tokenizer.encode(exit.text)
+        tokens, offset, ids = [], 0, self.tokenizer.encode_markup(exit.text)
         for token in ids:
             tokens.append((offset, token))
             offset += len(self._text_of(token))
@@ -697,6 +697,7 @@ class _Builder:
             need, reach = np.where(usable, 1, FAR)[None], np.full((1, len(members)), ANY_OP, np.int16)
         places = [state.place or END for state in index] + [END]
         digit = np.array([self.digits.get(token, -1) for token in members], np.int32)
+        type_key = self.tokenizer.encode_markup(TYPE_KEY) if self.config.optional_arguments else []
         return ToolGrammar(
             token_class=jnp.asarray(token_class),
             class_size=jnp.asarray(np.bincount(token_class).astype(np.int32)),
@@ -710,7 +711,7 @@ class _Builder:
             call=jnp.asarray(np.array([place.call for place in places], np.int32)),
             op=jnp.asarray(np.array([place.op for place in places], np.int32)),
             value=jnp.asarray(np.array([place.value for place in places], np.int32)),
-            type_key=jnp.asarray(np.array(self.tokenizer.encode(TYPE_KEY), np.int32)),
+            type_key=jnp.asarray(np.array(type_key, np.int32)),
             shortest=self._shortest(),
             start_act=index[_entry(START)],
             start_summary=index[_entry(SUMMARY)],

@@ -63,7 +63,7 @@ class Tables:
                 "the host-driven agent needs tools.think and tools.optional_arguments False and tools.summary_by "
                 "'policy', as in configs/tiny.py"
             )
-        self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode, run.tokenizer.decode
+        self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode_markup, run.tokenizer.decode
         self.end = run.tokenizer.end_of_turn
         self.table, self.weight = np.asarray(run.world.encoder), np.asarray(run.world.token_weight)
         pieces = jax.device_get(run.world.pieces)
