@@ -296,7 +296,7 @@ from agemem_jax.models import weights
 for i, path in enumerate({paths}):
     tokenizer = Tokenizer.load(path)
     assert tokenizer.chat_pieces("26 Jul 2024").end_of_turn == "{END}"
-    write_hf(path, f"{tmp_path}/out{{i}}")
+    write_hf(path, f"{tmp_path}/out{{i}}", {TEMPLATE!r})
 weights.load({config.policy.weights!r})
 sys.argv[1:] = ["--run={tmp_path}/run/seed_0", "--folder={tmp_path}/released"]
 runpy.run_module("experiments.export", run_name="__main__")
