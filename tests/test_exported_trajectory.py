@@ -85,7 +85,7 @@ def play(run) -> Segments:
     look = lambda text: (Op.RETRIEVE, {"query": text})  # noqa: E731
     delete = Op.DELETE, {"memory_id": "7", "confirmation": True}
     stages = [
-        [turn(add(facts[0]), add(facts[-1])), turn(look(facts[0])), turn(look(facts[-1]), (Op.SUMMARY, {"span": "1"}))],
+        [turn(add(facts[0]), add(facts[-1])), turn(look(facts[0]), (Op.SUMMARY, {"span": "1"})), turn(look(facts[-1]))],
         [turn((Op.FILTER, {"criteria": facts[-1]}), look(facts[-1]))],
         [turn(look(staged.query), delete), turn(answer="Halden")],
     ]
