@@ -5,6 +5,7 @@ import tokenizers
 from gguf import TokenType
 from tokenizers import Regex, pre_tokenizers
 
+from agemem_jax.data import chat
 from agemem_jax.errors import InputError
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -53,7 +54,7 @@ def read(path: str):
 
     try:
         fields = gguf.GGUFReader(path).fields
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+    except (OSError, ValueError, LookupError, OverflowError) as error:
         raise InputError(f"policy.tokenizer: {path!r} is not a readable GGUF file ({error}); fetch it again") from error
 
     def field(name: str, default=None):
@@ -62,24 +63,30 @@ def read(path: str):
     def refuse(what: str) -> None:
         raise InputError(f"policy.tokenizer: {path!r} {what}; give the model's Hugging Face folder as policy.tokenizer")
 
-    kind, pre, names, merges = (field(f"ggml.{name}") for name in ("model", "pre", "tokens", "merges"))
+    def texts(name: str) -> list[str]:
+        found = field(name, [])
+        if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            refuse(f"holds no list of texts as tokenizer.{name}")
+        return found
+
+    kind, pre, names, merges = field("ggml.model"), field("ggml.pre"), texts("ggml.tokens"), texts("ggml.merges")
     if not names:
         refuse("holds no vocabulary (tokenizer.ggml.tokens; of a split file only the first part does)")
     if kind != "gpt2":
         refuse(f"holds a {kind!r} vocabulary; only byte-level BPE (tokenizer.ggml.model 'gpt2') can be read")
     if pre not in PRE_TOKENIZERS:
         refuse(f"names the pre-tokenizer (tokenizer.ggml.pre) {pre!r}; known are {', '.join(PRE_TOKENIZERS)}")
-    pairs = [tuple(merge.split(" ")) for merge in merges or ()]
+    pairs = [tuple(merge.split(" ")) for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         refuse("has merges that are no pairs")
-    types = field("ggml.token_type") or [TokenType.NORMAL] * len(names)
-    if len(types) != len(names):
-        refuse(f"has {len(names)} tokens, but {len(types)} token types")
+    types = field("ggml.token_type", [TokenType.NORMAL] * len(names))
+    if not isinstance(types, list) or len(types) != len(names):
+        refuse(f"has {len(names)} tokens, and not as many token types")
     special = {}
     for name, key in SPECIAL_IDS.items():
         number = field(f"ggml.{key}")
         if number is not None:
-            if not 0 <= number < len(names):
+            if not isinstance(number, int) or not 0 <= number < len(names):
                 refuse(f"gives {number} as {key}, beyond its {len(names)} tokens")
             special[name] = names[number]
 
@@ -102,6 +109,6 @@ def read(path: str):
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
         add_bos_token=bool(field("ggml.add_bos_token", False)),
-        chat_template=field("chat_template"),
+        chat_template=chat.named(field("chat_template"), path),
         **special,
     )

@@ -201,14 +201,17 @@ def _load_sentencepiece(path: str) -> Tokenizer:
         """Its encoder, and what that has no tokens for."""
         unknown = processor.unk_id()
 
+        def lost(text: str, ids: list[int]) -> bool:
+            return unknown in ids or "▁" in text  # that is how the model writes a space
+
         def unspelt(text: str) -> str:
-            if unknown not in processor.encode(text):
+            if not lost(text, processor.encode(text)):
                 return ""
-            return "".join(dict.fromkeys(character for character in text if unknown in processor.encode(character)))
+            return "".join(dict.fromkeys(one for one in text if lost(one, processor.encode(one))))
 
         def encode(text: str) -> list[int]:
             ids = processor.encode(text)
-            if unknown in ids:
+            if lost(text, ids):
                 _refuse_text(path, unspelt(text), text, remedy)
             return ids
 
