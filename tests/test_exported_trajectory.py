@@ -50,8 +50,8 @@ def small_bpe_config(tokenizer: str):
     config = small_config(
         rl__tasks_per_update=1, rl__group_size=2, task__facts=3, task__chatter=0, task__distractors=1,
         tools__max_calls=2, context__capacity=900, context__max_segments=4, rollout__action_tokens=160,
-        rollout__summary_tokens=60, rollout__stage3_turns=2, store__entry_tokens=64, task__message_tokens=48,
-        tools__think=True,
+        rollout__summary_tokens=60, rollout__stage3_turns=2, store__entry_tokens=64, task__message_tokens=64,
+        task__answer_tokens=16, tools__think=True,
     )  # fmt: skip
     config.policy.tokenizer = tokenizer
     config.context.limit = 900 + len(Tokenizer.load(tokenizer).encode_markup(system_prompt(config.tools)))
