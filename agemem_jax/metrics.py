@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from agemem_jax.errors import InputError
+
 METRICS_FILE = "metrics.jsonl"
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -130,7 +132,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
                 records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); remove the line") from error
+                raise InputError(f"{path}, line {number} is not JSON ({error}); remove the line") from error
     return records
 
 

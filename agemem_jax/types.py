@@ -194,6 +194,7 @@ class TrainState:
     step: jax.Array  # [] int32 updates done
     params: dict
     opt_state: tuple
+    master: dict | None = None  # of parameters narrower than float32: what the optimizer works on, float32
 
 
 @struct.dataclass

@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     c.policy.tie_word_embeddings = True
     c.policy.rope_theta = 10000.0
     c.policy.rms_norm_eps = 1e-6
-    c.policy.dtype = "float32"  # of activations and the KV cache
+    c.policy.dtype = "float32"  # of activations and the KV cache; "bfloat16", or to evaluate only "float16"
+    # "bfloat16": without LoRA the optimizer works on a float32 copy. "float16": only with LoRA, or to evaluate.
     c.policy.param_dtype = "float32"
     c.policy.remat = "none"  # what the backward pass runs again: "minimal" = not the matmuls, "full" = whole layers
     c.policy.attention = "xla"  # "xla", "splash" (TPU) or "cudnn" (GPU): of many queries; decoding is always "xla"
@@ -138,7 +139,7 @@ def get_config() -> ConfigDict:
     c.reward.over_turns = -1.0  # penalties
     c.reward.over_context = -0.5
     c.reward.malformed = -0.1  # a turn, unconstrained only
-    c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality
+    c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality; above 0
     c.reward.judge = ""  # base URL of an OpenAI-compatible endpoint, with task_metric "judge"
     c.reward.judge_model = ""
 
@@ -155,7 +156,7 @@ def get_config() -> ConfigDict:
     c.rl.clip_low = 0.2
     c.rl.clip_high = 0.2
     c.rl.kl_coef = 0.1  # beta, to the frozen starting policy; 0 = no reference pass
-    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: by a fixed length)
+    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: all turns and summaries at full length)
     c.rl.epochs = 1
     c.rl.micro_batch = 32  # segments a gradient-accumulation step, of all devices together
     c.rl.logit_chunk = 512  # tokens whose logits exist at once (of each device)
@@ -163,10 +164,10 @@ def get_config() -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-6
-    c.optim.warmup_updates = 0
+    c.optim.warmup_updates = 0  # the rate rises linearly over so many, the last of which has learning_rate in full
     c.optim.weight_decay = 0.0
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
+    c.optim.b1 = 0.9  # below 1
+    c.optim.b2 = 0.999  # below 1
     c.optim.max_grad_norm = 1.0
 
     # Supervised warm start on scripted demonstrations (experiments/warm_start.py).
@@ -175,7 +176,7 @@ def get_config() -> ConfigDict:
     c.warm.batch = 128
     c.warm.learning_rate = 4e-3
     c.warm.final_learning_rate = 1.5e-4  # cosine decay to this
-    c.warm.warmup_steps = 40
+    c.warm.warmup_steps = 40  # below steps
     c.warm.weight_decay = 0.01
 
     c.train = ConfigDict()

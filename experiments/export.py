@@ -18,23 +18,23 @@ import orbax.checkpoint as ocp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from transformers import AutoTokenizer
 
 from agemem_jax import sharding
-from agemem_jax.config import ConfigError, from_json, to_json
+from agemem_jax.config import from_json, to_json
 from agemem_jax.data.chat_template import chat_template
-from agemem_jax.data.prompts import system_message
+from agemem_jax.data.prompts import build_pieces, system_message
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.errors import InputError
 from agemem_jax.models import lora, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training.checkpoint import checkpoints, damage
-from agemem_jax.training.setup import architecture, starting_params
+from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
-from experiments import cli, out
+from experiments import cli, out, paths
 
-RUN = flags.DEFINE_string("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
-FOLDER = flags.DEFINE_string("folder", None, "where the released checkpoint goes", required=True)
+RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
+FOLDER = paths.define_path("folder", None, "where the released checkpoint goes", required=True)
 DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")
 SHARD_BYTES = flags.DEFINE_integer("shard_bytes", weights.SHARD_BYTES, "largest weight file", lower_bound=1)
 
@@ -112,22 +112,21 @@ RESULTS = """
 """
 
 
-def main(_) -> None:
-    try:
-        figures = export(Path(RUN.value), Path(FOLDER.value), DTYPE.value, SHARD_BYTES.value)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def main() -> None:
+    folder = paths.folder_to_write("folder", FOLDER.value)
+    figures = export(Path(RUN.value), folder, DTYPE.value, SHARD_BYTES.value)
     print(f"{figures['checkpoint']} -> {figures['folder']}: {figures['parameters']:,} parameters, {figures['dtype']}")
     out.write(figures)
 
 
 def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict:
-    """Writes the released checkpoint; returns what it is. Raises ValueError if there is nothing to export."""
+    """Writes the released checkpoint; returns what it is. Raises InputError if there is nothing to export."""
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
-    source = config.policy.tokenizer or config.policy.weights
+    source = tokenizer_path(config.policy)
     tokenizer = Tokenizer.load(source)
     model = architecture(config.policy, tokenizer.vocab_size)
+    model = fitted(config, model, tokenizer.vocab_size, build_pieces(tokenizer, config))
     dtype = dtype or model.param_dtype
     mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
     params = restore_params(checkpoint, model, mesh)
@@ -147,7 +146,7 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
     # The distribution that was trained, where a program samples and is not told otherwise.
     sampling = {"do_sample": True, "temperature": config.rollout.temperature, "top_k": 0, "top_p": 1.0}
-    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config), sampling)
+    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, sampling)
     described = card(config, model, tokenizer, checkpoint, run, dtype, loader(folder, tokenizer))
     weights.write_text(folder / "README.md", described)
     return {
@@ -161,7 +160,7 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
 
 
 def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a seed. Raises ValueError if there is none."""
+    """The newest whole checkpoint of a seed. Raises InputError if there is none."""
     folder = run / "checkpoints"
     for path in checkpoints(folder) if folder.is_dir() else []:
         problem = damage(path)
@@ -170,7 +169,7 @@ def newest(run: Path) -> Path:
         warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
     seeds = ", ".join(sorted(str(path) for path in run.glob("seed_*")))
     hint = f"give one of its seeds: {seeds}" if seeds else "give the folder of one seed, as in --run=runs/tiny/seed_0"
-    raise ValueError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
+    raise InputError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
 
 
 def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
@@ -182,7 +181,7 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
     for name in sorted(wanted.keys() | {name for name in saved if name.startswith(".params[")}):
         expected = f"{wanted[name].dtype}{list(wanted[name].shape)}" if name in wanted else "absent"
         if saved.get(name, "absent") != expected:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {checkpoint}: {name} is {saved.get(name, 'absent')}, and {expected} in the policy of its "
                 "config; put the weights back that policy.weights named when the run began"
             )
@@ -194,20 +193,16 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
         return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
 
 
-def positions(config: ConfigDict) -> dict:
-    """The longest context that the weights were made for, if the starting weights tell."""
-    beside = weights.find(config.policy.weights).parent / "config.json" if config.policy.weights else None
-    known = json.loads(beside.read_text()) if beside is not None and beside.is_file() else {}
-    return {name: known[name] for name in ("max_position_embeddings",) if name in known}
-
-
 def loader(folder: Path, tokenizer: Tokenizer) -> str:
     """The class of transformers that reads the exported tokenizer as it is.
 
     AutoTokenizer takes the architecture's own class for some (Qwen2's), which cuts texts by its own rules.
     """
+    from transformers import AutoTokenizer
+
     loaded = AutoTokenizer.from_pretrained(folder)
-    messages = [{"role": "user", "content": "It's 1984: Ada Keller's \"Silver River\" (a novel)..."}]
+    said = "Ada Keller wrote Silver River" if tokenizer.is_small else "It's 1984: Ada Keller's \"Silver River\"..."
+    messages = [{"role": "user", "content": said}]
     text = loaded.apply_chat_template(messages, tokenize=False)
     if loaded.apply_chat_template(messages, return_dict=True)["input_ids"] == tokenizer.encode_markup(text):
         return "AutoTokenizer"
@@ -258,4 +253,4 @@ def card(
 
 
 if __name__ == "__main__":
-    cli.run(main, config_required=False)
+    cli.run(main, takes_config=False)

@@ -167,7 +167,7 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
 
 def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer, caplog):
     path, records = tmp_path / "records.json", questions.generate(0, 20, "train")
-    again = [record | {"_id": "", "question": record["question"].lower() + "?"} for record in records[3:8]]
+    again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
     path.write_text(json.dumps(records + records[:2] + again))
     source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
     assert "left out 5 of 22 training records that are in the test split too" in caplog.text

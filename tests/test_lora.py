@@ -25,7 +25,14 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import build, starting_params
-from agemem_jax.training.state import init_adapters, new_state, param_shardings, state_shapes, state_shardings
+from agemem_jax.training.state import (
+    Optimizer,
+    init_adapters,
+    new_state,
+    param_shardings,
+    state_shapes,
+    state_shardings,
+)
 from agemem_jax.types import Text
 from configs import base
 from experiments.export import export
@@ -265,7 +272,7 @@ def updated(family: str, mesh, rules: str):
     """(adapters, optimizer state, metrics) after one learn.update with a reference, and logits by the cache."""
     config, adapters, frozen = policy(family)
     config = dataclasses.replace(config, remat="full")
-    adapters, optimizer = noisy(adapters, 4, 0.05), optax.adam(1e-2)
+    adapters, optimizer = noisy(adapters, 4, 0.05), Optimizer(optax.scale_by_adam(), lambda update: 1e-2)
     rl = base.get_config().rl
     rl.kl_coef, rl.logit_chunk = 0.1, 16
     prefix, batch = learner_rows(8, 10)

@@ -26,7 +26,7 @@ from agemem_jax.rollout.rows import Tape
 from agemem_jax.rollout.stage import allowed_ops
 from agemem_jax.training.evaluate import control as control_of
 from agemem_jax.training.learn import update
-from agemem_jax.training.programs import Control, trajectory
+from agemem_jax.training.programs import STAGES, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, Mode, Op, Role, Segments, Status, Task, empty_stats
 
@@ -448,7 +448,8 @@ class HostLoop:
         terms = rewards.terms(stats, reward, self.spec.limit)
         total, _ = rewards.combine(terms, reward)
         advantage, _ = advantages.step_credit(total, rewards.stage_rewards(terms, reward), rl)
-        weight = losses.token_weights(segments.trainable, rl.loss_average, self.spec.action_tokens)
+        budget = sum(self.spec.budget(stage) for stage in STAGES)
+        weight = losses.token_weights(segments.trainable, rl.loss_average, budget)
         batch = learner_batch(segments, advantage, weight, self.run.spec.learn.micro_batch)
         return update(
             state, {}, self.run.optimizer, self.run.model, world.grammar, world.pieces.prefix, batch,
