@@ -223,6 +223,7 @@ class Pieces:
     summary_open: Text  # [w] said before a summary in the message that replaces the span
     statuses: Text  # [NUM_OPS, NUM_STATUSES, w] what the agent reads after a call
     numbers: Text  # [max_id + 1, w] memory ids as text
-    id_end: Text  # [w] between an id and its text, e.g. ":"
-    line_end: Text  # [w] after each line of a tool message
-    related: Text  # [w] said before automatically retrieved entries
+    id_mark: Text  # [w] between an entry and its id
+    line_break: Text  # [w] between two lines of a tool message
+    related: Text  # [w] the line before automatically retrieved entries
+    id_first: bool = struct.field(pytree_node=False)  # "1: entry", else "entry | memory_id=1"

@@ -23,6 +23,7 @@ from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sent
 from agemem_jax import sharding
 from agemem_jax.config import difference, from_json
 from agemem_jax.data import questions
+from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
 from agemem_jax.models import qwen, weights
@@ -35,6 +36,7 @@ from configs import base, hotpotqa, tiny
 
 ROOT = Path(__file__).parent.parent
 ASSET = ROOT / "agemem_jax" / "assets" / "tiny"
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def texts(tokenizer: Tokenizer, words: list[str], count: int = 400) -> list[str]:
@@ -75,7 +77,7 @@ def assert_same_ids(tokenizer: Tokenizer, folder: Path, words: list[str]):
 def test_the_tiny_vocabulary(tmp_path):
     path = str(ASSET / "tokenizer.model")
     tokenizer = Tokenizer.load(path)
-    write_hf(path, tmp_path)
+    write_hf(path, tmp_path, TEMPLATE)
     loaded = assert_same_ids(tokenizer, tmp_path, questions.vocabulary())
     assert len(loaded) == tokenizer.vocab_size
     again = Tokenizer.load(str(tmp_path / "tokenizer.model"))
@@ -86,7 +88,7 @@ def test_the_tiny_vocabulary(tmp_path):
 def test_another_sentencepiece_model(tmp_path):
     """With letters outside ASCII and literals that hold the end of a turn."""
     path = write_sentencepiece(tmp_path / "some.model", literals(base.get_config().tools, END))
-    write_hf(path, tmp_path / "out")
+    write_hf(path, tmp_path / "out", TEMPLATE)
     tokenizer = Tokenizer.load(path)
     assert_same_ids(tokenizer, tmp_path / "out", [text.split()[0] for text in sentences(100)])
 
@@ -94,7 +96,7 @@ def test_another_sentencepiece_model(tmp_path):
 def test_the_tiny_chat_template_lays_messages_out_as_training_does(tmp_path):
     path = str(ASSET / "tokenizer.model")
     tokenizer, chat = Tokenizer.load(path), Tokenizer.load(path).chat_pieces(DATE)
-    write_hf(path, tmp_path)
+    write_hf(path, tmp_path, chat_template(chat, "", tiny.get_config().tools, spaced=True))
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     call = '<think></think><tool_call>[{"name": "Retrieve_memory", "arguments": {"query": " Ada"}}]</tool_call>'
     messages = [("user", "Ada Keller wrote"), ("assistant", call), ("tool", " done"), ("assistant", call + END)]
@@ -115,18 +117,18 @@ def test_the_tokenizer_of_a_hugging_face_folder(tmp_path):
     source = write_bpe(tmp_path / "source")
     (tmp_path / "source" / "config.json").write_text("{}")
     for i, path in enumerate((source, os.path.join(source, "tokenizer.json"))):
-        write_hf(path, tmp_path / f"out{i}")
+        write_hf(path, tmp_path / f"out{i}", TEMPLATE)
         loaded = assert_same_ids(Tokenizer.load(source), tmp_path / f"out{i}", ["Ada", "Keller", "café", "東京", "😀"])
-        assert loaded.chat_template == Tokenizer.load(source).chat_template
+        assert loaded.chat_template == TEMPLATE
         assert not (tmp_path / f"out{i}" / "config.json").exists()
 
 
 def test_the_tokenizer_of_a_gguf(tmp_path):
     folder = write_bpe(tmp_path / "source")
     path = write_gguf(tmp_path / "some.gguf", folder, "qwen2")
-    write_hf(path, tmp_path / "out")
+    write_hf(path, tmp_path / "out", TEMPLATE)
     loaded = assert_same_ids(Tokenizer.load(path), tmp_path / "out", ["Ada", "Keller", "café", "東京", "😀"])
-    assert loaded.chat_template == Tokenizer.load(folder).chat_template
+    assert loaded.chat_template == TEMPLATE
 
 
 def test_models_that_a_tokenizer_json_cannot_hold_are_refused(tmp_path):
@@ -138,7 +140,7 @@ def test_models_that_a_tokenizer_json_cannot_hold_are_refused(tmp_path):
     path = tmp_path / "bpe.model"
     path.write_bytes(model.getvalue())
     with pytest.raises(ValueError, match="bpe.model.*must be a unigram model without normalisation"):
-        write_hf(str(path), tmp_path / "out")
+        write_hf(str(path), tmp_path / "out", TEMPLATE)
 
 
 def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
@@ -222,6 +224,10 @@ def test_what_the_folder_holds(released):
     printed = []
     exec(snippet, {"print": printed.append})  # the card's own way to load it
     assert END in printed[0]
+    sampling = transformers.GenerationConfig.from_pretrained(folder / "out")
+    assert (sampling.do_sample, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 1.0, 0, 1.0)
+    ends = Tokenizer.load(str(ASSET / "tokenizer.model")).end_ids()
+    assert len(ends) > 1 and sampling.eos_token_id == ends and sampling.pad_token_id == 0
 
 
 def test_another_dtype_in_shards_over_a_former_export(released):
@@ -251,6 +257,16 @@ def test_a_policy_that_began_from_nothing(tmp_path):
     with torch.no_grad():
         theirs = loaded(torch.tensor([tokens])).logits[0].numpy()
     np.testing.assert_allclose(our_logits(model, params, tokens), theirs, atol=1e-4)
+    # AutoTokenizer has rules of its own for this architecture's vocabulary: the card says how to go past them.
+    assert "makes a Qwen2Tokenizer of this tokenizer" in ran.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "AutoTokenizer" not in card
+    snippet = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out"))
+    known: dict = {"print": lambda _: None}
+    exec(snippet, known)
+    chat = tokenizer.chat_pieces(DATE)
+    expected = f"{chat.system_open}{END}{chat.user_open} Ada Keller wrote Silver River{END}{chat.assistant_open}"
+    assert known["prompt"]["input_ids"][0].tolist() == tokenizer.encode_markup(expected)
 
     config.policy.num_layers = 3  # the weights that it began from are not what they were
     save_run(tmp_path / "changed", config, qwen.init_params(model, jax.random.key(5)))
@@ -284,7 +300,7 @@ from agemem_jax.models import weights
 for i, path in enumerate({paths}):
     tokenizer = Tokenizer.load(path)
     assert tokenizer.chat_pieces("26 Jul 2024").end_of_turn == "{END}"
-    write_hf(path, f"{tmp_path}/out{{i}}")
+    write_hf(path, f"{tmp_path}/out{{i}}", {TEMPLATE!r})
 weights.load({config.policy.weights!r})
 sys.argv[1:] = ["--run={tmp_path}/run/seed_0", "--folder={tmp_path}/released"]
 runpy.run_module("experiments.export", run_name="__main__")
@@ -301,6 +317,6 @@ runpy.run_module("experiments.export", run_name="__main__")
 @pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "smollm2-135m-instruct-q4_1.gguf"])
 def test_tokenizers_of_real_gguf_files(name, tmp_path):
     path = str(Path(os.environ["AGEMEM_WEIGHTS_DIR"]) / name)
-    write_hf(path, tmp_path)
+    write_hf(path, tmp_path, TEMPLATE)
     loaded = assert_same_ids(Tokenizer.load(path), tmp_path, ["Où", "est", "né", "Жук?", "東京,", "1984", "😀", "\n\n"])
-    assert loaded.chat_template == Tokenizer.load(path).chat_template
+    assert loaded.chat_template == TEMPLATE

@@ -369,6 +369,21 @@ def leaves_of(tree: dict, name: str) -> list:
     return [x for path, x in jax.tree_util.tree_leaves_with_path(tree) if path[-1].key == name]
 
 
+def test_a_change_that_bfloat16_rounds_away_is_told_and_kept_in_float32():
+    _, adapters, frozen = policy("qwen2")
+    adapters = noisy(adapters, 3, by=1e-3)
+    frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
+    assert lora.rounded_away(adapters, frozen, ALL, "bfloat16") > 0.5
+    assert lora.rounded_away(adapters, frozen, ALL, "float32") < 1e-2
+    assert lora.rounded_away(jax.tree.map(jnp.zeros_like, adapters), frozen, ALL, "bfloat16") == 0
+    kept, rounded = (lora.merge(adapters, frozen, ALL, dtype) for dtype in ("float32", None))
+    before, own = frozen["layers"]["mlp"]["up_proj"]["kernel"], adapters["layers"]["mlp"]["up_proj"]
+    change = ALL.scale * np.einsum("lir,lro->lio", np.asarray(own["lora_a"]), np.asarray(own["lora_b"]))
+    kernel = lambda tree: np.asarray(tree["layers"]["mlp"]["up_proj"]["kernel"])  # noqa: E731
+    np.testing.assert_allclose(kernel(kept), np.asarray(before, np.float32) + change, rtol=1e-6, atol=1e-7)
+    assert kernel(rounded).dtype == jnp.bfloat16 and kept["norm"]["weight"].dtype == jnp.bfloat16
+
+
 def test_seeds_begin_with_other_adapters():
     mesh = sharding.make_mesh(1, 1, 1)
     a, b, c = (leaves_of(init_adapters(FAMILIES["qwen3"], mesh, seed), "lora_a") for seed in (0, 0, 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from vocabularies import write_bpe
 
-from agemem_jax.data.prompts import build_pieces, example, system_prompt
+from agemem_jax.data.prompts import EXAMPLE_CALLS, build_pieces, example, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, validate_call
 from agemem_jax.types import Op, Status
@@ -63,15 +63,17 @@ def test_without_thinking_the_example_does_not_think():
     assert all(not thought for thought, _, _ in BODY.findall(example(tools)))
 
 
-def test_the_id_of_a_new_entry_follows_its_status_as_a_word_of_its_own(tmp_path):
+def test_the_example_shows_results_as_the_agent_will_see_them(tmp_path):
     tokenizer = Tokenizer.load(write_bpe(tmp_path))
     pieces = build_pieces(tokenizer, base.get_config())
 
-    def text(tokens, length) -> str:
-        return tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())
+    def text(piece, *index) -> str:
+        return tokenizer.decode(np.asarray(piece.tokens)[index][: int(np.asarray(piece.length)[index])].tolist())
 
-    status = pieces.statuses
-    said = text(status.tokens[Op.ADD, Status.OK], status.length[Op.ADD, Status.OK])
-    assert said + text(pieces.numbers.tokens[7], pieces.numbers.length[7]) == "Add_memory: done, memory_id 7"
-    refused = text(status.tokens[Op.ADD, Status.STORE_FULL], status.length[Op.ADD, Status.STORE_FULL])
+    number, entry = text(pieces.numbers, 1), EXAMPLE_CALLS[0][2]["arguments"]["content"]
+    added = text(pieces.statuses, Op.ADD, Status.OK) + number
+    found = text(pieces.statuses, Op.RETRIEVE, Status.OK)
+    found += text(pieces.line_break) + entry + text(pieces.id_mark) + number
+    assert not pieces.id_first and [shown for *_, shown in EXAMPLE_CALLS] == [added, found]
+    refused = text(pieces.statuses, Op.ADD, Status.STORE_FULL)
     assert refused == f"Add_memory: {STATUS_TEXT[Status.STORE_FULL]}"

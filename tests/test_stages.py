@@ -7,10 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
+from rendered import assert_rendered, contexts
 from small import small_config
+from vocabularies import DATE
 
 from agemem_jax.data.batches import pad_text, pad_texts
+from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
+from agemem_jax.data.tokenizer import write_hf
 from agemem_jax.envs.scoring import hash_words
 from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
@@ -200,6 +205,24 @@ def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
     assert "done1" in seen[1] and "done" not in seen[2]  # what a call did is told once, in the next turn
     assert agent.traces[0].store_hits[2].sum() == 0  # a look that the agent did not ask for
     assert agent.store(1, 0) == {1: ADA_HALDEN}
+
+
+def test_the_exported_template_gives_the_recorded_tokens(tmp_path):
+    turn = calls(add(ADA_YEAR), (Op.SUMMARY, {"span": "all"}), retrieve("Ada Keller"))
+    script = Script(
+        one=[calls(add(ADA_HALDEN)), turn],
+        two=[calls(retrieve("Ada"))],
+        three=[calls(criteria("Novak")), answer("Halden")],
+    )
+    (agent,) = play("paper", script)[:1]
+    tokenizer, tools = agent.run.tokenizer, agent.run.config.tools
+    chat = tokenizer.chat_pieces(DATE)
+    write_hf(agent.run.config.policy.tokenizer, tmp_path, chat_template(chat, "", tools, spaced=True))
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    one = jax.tree.map(lambda x: x[None], agent.rows[2].segments)
+    assert one.count[0] > 2
+    for _, ids in contexts(agent.run, one):
+        assert_rendered(loaded, ids, tokenizer.decode(ids), chat)
 
 
 def test_store_survives_and_context_is_emptied_then_runs_on():

@@ -22,19 +22,9 @@ from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID
 
 END_OF_TURN = "<|im_end|>"
-# The tiny vocabulary's conversations, as training lays them out: the system message comes first even if it says
-# nothing, and what a message says begins with a space, unless it is in the tools' format.
-SMALL_CHAT_TEMPLATE = (
-    "{%- if not messages or messages[0]['role'] != 'system' %}{{ '<|im_start|>system<|im_end|>' }}{% endif %}"
-    "{%- for message in messages %}{{ '<|im_start|>' + message['role'] }}"
-    "{%- if message['content'] and message['content'][0] not in ' <' %}{{ ' ' }}{% endif %}"
-    "{{- message['content'] }}{% if not message['content'].endswith('<|im_end|>') %}{{ '<|im_end|>' }}{% endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
-)
-# What makes up a tokenizer in a Hugging Face folder.
+# What may make up a tokenizer in a Hugging Face folder.
 HF_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-            "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip
+            "merges.txt", "chat_template.jinja", "chat_template.json", "tokenizer.model")  # fmt: skip
 _UNUSED = re.compile(r"\[PAD\d+\]")  # GGUF fills the vocabulary up with these
 _MARKUP = re.compile(r'[<>{}\[\]"|_]')  # what tells symbols of chat and tools from the words of a sentencepiece model
 DATA_REMEDY = "give the policy another tokenizer (policy.weights, policy.tokenizer), or leave task.path empty"
@@ -390,43 +380,60 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-def write_hf(path: str, folder: str | os.PathLike) -> None:
-    """Writes the tokenizer of `path`, as `Tokenizer.load` takes it, for transformers' AutoTokenizer; same ids.
+def write_hf(path: str, folder: str | os.PathLike, chat_template: str) -> None:
+    """Writes the tokenizer of `path`, as `Tokenizer.load` takes it, for transformers' AutoTokenizer.
 
-    Files of a Hugging Face folder are copied. A sentencepiece model is written as a tokenizer.json, and itself beside
-    it. The folder is made if need be; each file appears whole.
+    A text has the ids that `encode_markup` gives it: no token is put before or behind it, whatever the source's own
+    settings say, for the chat template holds all there is. A sentencepiece model is written as a tokenizer.json, and
+    itself beside it. The folder is made if need be; each file appears whole, and those of another tokenizer go.
 
     Raises InputError as `Tokenizer.load`.
     """
     loaded, path = Tokenizer.load(path), _source(path)
+    unknown = {}
+    if path.endswith(".model"):
+        backend, unknown["unk_token"] = _convert_sentencepiece(path)
+    else:
+        backend = _load_fast(path).backend_tokenizer
+    backend.post_processor = None
+    backend.no_padding()
+    backend.no_truncation()
+    names = {i: text for text, i in backend.get_vocab(with_added_tokens=True).items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json as it is
+        "eos_token": loaded.end_of_turn,
+        "pad_token": names[loaded.pad_id],
+        **unknown,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
     folder = Path(folder)
     partial = folder / "tokenizer.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    backend.save(str(partial / "tokenizer.json"))
+    (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (partial / "chat_template.jinja").write_text(chat_template)
     if path.endswith(".model"):
-        _convert_sentencepiece(path, loaded.pad_id).save_pretrained(partial)
         shutil.copyfile(path, partial / "tokenizer.model")
-    elif path.endswith(".gguf") or (path.endswith(".json") and os.path.basename(path) != "tokenizer.json"):
-        _load_fast(path).save_pretrained(partial)
-    else:
-        source = Path(path) if os.path.isdir(path) else Path(path).parent
-        for name in HF_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
-    for file in partial.iterdir():
-        file.replace(folder / file.name)
+    for name in HF_FILES:
+        if (partial / name).exists():
+            (partial / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)  # would be taken where tools are given
     partial.rmdir()
 
 
-def _convert_sentencepiece(path: str, pad_id: int):
-    """A sentencepiece unigram model without normalisation as transformers' tokenizer; spaces stay spaces in its pieces.
+def _convert_sentencepiece(path: str):
+    """A sentencepiece unigram model as a `tokenizers.Tokenizer`, and its unknown token; spaces stay in its pieces.
 
     Both look for the most likely pieces. sentencepiece takes its user-defined symbols wherever they stand; here they
     are added tokens, of which the first and then the longest is taken. Markers are special ones.
     """
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2
-    from transformers import PreTrainedTokenizerFast
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString(Path(path).read_bytes())
@@ -441,11 +448,4 @@ def _convert_sentencepiece(path: str, pad_id: int):
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unknown, model.trainer_spec.byte_fallback))
     backend.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
     backend.add_tokens(added)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token=model.pieces[unknown].piece,
-        pad_token=model.pieces[pad_id].piece,
-        eos_token=END_OF_TURN,
-        clean_up_tokenization_spaces=False,
-        chat_template=SMALL_CHAT_TEMPLATE,
-    )
+    return backend, model.pieces[unknown].piece

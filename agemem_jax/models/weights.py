@@ -556,6 +556,7 @@ def save_hf(
     dtype: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     token_ids: dict[str, int | list[int]] | None = None,
+    sampling: dict | None = None,
 ) -> None:
     """Writes weights and config.json, which transformers and vLLM load, into `folder` (made if need be).
 
@@ -567,6 +568,7 @@ def save_hf(
       dtype: of the file; the parameters' own if None.
       max_shard_bytes: beyond it, the weights are cut into files with a model.safetensors.index.json.
       token_ids: eos_token_id and pad_token_id, for config.json and a generation_config.json.
+      sampling: further fields of generation_config.json, for example temperature.
 
     The tokenizer's files are the caller's.
     """
@@ -595,8 +597,8 @@ def save_hf(
     if not writes:
         return
     write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    if token_ids:
-        write_text(folder / "generation_config.json", json.dumps(token_ids, indent=2) + "\n")
+    if generation := token_ids | (sampling or {}):
+        write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     for name in names:
         (folder / f"{name}.partial").replace(folder / name)
     if len(shards) > 1:

@@ -36,7 +36,7 @@ from flax import struct
 from agemem_jax.config import refuse
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
-from agemem_jax.tools.schemas import MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
+from agemem_jax.tools.schemas import CALL_MARKS, MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
 
 ANY_OP = (1 << NUM_OPS) - 1
@@ -327,12 +327,9 @@ class _Layout:
             refuse("tools.max_tags", config.max_tags, "must not be negative")
         self.config, self.end = config, end
         self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
-        if config.format == "hermes":  # as the models' chat templates print calls; without one they print nothing
-            self.open, self.close = "<tool_call>\n", "\n</tool_call>"
-            self.between, self.no_calls = f"{self.close}\n{self.open}", ""
-        else:
-            self.open, self.close = "<tool_call>[", "]</tool_call>"
-            self.between, self.no_calls = ", ", self.open + self.close
+        self.open, self.between, self.close = CALL_MARKS[config.format]
+        # Without a call the models' chat templates, whose format hermes is, print nothing.
+        self.no_calls = "" if config.format == "hermes" else self.open + self.close
 
     def places(self) -> list[Place]:
         """Every place of the format, breadth first from the starts of a turn and of a summary."""

@@ -13,6 +13,11 @@ from agemem_jax.types import TOOL_NAMES, Op, Status
 
 MAX_ID_DIGITS = 4
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# What stands before, between and after the calls of a turn, by tools.format. Hermes is as chat templates print calls.
+CALL_MARKS = {
+    "paper": ("<tool_call>[", ", ", "]</tool_call>"),
+    "hermes": ("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+}
 
 
 class Kind(enum.Enum):
@@ -179,10 +184,8 @@ def _schema(argument: Argument, config) -> dict:
 
 def write_calls(calls: list[dict], config) -> str:
     """Calls `{"name": ..., "arguments": {...}}` as a turn writes them in the configured format."""
-    written = [json.dumps(call, ensure_ascii=False) for call in calls]
-    if config.format == "hermes":
-        return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in written)
-    return f"<tool_call>[{', '.join(written)}]</tool_call>"
+    first, between, last = CALL_MARKS[config.format]
+    return first + between.join(json.dumps(call, ensure_ascii=False) for call in calls) + last
 
 
 def read_calls(turn: str) -> list:

@@ -290,8 +290,8 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
     """Every static size of a rollout, in one place."""
     pieces = world.pieces
     width = lambda text: int(text.tokens.shape[-1])  # noqa: E731
-    line = width(pieces.numbers) + width(pieces.id_end) + config.store.entry_tokens + width(pieces.line_end)
-    call = width(pieces.statuses) + width(pieces.numbers) + 2 * width(pieces.line_end) + config.tools.max_top_k * line
+    line = width(pieces.numbers) + width(pieces.id_mark) + config.store.entry_tokens + width(pieces.line_break)
+    call = width(pieces.statuses) + width(pieces.numbers) + width(pieces.line_break) + config.tools.max_top_k * line
     c, t, r, sizes = config.context, config.tools, config.rollout, derive(config)
     return RolloutSpec(
         batch=sizes.rows,

@@ -69,8 +69,9 @@ class Tables:
         pieces = jax.device_get(run.world.pieces)
         text = lambda piece: self.text_of(piece.tokens, piece.length)  # noqa: E731
         names = ("user_open", "assistant_open", "tool_open", "close", "tool_close", "summary_prompt", "summary_open")
-        for name in (*names, "id_end", "line_end", "related"):
+        for name in (*names, "id_mark", "line_break", "related"):
             setattr(self, name, text(getattr(pieces, name)))
+        self.id_first = pieces.id_first
         shape = pieces.statuses.length.shape
         self.statuses = [
             [self.text_of(pieces.statuses.tokens[o, s], pieces.statuses.length[o, s]) for s in range(shape[1])]
@@ -209,7 +210,7 @@ class Rollout:
         shown = self.result if act else ""
         if self.stage == 1 and spec.auto_top_k and body:
             found = self.nearest(t.encode(body), spec.auto_top_k, spec.auto_min_score)
-            shown += t.related + self.lines(found) if found else ""
+            shown += (t.line_break if shown else "") + t.related + self.lines(found) if found else ""
         tool = t.tool_open + shown + t.tool_close if shown else ""
         said = body if act else t.summary_prompt
         user = t.user_open + said + t.close if said else ""
@@ -279,10 +280,12 @@ class Rollout:
         return [entry for _, entry in scored[:k]]
 
     def lines(self, entries: list[Entry]) -> str:
-        return "".join(f"{e.id}{self.tables.id_end}{e.text}{self.tables.line_end}" for e in entries)
+        t = self.tables
+        parts = ((e.id, e.text) if t.id_first else (e.text, e.id) for e in entries)
+        return "".join(f"{t.line_break}{first}{t.id_mark}{last}" for first, last in parts)
 
     def say(self, op: Op, status: Status, extra: str = "") -> None:
-        self.result += self.tables.statuses[op][status] + extra + self.tables.line_end
+        self.result += (self.tables.line_break if self.result else "") + self.tables.statuses[op][status] + extra
 
     def run_call(self, op: Op, arguments: dict) -> None:
         status, extra = Status.OK, ""
@@ -367,7 +370,7 @@ class Rollout:
             entry.hits += 1
             self.stats["relevance_sum"] += max((self.tables.overlap(entry.ids, g) for g in self.gold), default=0.0)
         self.stats["relevance_count"] += len(found)
-        return Status.OK, self.tables.line_end + self.lines(found)
+        return Status.OK, self.lines(found)
 
     def filter(self, criteria: str) -> Status:
         ids = self.tables.encode(criteria)
