@@ -1,6 +1,7 @@
 # make demo        trains the tiny default and writes runs/tiny/report.html
 # make test        linter and test suite
 # make smoke       a minute of training in a temporary folder
+# make documented  the README's commands, each for a few updates; with VENV=FOLDER in an environment of its own
 # make test-heavy  the tests that take minutes
 # make plan        the third stage of one large config of each family, compiled for its TPU slice (no TPU needed)
 # make plans       every large config, all stages (hours)
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 
 FAMILIES := qwen25_7b.py:v5p-16=v5p-16 qwen3.py:4b-v5p-16=v5p-16 llama32.py:1b-v5e-16=v5e-16
 
-.PHONY: demo test smoke test-heavy plan plans clean
+.PHONY: demo test smoke documented test-heavy plan plans clean
 
 demo: $(VENV)/installed
 	$(RUN) -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
@@ -38,6 +39,11 @@ smoke: $(VENV)/installed
 	$(RUN) -m experiments.train --config=configs/tiny.py --workdir="$$workdir" \
 		--config.rl.updates=3 --config.train.eval_tasks=64 && \
 	test -s "$$workdir/summary.json" && test -s "$$workdir/report.html"
+
+# What the README promises has to run on what it installs: nothing of the test extra may be there.
+documented: $(VENV)/installed
+	@$(RUN) -c 'import importlib.util as u; exit(u.find_spec("torch") and "error: $(VENV) has torch; take a new VENV")'
+	tests/documented_commands.sh $(RUN)
 
 clean:
 	rm -rf $(VENV) runs/tiny

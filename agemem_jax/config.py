@@ -7,9 +7,11 @@
 import difflib
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from agemem_jax.errors import InputError
@@ -37,6 +39,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 # Smallest values. Fields that are not listed here or below only have to be finite.
 AT_LEAST = {
     "seed": 0,
+    "task.seed": 0,
     "num_seeds": 1,
     "policy.vocab_size": 0,
     "policy.hidden_size": 1,
@@ -81,8 +84,6 @@ AT_LEAST = {
     "rollout.prefill_rows": 0,
     "rl.updates": 0,
     "rl.tasks_per_update": 1,
-    "rl.clip_high": 0,
-    "rl.kl_coef": 0,
     "rl.epochs": 1,
     "rl.micro_batch": 1,
     "rl.logit_chunk": 1,
@@ -92,12 +93,34 @@ AT_LEAST = {
     "warm.steps": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
+    "warm.final_learning_rate": 0,
+    "warm.weight_decay": 0,
     "train.checkpoint_every": 1,
     "train.keep_checkpoints": 1,
     "train.eval_every": 0,
     "train.eval_tasks": 1,
     "train.eval_temperature": 0,
     "train.traces": 0,
+}
+
+MAX_INT = 2**31 - 1  # of an integer on the devices, and entries of one array
+MAX_SEED = 2**32 - 1
+# Largest values of what is unrolled in a program, built into a table or listed on the host; other whole numbers end at
+# MAX_INT, and so do their products (check_sizes).
+AT_MOST = {
+    "seed": MAX_SEED,
+    "task.seed": MAX_SEED,
+    "policy.num_layers": 1000,
+    "tools.max_calls": 64,
+    "tools.max_tags": 64,
+    "tools.max_top_k": 9,  # written as one digit
+    "store.entries": 9999,  # ids have four digits
+    "task.train_size": 1_000_000,
+    "task.test_size": 1_000_000,
+    "task.facts": 1000,
+    "task.distractors": 1000,
+    "rollout.history_widths": 64,
+    "rl.widths": 64,
 }
 
 ABOVE_ZERO = (
@@ -117,12 +140,28 @@ WITHIN = {
     "task.auto_min_score": (-1, 1),
     "task.test_fraction": (0, 1),
     "reward.good_entry": (0, 1),
-    "rl.clip_low": (0, 1),
-    "optim.b1": (0, 1),
-    "optim.b2": (0, 1),
 }
 
-WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
+# Lowest and highest value with which float32 training can work, and why.
+CLIP = "smaller, rounding between rollout and update decides which tokens are trained"
+RATE = "smaller steps round away in float32 parameters, and larger ones overwrite them"
+COLD = "colder, rounding passes for a changed policy; hotter, what the policy says is lost in the noise"
+TRAINS_WITHIN = {
+    "rl.clip_low": (1e-4, 1, CLIP),
+    "rl.clip_high": (1e-4, math.inf, CLIP),
+    "rl.kl_coef": (0, 1e6, "larger, rounding of log-probabilities alone outweighs an advantage of 1"),
+    "rollout.temperature": (1e-2, 1e2, COLD),
+    "optim.learning_rate": (1e-10, 1, RATE),
+    "optim.max_grad_norm": (1e-8, math.inf, "smaller, nothing moves: Adam adds 1e-8 to what it divides by"),
+    "warm.learning_rate": (1e-10, 1, RATE),
+    "warm.final_learning_rate": (0, 1, RATE),
+}
+FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  # magnitudes, but for 0
+REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
+LORA_SCALES = (1e-6, 1e6)
+
+PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
 class ConfigError(InputError):
@@ -134,7 +173,6 @@ class Derived:
     """Sizes that follow from a config."""
 
     rows: int  # B, rollouts of an update
-    max_calls: int  # calls that a turn can hold in the configured format
     sequences: int  # segments that an update can record
     micro_batch: int  # of these, in a gradient-accumulation step
     observation_tokens: int  # most content tokens that a row is shown before a turn, chat marks not counted
@@ -146,12 +184,10 @@ def derive(config: ConfigDict) -> Derived:
     tools, task, rollout = config.tools, config.task, config.rollout
     rows = config.rl.tasks_per_update * config.rl.group_size
     sequences = rows * config.context.max_segments
-    max_calls = tools.max_calls if tools.format == "paper" else 1
-    shown = max(max_calls * tools.max_top_k, task.auto_top_k)
+    shown = max(tools.max_calls * tools.max_top_k, task.auto_top_k)
     observation = task.message_tokens + shown * config.store.entry_tokens
     return Derived(
         rows=rows,
-        max_calls=max_calls,
         sequences=sequences,
         micro_batch=min(config.rl.micro_batch, sequences),
         observation_tokens=observation,
@@ -165,23 +201,66 @@ def validate(config: ConfigDict) -> None:
     for name, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
             refuse(name, value, "a finite number is needed")
+        if "\0" in "".join([value] if isinstance(value, str) else value if isinstance(value, tuple) else ()):
+            refuse(name, value, "a text must not hold the character NUL")
         if name in CHOICES and value not in CHOICES[name]:
             known = CHOICES[name]
             refuse(name, value, f"must be {' or '.join(map(repr, known))}{nearest_of(str(value), known)}")
         if name in AT_LEAST and value < AT_LEAST[name]:
             refuse(name, value, f"must be at least {AT_LEAST[name]}")
+        if isinstance(value, int) and value > AT_MOST.get(name, MAX_INT):
+            refuse(name, value, f"must be at most {AT_MOST.get(name, MAX_INT)}")
         if name in ABOVE_ZERO and value <= 0:
             refuse(name, value, "must be greater than 0")
         if name in WITHIN:
             low, high = WITHIN[name]
             if not low <= value <= high:
                 refuse(name, value, f"must lie between {low} and {high}")
+    if config.seed + config.num_seeds - 1 > MAX_SEED:
+        refuse(
+            "num_seeds", config.num_seeds,
+            f"the last seed would be {config.seed + config.num_seeds - 1}, over {MAX_SEED}; lower it or seed",
+        )  # fmt: skip
+    check_sizes(config, fields)
     check_policy(config)
     check_mesh_sizes(config)
     check_tools(config)
     check_task(config)
     check_context(config)
     check_learning(config)
+    check_numbers(config)
+
+
+def check_sizes(config: ConfigDict, fields: dict[str, Any]) -> None:
+    """Arrays of more than MAX_INT entries, by the fields whose product they are; those of `rl` count the rollouts."""
+    rollouts = ("rl.tasks_per_update", "rl.group_size")
+    arrays = [
+        (*rollouts, "context.max_segments", "context.capacity"),
+        (*rollouts, "context.messages"),
+        (*rollouts, "store.entries", "store.entry_tokens"),
+        (*rollouts, "store.entries", "store.embedding_size"),
+        (*rollouts, "store.entries", "store.tag_tokens"),
+        (*rollouts, "task.facts", "task.message_tokens"),
+        (*rollouts, "task.distractors", "task.message_tokens"),
+        (*rollouts, "task.answer_tokens"),
+        (*rollouts, "rollout.action_tokens"),
+        (*rollouts, "rollout.summary_tokens"),
+        ("warm.batch", "context.max_segments", "context.capacity"),
+    ]
+    if not config.policy.weights:
+        arrays += [
+            ("policy.vocab_size", "policy.hidden_size"),
+            ("policy.hidden_size", "policy.intermediate_size"),
+            ("policy.hidden_size", "policy.num_heads", "policy.head_dim"),
+        ]
+    for names in arrays:
+        entries = math.prod(fields[name] for name in names)
+        if entries > MAX_INT:
+            largest = max(names, key=fields.get)
+            refuse(
+                largest, fields[largest],
+                f"an array of {' x '.join(names)} would have {entries:,} entries, over {MAX_INT:,}; lower one of them",
+            )  # fmt: skip
 
 
 def check_policy(config: ConfigDict) -> None:
@@ -211,6 +290,12 @@ def check_policy(config: ConfigDict) -> None:
             "policy.num_heads", p.num_heads,
             f"must be a multiple of policy.num_kv_heads = {p.num_kv_heads}, since every key-value head serves as many "
             "query heads",
+        )  # fmt: skip
+    if p.qkv_bias and p.qk_norm:
+        refuse(
+            "policy.qkv_bias", True,
+            "with policy.qk_norm = True it is neither Qwen2 (biases) nor Qwen3 (norms), and could not be exported; set "
+            "one of them to False",
         )  # fmt: skip
     if p.head_dim % 2:
         refuse("policy.head_dim", p.head_dim, "must be even, since rotary embeddings turn pairs of dimensions")
@@ -265,9 +350,8 @@ def check_tools(config: ConfigDict) -> None:
             )  # fmt: skip
     if len(set(t.enabled)) < len(t.enabled):
         refuse("tools.enabled", tuple(t.enabled), "names a tool twice; name each once")
-    max_calls = derive(config).max_calls
-    if t.min_calls > max_calls:
-        refuse("tools.min_calls", t.min_calls, f"a turn can hold {max_calls} calls (tools.max_calls)")
+    if t.min_calls > t.max_calls:
+        refuse("tools.min_calls", t.min_calls, f"a turn can hold {t.max_calls} calls (tools.max_calls)")
     if t.default_top_k > t.max_top_k:
         refuse("tools.default_top_k", t.default_top_k, f"must be at most tools.max_top_k = {t.max_top_k}")
 
@@ -330,6 +414,65 @@ def check_learning(config: ConfigDict) -> None:
         )  # fmt: skip
 
 
+def check_numbers(config: ConfigDict) -> None:
+    """Numbers with which nothing can be learnt."""
+    fields, p = flatten(config), config.policy
+    low, high = FLOAT32
+    for name, value in fields.items():
+        if isinstance(value, float) and value and not low <= abs(value) <= high:
+            refuse(name, value, f"must be 0 or, but for its sign, {low:.2g} to {high:.2g} (float32)")
+    for name, (low, high, why) in TRAINS_WITHIN.items():
+        if not low <= fields[name] <= high:
+            bounds = f"must be at least {low:g}" if math.isinf(high) else f"must lie between {low:g} and {high:g}"
+            refuse(name, fields[name], f"{bounds}: {why}")
+    if 0 < config.train.eval_temperature < 1e-2:
+        refuse("train.eval_temperature", config.train.eval_temperature, "must be 0, which is greedy, or at least 0.01")
+    for name in ("optim.b1", "optim.b2"):
+        if not 0 <= np.float32(fields[name]) < 1:
+            refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
+    for group, rate in (("optim", config.optim.learning_rate), ("warm", config.warm.learning_rate)):
+        decay = config[group].weight_decay
+        if decay * rate >= 1:
+            refuse(
+                f"{group}.weight_decay", decay,
+                f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
+                f"set {group}.weight_decay < {1 / rate:g}",
+            )  # fmt: skip
+    if config.warm.warmup_steps >= config.warm.steps:
+        refuse(
+            "warm.warmup_steps", config.warm.warmup_steps,
+            f"must be below warm.steps = {config.warm.steps}, since the rate falls after it",
+        )  # fmt: skip
+    low, high = LORA_SCALES
+    if p.lora_rank and not low <= p.lora_alpha / p.lora_rank <= high:
+        refuse(
+            "policy.lora_alpha", p.lora_alpha,
+            f"adapters would count alpha / rank = {p.lora_alpha / p.lora_rank:g} times (policy.lora_rank = "
+            f"{p.lora_rank}); between {low:g} and {high:g} they can learn",
+        )  # fmt: skip
+    low, high = REWARDS
+    for name, value in config.reward.items():
+        if isinstance(value, float) and value and not low <= abs(value) <= high:
+            refuse(f"reward.{name}", value, f"must be 0 or, but for its sign, {low:g} to {high:g}: rewards are squared")
+    if config.reward.good_entry == 0:
+        refuse("reward.good_entry", 0.0, "every entry would count as high quality; set it above 0")
+    if config.rl.updates:
+        check_precision(p)
+
+
+def check_precision(p: ConfigDict) -> None:
+    """Raises ConfigError if gradients do not survive the dtypes of `config.policy`, for whatever trains it."""
+    why = "gradients of float16 are 0 below 6e-8 and overflow above 65504; set"
+    if p.dtype == "float16":
+        refuse("policy.dtype", p.dtype, f"cannot be trained in: {why} policy.dtype = 'bfloat16' or 'float32'")
+    if p.param_dtype == "float16" and not p.lora_rank:
+        refuse(
+            "policy.param_dtype", p.param_dtype,
+            f"cannot be trained: {why} policy.param_dtype = 'bfloat16' or 'float32', or train adapters beside it with "
+            "policy.lora_rank",
+        )  # fmt: skip
+
+
 def check_prompt(config: ConfigDict, prompt_tokens: int) -> None:
     """Raises ConfigError if limit and capacity of the context do not suit the shared prompt.
 
@@ -386,6 +529,23 @@ def check_override(config: ConfigDict, name: str, text: str) -> None:
         refuse(name, text, f"{WANTED[kind]} is needed, such as {str(node).lower() if kind is bool else node}")
 
 
+def make_absolute(config: ConfigDict) -> None:
+    """Changes the paths in a config so that they mean the same from every folder; ~ is the home folder."""
+    for name in PATH_FIELDS:
+        value = flatten(config)[name]
+        if value and not value.startswith("tfds:"):
+            config.update_from_flattened_dict({name: os.path.abspath(os.path.expanduser(value))})
+
+
+def without_folders(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths are bare names, to be shown to others: where they lie is nobody's business."""
+    shown = config.copy_and_resolve_references()
+    fields = flatten(shown)
+    names = [name for name in PATH_FIELDS if not fields[name].startswith("tfds:")]
+    shown.update_from_flattened_dict({name: os.path.basename(fields[name]) for name in names})
+    return shown
+
+
 def difference(a: ConfigDict, b: ConfigDict) -> list[str]:
     """Dotted names of the fields that differ between two configs, or that one of them lacks; sorted."""
     x, y = flatten(a), flatten(b)
@@ -436,7 +596,9 @@ def fits(value: Any, example: Any) -> bool:
         return isinstance(value, bool) and isinstance(example, bool)
     if isinstance(example, float):
         return isinstance(value, int | float)
-    return isinstance(value, type(example)) or (isinstance(example, tuple) and isinstance(value, list))
+    if isinstance(example, tuple):
+        return isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, type(example))
 
 
 def parses(kind: type, text: str) -> bool:

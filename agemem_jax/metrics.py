@@ -16,6 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from agemem_jax.errors import InputError
+
 METRICS_FILE = "metrics.jsonl"
 LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -138,7 +140,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
                 records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); remove the line") from error
+                raise InputError(f"{path}, line {number} is not JSON ({error}); remove the line") from error
     return records
 
 

@@ -43,7 +43,7 @@ class Op(enum.IntEnum):
     SUMMARY = 4
     FILTER = 5
     ANSWER = 6  # <answer>: the task action of a question-answering task
-    PASS = 7  # an empty array of calls: nothing to do this turn
+    PASS = 7  # no call: nothing to do this turn
     WRITE_SUMMARY = 8  # the text of a generation slot under the summarising prompt
 
 
@@ -194,6 +194,7 @@ class TrainState:
     step: jax.Array  # [] int32 updates done
     params: dict
     opt_state: tuple
+    master: dict | None = None  # of parameters narrower than float32: what the optimizer works on, float32
 
 
 @struct.dataclass
@@ -222,6 +223,7 @@ class Pieces:
     summary_open: Text  # [w] said before a summary in the message that replaces the span
     statuses: Text  # [NUM_OPS, NUM_STATUSES, w] what the agent reads after a call
     numbers: Text  # [max_id + 1, w] memory ids as text
-    id_end: Text  # [w] between an id and its text, e.g. ":"
-    line_end: Text  # [w] after each line of a tool message
-    related: Text  # [w] said before automatically retrieved entries
+    id_mark: Text  # [w] between an entry and its id
+    line_break: Text  # [w] between two lines of a tool message
+    related: Text  # [w] the line before automatically retrieved entries
+    id_first: bool = struct.field(pytree_node=False)  # "1: entry", else "entry | memory_id=1"

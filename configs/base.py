@@ -15,8 +15,9 @@ def get_config() -> ConfigDict:
     # What acts. With `weights` (a .safetensors file or index, a Hugging Face folder, or a .gguf file) the architecture
     # fields come from the file; without, a fresh policy of these sizes is made.
     c.policy = ConfigDict()
-    c.policy.weights = ""
+    c.policy.weights = ""  # a relative path begins in the current folder; ~ is the home folder
     c.policy.tokenizer = ""  # "" = the one in `weights`; a sentencepiece .model, a tokenizer.json, or a folder
+    c.policy.date_string = "26 Jul 2024"  # what a chat template prints as today's date (Llama 3.1 and 3.2 do)
     c.policy.vocab_size = 0  # 0 = the tokenizer's
     c.policy.hidden_size = 128
     c.policy.intermediate_size = 384
@@ -29,7 +30,8 @@ def get_config() -> ConfigDict:
     c.policy.tie_word_embeddings = True
     c.policy.rope_theta = 10000.0
     c.policy.rms_norm_eps = 1e-6
-    c.policy.dtype = "float32"  # of activations and the KV cache
+    c.policy.dtype = "float32"  # of activations and the KV cache; "bfloat16", or to evaluate only "float16"
+    # "bfloat16": without LoRA the optimizer works on a float32 copy. "float16": only with LoRA, or to evaluate.
     c.policy.param_dtype = "float32"
     c.policy.remat = "none"  # what the backward pass runs again: "minimal" = not the matmuls, "full" = whole layers
     c.policy.attention = "xla"  # "xla", "splash" (TPU) or "cudnn" (GPU): of many queries; decoding is always "xla"
@@ -38,13 +40,13 @@ def get_config() -> ConfigDict:
 
     # LoRA: with a rank, adapters on these projections are trained (float32) and the policy itself stays as it is; it is
     # also the reference. Adapters take a larger optim.learning_rate than all parameters do.
-    c.policy.lora_rank = 0  # 0 = all parameters are trained
+    c.policy.lora_rank = 0  # 0 = all parameters are trained; at most the smaller side of each projection
     c.policy.lora_alpha = 16.0  # adapters count alpha / rank times
     c.policy.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    # The turn format: <think>, then a JSON array of calls, or an answer.
+    # The turn format: <think>, then calls, or an answer.
     c.tools = ConfigDict()
-    c.tools.format = "paper"  # "paper" or "hermes" (Qwen's own: one call object a turn)
+    c.tools.format = "paper"  # "paper" (one JSON array of calls) or "hermes" (Qwen's own: one block for each call)
     c.tools.constrained = True  # False: free sampling; a malformed turn is an observation and a penalty
     c.tools.enabled = (
         "Add_memory",
@@ -55,7 +57,7 @@ def get_config() -> ConfigDict:
         "Filter_context",
     )
     c.tools.max_calls = 3  # calls in one turn
-    c.tools.min_calls = 1  # 0 also admits an empty array: a turn without a call
+    c.tools.min_calls = 1  # 0 also admits a turn without a call: an empty array; in "hermes", the think block alone
     c.tools.max_tags = 2  # pairs in metadata and in metadata_filter
     c.tools.max_top_k = 5
     c.tools.default_top_k = 3
@@ -84,7 +86,9 @@ def get_config() -> ConfigDict:
     # Short-term memory.
     c.context = ConfigDict()
     c.context.limit = 8192  # T_max, tokens, the shared prompt included
-    c.context.capacity = 10240  # tokens a row can hold beside the prompt; past it the oldest messages go
+    # Tokens a row can hold beside the prompt; past it the oldest messages go. Prompt and capacity together must fit the
+    # positions that the model was made for.
+    c.context.capacity = 10240
     c.context.messages = 64
     c.context.filter_threshold = 0.6  # theta
     c.context.pin_query = True
@@ -137,7 +141,7 @@ def get_config() -> ConfigDict:
     c.reward.over_turns = -1.0  # penalties
     c.reward.over_context = -0.5
     c.reward.malformed = -0.1  # a turn, unconstrained only
-    c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality
+    c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality; above 0
     c.reward.judge = ""  # base URL of an OpenAI-compatible endpoint, with task_metric "judge"
     c.reward.judge_model = ""
 
@@ -154,7 +158,7 @@ def get_config() -> ConfigDict:
     c.rl.clip_low = 0.2
     c.rl.clip_high = 0.2
     c.rl.kl_coef = 0.1  # beta, to the frozen starting policy; 0 = no reference pass
-    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: by a fixed length)
+    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: all turns and summaries at full length)
     c.rl.epochs = 1
     c.rl.micro_batch = 32  # segments a gradient-accumulation step, of all devices together
     c.rl.logit_chunk = 512  # tokens whose logits exist at once (of each device)
@@ -162,10 +166,10 @@ def get_config() -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-6
-    c.optim.warmup_updates = 0
+    c.optim.warmup_updates = 0  # the rate rises linearly over so many, the last of which has learning_rate in full
     c.optim.weight_decay = 0.0
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.999
+    c.optim.b1 = 0.9  # below 1
+    c.optim.b2 = 0.999  # below 1
     c.optim.max_grad_norm = 1.0
 
     # Supervised warm start on scripted demonstrations (experiments/warm_start.py).
@@ -174,7 +178,7 @@ def get_config() -> ConfigDict:
     c.warm.batch = 128
     c.warm.learning_rate = 4e-3
     c.warm.final_learning_rate = 1.5e-4  # cosine decay to this
-    c.warm.warmup_steps = 40
+    c.warm.warmup_steps = 40  # below steps
     c.warm.weight_decay = 0.01
 
     c.train = ConfigDict()

@@ -14,6 +14,8 @@ SLICES = {
     "v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),
     "v5p-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=8, policy__remat="minimal"),
     "v5p-128": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=64, policy__remat="minimal"),
+    # Rows of 35,900 positions: Qwen2.5's 32,768 are scaled as its model card says, by a rope_scaling in its config.json
+    # (yarn, factor 2 or more).
     "v5p-32-32k": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16, **LONG),
     # In a loop, a GPU copies each layer's weights and cache for every token before it reads them.
     "h100-8": dict(

@@ -6,6 +6,7 @@ the file, as in --config=configs/qwen3.py:4b-v5p-16. All were compiled for their
 
 from ml_collections import ConfigDict
 
+from agemem_jax.errors import InputError
 from configs import base
 
 LONG = dict(context__limit=32768, context__capacity=34816)  # "-32k", in place of 8,192
@@ -18,11 +19,11 @@ def published(name: str, variant: str, slices: dict[str, dict]) -> ConfigDict:
       variant: one of `slices`; its name says which slice, e.g. "v5p-16", "4b-h100-4", "v5p-32-32k".
       slices: {variant: fields that differ from the recipe's}, names as in `rl__micro_batch`.
 
-    Raises ValueError naming the variants there are.
+    Raises InputError naming the variants there are.
     """
     if variant not in slices:
         known = ", ".join(slices)
-        raise ValueError(f"--config=configs/{name}.py:{variant}: there is no such variant; there are {known}")
+        raise InputError(f"--config=configs/{name}.py:{variant}: there is no such variant; there are {known}")
     c = base.get_config()
     c.name = f"{name}-{variant}"
     c.policy.dtype = "bfloat16"

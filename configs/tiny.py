@@ -5,17 +5,22 @@
 Hardware, minutes and the measured numbers are in the README ("The numbers").
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+import agemem_jax
 from configs import base
+
+POLICY = Path(agemem_jax.__file__).parent / "assets" / "tiny"  # ships with the package, wherever that is installed
 
 
 def get_config() -> ConfigDict:
     c = base.get_config()
     c.name = "tiny"
     # Made by experiments/warm_start.py. Weights "" begin from nothing.
-    c.policy.weights = "agemem_jax/assets/tiny"
-    c.policy.tokenizer = "agemem_jax/assets/tiny/tokenizer.model"
+    c.policy.weights = str(POLICY)
+    c.policy.tokenizer = str(POLICY / "tokenizer.model")
 
     c.tools.max_calls = 2
     c.tools.min_calls = 0  # a turn without a call lets a message pass

@@ -15,9 +15,10 @@ import tempfile
 import venv
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from experiments import out
+from agemem_jax.errors import InputError
+from experiments import cli, out
 from experiments.benchmark import parts
 
 PEERS = flags.DEFINE_string("peers", "all", "libraries to compare with: all, none, or names with commas (trl,tunix)")
@@ -39,19 +40,17 @@ PROGRAMS = {
 }
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are --peers and --out")
+def main() -> None:
     if PART.value:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(parts.measure(PART.value, Path(folder))), flush=True)
         return
+    peers = chosen_peers(PEERS.value)
     try:
-        peers = chosen_peers(PEERS.value)
         pythons = {peer: environment(peer) for peer in peers}
         ours = {part: run_part(part) for part in parts.PARTS}
         theirs = {peer: {name: run_peer(peer, name, pythons[peer]) for name in PROGRAMS[peer]} for peer in peers}
-    except (ValueError, RuntimeError) as error:
+    except RuntimeError as error:  # of another program, with the end of what it printed
         sys.exit(f"error: {error}")
     figures = summarise(ours, theirs)
     print(table(figures))
@@ -59,12 +58,12 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_peers(text: str) -> list[str]:
-    """The libraries that --peers names. Raises ValueError for an unknown one."""
+    """The libraries that --peers names. Raises InputError for an unknown one."""
     if text in ("all", "none"):
         return list(PACKAGES) if text == "all" else []
     names = text.split(",")
     if unknown := [name for name in names if name not in PACKAGES]:
-        raise ValueError(f"--peers={text}: {unknown[0]!r} is unknown; give all, none, or of {', '.join(PACKAGES)}")
+        raise InputError(f"--peers={text}: {unknown[0]!r} is unknown; give all, none, or of {', '.join(PACKAGES)}")
     return names
 
 
@@ -169,4 +168,4 @@ def table(figures: dict) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, takes_config=False)

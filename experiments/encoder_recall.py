@@ -7,37 +7,30 @@ Recall@k is the share of the supporting sentences among the first k retrieved, t
 words are weighted by their rarity in the messages of the training records.
 """
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from agemem_jax.data import hotpotqa
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
+from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, store
 from agemem_jax.models import weights
-from agemem_jax.training.setup import ENCODER_SEED, document_counts
+from agemem_jax.training.setup import ENCODER_SEED, check_vocabulary, document_counts, tokenizer_path
 from agemem_jax.types import PAD_ID, Text
 from configs import base, tiny
-from experiments import out
+from experiments import cli, out, paths
 
-PATH = flags.DEFINE_string("path", "", "a HotpotQA JSON file; without it test questions of the tiny default")
-WEIGHTS = flags.DEFINE_string("weights", "", "whose vocabulary and embeddings; without it those of the tiny default")
+PATH = paths.define_path("path", None, "a HotpotQA JSON file; without it test questions of the tiny default")
+WEIGHTS = paths.define_path("weights", None, "whose vocabulary and embeddings; without it those of the tiny default")
 TOP = (1, 3, 5)
 LEXICAL_SIZES = (128, 256, 512)
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are --path, --weights and --out")
-    try:
-        results = measure(PATH.value, WEIGHTS.value)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def main() -> None:
+    results = measure(PATH.value or "", WEIGHTS.value or "")
     print(f"{results['records']} records, {results['sentences_per_record']:.1f} sentences each")
     print(f"{'encoder':<10}{'size':>6}" + "".join(f"{f'recall@{k}':>11}" for k in TOP))
     for row in results["encoders"]:
@@ -48,19 +41,20 @@ def main(argv: list[str]) -> None:
 def measure(path: str, weight_file: str, generated: int = 200) -> dict:
     """Recall of every encoder on all records of a file, or on `generated` test questions."""
     if path and not weight_file:
-        raise ValueError("--path needs --weights: the tiny vocabulary has no pieces for English text")
+        raise InputError("--path needs --weights: the tiny vocabulary has no pieces for English text")
     config = base.get_config() if weight_file else tiny.get_config()
     config.task.path, config.task.test_size = path, generated
     config.policy.weights = weight_file or config.policy.weights
-    tokenizer = Tokenizer.load(config.policy.tokenizer or config.policy.weights)
+    tokenizer = Tokenizer.load(tokenizer_path(config.policy))
     source = TaskSource(config, tokenizer, scoring.hash_words)
     records = source.records if path else source.records[source.num_train :]
     sentences, queries, gold = texts(records, source)
     pieces = tokenizer.token_bytes()
     counts = document_counts(source, len(pieces))
-    embedding = weights.load_token_embeddings(config.policy.weights)[: len(pieces)]
+    embedding = weights.load_token_embeddings(config.policy.weights)
+    check_vocabulary(config.policy, len(pieces), len(embedding))
     tables = [("lexical", encoder.lexical_table(pieces, counts, size, ENCODER_SEED)) for size in LEXICAL_SIZES]
-    tables.append(("policy", encoder.policy_table(embedding, counts)))
+    tables.append(("policy", encoder.policy_table(embedding[: len(pieces)], counts)))
     rows = [{"encoder": name, "size": t.shape[1]} | recall(t, sentences, queries, gold) for name, t in tables]
     per_record = float((sentences.length > 0).sum(1).mean())
     return {"records": len(records), "sentences_per_record": per_record, "encoders": rows}
@@ -113,4 +107,4 @@ def recall(table: np.ndarray, sentences: Text, queries: Text, gold: np.ndarray) 
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, takes_config=False)

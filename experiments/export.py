@@ -2,8 +2,9 @@
 
     python -m experiments.export --run=runs/tiny/seed_0 --folder=released/tiny --dtype=bfloat16
 
-The folder holds config.json, generation_config.json, the weights, the tokenizer with its chat template, and a model
-card, README.md. The newest whole checkpoint is taken, whichever mesh wrote it; it is spread over the devices at hand.
+The folder holds config.json, generation_config.json, the weights, the tokenizer with a chat template that lays messages
+out as in training, and a model card, README.md. The newest whole checkpoint is taken, whichever mesh wrote it; it is
+spread over the devices at hand.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.config import ConfigError, from_json, to_json
-from agemem_jax.data.prompts import build_pieces, system_prompt
+from agemem_jax.config import from_json, to_json, without_folders
+from agemem_jax.data.chat_template import chat_template
+from agemem_jax.data.prompts import build_pieces, system_message
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
 from agemem_jax.models import lora, qwen, weights
@@ -30,15 +32,17 @@ from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import MANIFEST, checkpoints, damage
 from agemem_jax.training.identity import Identity
 from agemem_jax.training.lock import hold
-from agemem_jax.training.setup import architecture, starting_params
+from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
-from experiments import cli, out
+from experiments import cli, out, paths
 
-RUN = flags.DEFINE_string("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
-FOLDER = flags.DEFINE_string("folder", None, "where the released checkpoint goes", required=True)
+RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
+FOLDER = paths.define_path("folder", None, "where the released checkpoint goes", required=True)
 DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")
 SHARD_BYTES = flags.DEFINE_integer("shard_bytes", weights.SHARD_BYTES, "largest weight file", lower_bound=1)
+
+MOST_LOST = 0.1  # share of the adapters' change that may be rounded away unsaid
 
 CARD = """---
 library_name: transformers
@@ -60,18 +64,22 @@ FILTER on its context), trained by the three-stage, step-wise GRPO of AgeMem
 ## Load it
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, {loader}
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = {loader}.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
-messages = [{messages}]
+messages = [{{"role": "user", "content": "Ada Keller wrote Silver River"}}]
 prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 reply = model.generate(**prompt, max_new_tokens={new_tokens}, do_sample=False)
 print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :]))
 ```
 
 `FOLDER` is where this file lies. In agemem_jax: `--config.policy.weights=FOLDER --config.policy.tokenizer={tokenizer}`.
-The policy writes tool calls; the program around it must run them. In training a grammar held decoding to their format.
+The policy writes tool calls; the program around it must run them. {decoding}
+
+The chat template lays messages out as in training, and puts the system message of training in where there is none. An
+assistant message is what the policy wrote, its think block and calls included, or its calls are in `tool_calls`.
+The results of a turn are the lines of one tool message. {serving}
 {prompt}{results}
 ## The run
 
@@ -79,6 +87,16 @@ The policy writes tool calls; the program around it must run them. In training a
 {config}
 ```
 """
+SERVING = {
+    "hermes": """vLLM reads the calls with
+`--enable-auto-tool-choice --tool-call-parser hermes`, without a reasoning parser: think blocks are text.""",
+    "paper": """Servers have no parser for
+these calls, one JSON array in a `<tool_call>` block: read them from the text.""",
+}
+DECODING = {
+    True: "In training a grammar held decoding to their format.",
+    False: "In training, turns that were not in their format had a penalty.",
+}
 PROMPT = """
 ## The system prompt it was trained with
 
@@ -98,11 +116,9 @@ RESULTS = """
 """
 
 
-def main(_) -> None:
-    try:
-        figures = export(Path(RUN.value), Path(FOLDER.value), DTYPE.value, SHARD_BYTES.value)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def main() -> None:
+    folder = paths.folder_to_write("folder", FOLDER.value)
+    figures = export(Path(RUN.value), folder, DTYPE.value, SHARD_BYTES.value)
     print(f"{figures['checkpoint']} -> {figures['folder']}: {figures['parameters']:,} parameters, {figures['dtype']}")
     out.write(figures)
 
@@ -110,26 +126,38 @@ def main(_) -> None:
 def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict:
     """Writes the released checkpoint; returns what it is.
 
-    Raises ValueError if there is nothing to export, or if tokenizer, prompt or starting weights are not the run's own.
+    Raises InputError if there is nothing to export, or if tokenizer, prompt or starting weights are not the run's own.
     """
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
-    source = config.policy.tokenizer or config.policy.weights
+    source = tokenizer_path(config.policy)
     tokenizer = Tokenizer.load(source)
     identity = read_again(checkpoint, config, tokenizer)
     model = architecture(config.policy, tokenizer.vocab_size)
+    model = fitted(config, model, tokenizer.vocab_size, build_pieces(tokenizer, config))
+    dtype = dtype or model.param_dtype
     mesh = sharding.make_mesh(1, math.gcd(jax.local_device_count(), model.hidden_size), 1, jax.local_devices())
     params = restore_params(checkpoint, model, mesh)
     if model.lora is not None:  # the checkpoint holds the adapters alone
-        params = lora.merge(params, starting_params(config, model, mesh), model.lora)
+        frozen = starting_params(config, model, mesh)
+        lost = lora.rounded_away(params, frozen, model.lora, dtype)
+        if lost > MOST_LOST:
+            warnings.warn(
+                f"--dtype={dtype} rounds {lost:.0%} of what the adapters learnt away; --dtype=float32 keeps it",
+                stacklevel=2,
+            )
+        params = lora.merge(params, frozen, model.lora, dtype)
         model = dataclasses.replace(model, lora=None)
-    dtype = dtype or model.param_dtype
     ends = tokenizer.end_ids()
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
+    # The distribution that was trained, where a program samples and is not told otherwise.
+    sampling = {"do_sample": True, "temperature": config.rollout.temperature, "top_k": 0, "top_p": 1.0}
+    chat, prompt = tokenizer.chat_pieces(config.policy.date_string), system_message(tokenizer, config.tools)
     with hold(folder, "--folder"):
-        write_hf(source, folder)
-        weights.write_text(folder / "README.md", card(config, model, tokenizer, checkpoint, run, dtype, identity))
-        weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, positions(config))
+        write_hf(source, folder, chat_template(chat, prompt, config.tools, tokenizer.is_small))
+        weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, sampling)
+        described = card(config, model, tokenizer, checkpoint, run, dtype, loader(folder, tokenizer), identity)
+        weights.write_text(folder / "README.md", described)
     return {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
@@ -157,7 +185,7 @@ def read_again(checkpoint: Path, config: ConfigDict, tokenizer: Tokenizer) -> Id
 
 
 def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a seed. Raises ValueError if there is none."""
+    """The newest whole checkpoint of a seed. Raises InputError if there is none."""
     folder = run / "checkpoints"
     for path in checkpoints(folder) if folder.is_dir() else []:
         problem = damage(path)
@@ -166,7 +194,7 @@ def newest(run: Path) -> Path:
         warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
     seeds = ", ".join(sorted(str(path) for path in run.glob("seed_*")))
     hint = f"give one of its seeds: {seeds}" if seeds else "give the folder of one seed, as in --run=runs/tiny/seed_0"
-    raise ValueError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
+    raise InputError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
 
 
 def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
@@ -178,7 +206,7 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
     for name in sorted(wanted.keys() | {name for name in saved if name.startswith(".params[")}):
         expected = f"{wanted[name].dtype}{list(wanted[name].shape)}" if name in wanted else "absent"
         if saved.get(name, "absent") != expected:
-            raise ValueError(
+            raise InputError(
                 f"checkpoint {checkpoint}: {name} is {saved.get(name, 'absent')}, and {expected} in the policy of its "
                 "config; put the weights back that policy.weights named when the run began"
             )
@@ -195,26 +223,43 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
             raise InputError(f"checkpoint {checkpoint} was dropped by its run, which goes on; try again") from error
 
 
-def positions(config: ConfigDict) -> dict:
-    """The longest context that the weights were made for, if the starting weights tell."""
-    beside = weights.find(config.policy.weights).parent / "config.json" if config.policy.weights else None
-    known = json.loads(beside.read_text()) if beside is not None and beside.is_file() else {}
-    return {name: known[name] for name in ("max_position_embeddings",) if name in known}
+def loader(folder: Path, tokenizer: Tokenizer) -> str:
+    """The class of transformers that reads the exported tokenizer as it is.
+
+    AutoTokenizer takes the architecture's own class for some (Qwen2's), which cuts texts by its own rules.
+    """
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(folder)
+    said = "Ada Keller wrote Silver River" if tokenizer.is_small else "It's 1984: Ada Keller's \"Silver River\"..."
+    messages = [{"role": "user", "content": said}]
+    text = loaded.apply_chat_template(messages, tokenize=False)
+    if loaded.apply_chat_template(messages, return_dict=True)["input_ids"] == tokenizer.encode_markup(text):
+        return "AutoTokenizer"
+    warnings.warn(
+        f"{folder}: transformers' AutoTokenizer makes a {type(loaded).__name__} of this tokenizer, with other tokens; "
+        "load it with PreTrainedTokenizerFast",
+        stacklevel=2,
+    )
+    return "PreTrainedTokenizerFast"
 
 
 def card(
-    config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, checkpoint: Path, run: Path, dtype: str,
+    config: ConfigDict,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    checkpoint: Path,
+    run: Path,
+    dtype: str,
+    loader: str,
     identity: Identity,
-) -> str:  # fmt: skip
-    """The model card, README.md."""
+) -> str:
+    """The model card, README.md, without folders of this machine; `loader` is the class that loads its tokenizer."""
+    config = without_folders(config)
     described = weights.hf_config(model)
     fields = [name for name in described if name not in ("architectures", "torch_dtype")]
     rows = [*((name, described[name]) for name in fields), ("dtype of the weights", dtype)]
-    messages = [{"role": "user", "content": "Ada Keller wrote Silver River"}]
-    prompt = ""
-    if not tokenizer.is_small:
-        prompt = PROMPT.format(text=system_prompt(config.tools))
-        messages.insert(0, {"role": "system", "content": "..."})
+    prompt = system_message(tokenizer, config.tools)
     summary = run.parent / "summary.json"
     results = ""
     if summary.is_file():
@@ -228,10 +273,12 @@ def card(
         start=started_from(config, identity),
         kind=described["architectures"][0],
         architecture="\n".join(f"| {name} | {value} |" for name, value in rows if value is not None),
-        messages=", ".join(map(json.dumps, messages)),
+        loader=loader,
         new_tokens=config.rollout.action_tokens,
         tokenizer="FOLDER/tokenizer.model" if tokenizer.is_small else "FOLDER",
-        prompt=prompt,
+        decoding=DECODING[config.tools.constrained],
+        serving=SERVING[config.tools.format],
+        prompt=PROMPT.format(text=prompt) if prompt else "",
         results=results,
         config=to_json(config),
     )
@@ -245,4 +292,4 @@ def started_from(config: ConfigDict, identity: Identity) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, config_required=False)
+    cli.run(main, takes_config=False)

@@ -43,13 +43,14 @@ PREFILL_CHUNKS = 1.5  # a slot: one for the observation, more after an edit
 
 
 def main(config) -> None:
+    stages = [3] if SEARCH.value else stage_numbers()
     try:
         where = parse_slice(TOPOLOGY.value)
         devices = plan.topology_devices(where)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"--topology={TOPOLOGY.value}: {error}") from error
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are among the figures
-    result = search(config, where, devices) if SEARCH.value else plan_config(config, where, devices, stage_numbers())
+    result = search(config, where, devices) if SEARCH.value else plan_config(config, where, devices, stages)
     print(page.write(result))
     out.write(result)
     if not result["summary"]["fits"]:

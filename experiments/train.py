@@ -25,11 +25,9 @@ from agemem_jax.training.lock import hold
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import table, write_summary
-from experiments import cli, out
+from experiments import cli, out, paths
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-
-
+WORKDIR = paths.define_path("workdir", None, "folder of the run", required=True)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other processes of a TPU slice, GKE or SLURM job")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where nothing else tells it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run, with --coordinator")
@@ -38,7 +36,7 @@ LOST_AFTER = flags.DEFINE_float("lost_after", 60.0, "seconds without a sign of l
 
 
 def main(config) -> None:
-    workdir = Path(WORKDIR.value)
+    workdir = paths.folder_to_write("workdir", WORKDIR.value)
     hint = lambda: where_it_goes_on(workdir)  # noqa: E731
     notice = Notice(hint)
     try:

@@ -10,24 +10,23 @@ import time
 from pathlib import Path
 
 import jax
-import optax
-from absl import flags
 from tqdm import tqdm
 
+from agemem_jax.config import check_precision
 from agemem_jax.data import vocabulary
 from agemem_jax.data.demos import Demonstrator
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import warm_step
-from experiments import cli, out
+from agemem_jax.training.warm import warm_optimizer, warm_step
+from experiments import cli, out, paths
 
-EXPORT = flags.DEFINE_string("export", None, "folder for the warm-started policy", required=True)
+EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
 
 
 def main(config) -> None:
-    folder = Path(EXPORT.value)
+    folder = paths.folder_to_write("export", EXPORT.value)
     with hold(folder, "--export"):
         make(config, folder)
 
@@ -35,23 +34,18 @@ def main(config) -> None:
 def make(config, folder: Path) -> None:
     """Trains the policy and writes it with its vocabulary."""
     config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
+    check_precision(config.policy)
     config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
     vocabulary.build(config.policy.tokenizer, config.tools)
     group = config.rl.group_size
     config.rl.tasks_per_update = -(-config.warm.batch // group)
     run = build(config)
-    warm = config.warm
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, warm.learning_rate, warm.warmup_steps, warm.steps, warm.final_learning_rate
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.optim.max_grad_norm), optax.adamw(schedule, weight_decay=warm.weight_decay)
-    )
+    optimizer = warm_optimizer(config.warm, config.optim.max_grad_norm)
     state = new_state(run.start(), optimizer)
     step = jax.jit(
         warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, config.rl.logit_chunk), donate_argnums=0
     )
-    demos = Demonstrator(run.source, config, run.tokenizer.chat_pieces().end_of_turn)
+    demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
     curve, began = [], time.time()
     batch = demos.batch(0, run.spec.rollout.batch)
     bar = tqdm(range(config.warm.steps), desc="warm start")

@@ -64,16 +64,16 @@ def small_config(**changes) -> ConfigDict:
     c.train.eval_tasks = 8
     c.train.traces = 8
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    c.policy.tokenizer = vocabulary_file(c.tools.summary_by, c.tools.optional_arguments)
+    c.policy.tokenizer = vocabulary_file(c.tools.summary_by, c.tools.optional_arguments, c.tools.format)
     return c
 
 
 @lru_cache
-def vocabulary_file(summary_by: str = "policy", optional_arguments: bool = False) -> str:
+def vocabulary_file(summary_by: str = "policy", optional_arguments: bool = False, format: str = "paper") -> str:
     """A sentencepiece model whose symbols are the literals of the small config's grammar."""
     tools = tiny.get_config().tools
-    tools.summary_by, tools.optional_arguments = summary_by, optional_arguments
-    path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{summary_by}-{optional_arguments}-{vocabulary.FILE_NAME}"
+    tools.summary_by, tools.optional_arguments, tools.format = summary_by, optional_arguments, format
+    path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{summary_by}-{optional_arguments}-{format}-{vocabulary.FILE_NAME}"
     if not path.exists():
         unfinished = path.with_stem(f"{path.stem}-{os.getpid()}")
         vocabulary.build(str(unfinished), tools)

@@ -75,11 +75,11 @@ def test_every_word_is_one_piece(tokenizer):
 
 def test_chat_marks_and_literals_are_single_pieces_next_to_text(tokenizer):
     for mark in vocabulary.CHAT_MARKS:
-        ids = tokenizer.encode(f"{mark} Ada Keller was born in 1931{vocabulary.END_OF_TURN}")
+        ids = tokenizer.encode_markup(f"{mark} Ada Keller was born in 1931{vocabulary.END_OF_TURN}")
         assert len(ids) == 8
         assert tokenizer.decode(ids[:1]) == mark and tokenizer.token_bytes()[ids[1]] == b" Ada"
     for literal in vocabulary.literals(base.get_config().tools, vocabulary.END_OF_TURN):
-        assert len(tokenizer.encode(literal)) == 1
+        assert len(tokenizer.encode_markup(literal)) == 1
     assert len(tokenizer.encode(" true")) == len(tokenizer.encode(" false")) == 1
     assert len(tokenizer.encode("17")) == 2  # ids are spelled
 
@@ -167,7 +167,7 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
 
 def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer, caplog):
     path, records = tmp_path / "records.json", questions.generate(0, 20, "train")
-    again = [record | {"_id": "", "question": record["question"].lower() + "?"} for record in records[3:8]]
+    again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
     path.write_text(json.dumps(records + records[:2] + again))
     source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
     assert "left out 5 of 22 training records that are in the test split too" in caplog.text

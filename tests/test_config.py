@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from agemem_jax.config import (
+    ABOVE_ZERO,
+    AT_LEAST,
+    AT_MOST,
     ConfigError,
     check_fields,
     check_override,
@@ -35,6 +38,7 @@ REFUSED = {
     "negative updates": ({"rl.updates": -1}, "at least 0"),
     "capacity for no turn": ({"context.capacity": 3100}, "pinned query"),
     "heads": ({"policy.num_heads": 5}, "multiple of policy.num_kv_heads = 2"),
+    "biases and norms": ({"policy.qkv_bias": True}, "policy.qk_norm = True"),
     "odd head": ({"policy.head_dim": 31}, "even"),
     "unknown tool": ({"tools.enabled": ("Add_memroy",)}, "did you mean Add_memory?"),
     "tool twice": ({"tools.enabled": ("Add_memory", "Add_memory")}, "once"),
@@ -60,6 +64,49 @@ REFUSED = {
     "test tasks": ({"train.eval_tasks": 513}, "task.test_size = 512"),
     "no checkpoint": ({"train.keep_checkpoints": 0}, "at least 1"),
     "micro-batch": ({"rl.micro_batch": 0}, "at least 1"),
+    "no decay of moments": ({"optim.b1": 1.0}, "Adam divides by 1 less this"),
+    "none in float32": ({"optim.b2": 1 - 1e-9}, "in float32, below 1"),
+    "negative moments": ({"optim.b2": -0.1}, "at least 0"),
+    "huge rate": ({"optim.learning_rate": 1e3}, "overwrite"),
+    "rate that rounds away": ({"optim.learning_rate": 1e-12}, "round away"),
+    "decay of everything": ({"optim.weight_decay": 1e6}, "set optim.weight_decay < 1e+06"),
+    "clipped to nothing": ({"optim.max_grad_norm": 1e-9}, "nothing moves"),
+    "clip low": ({"rl.clip_low": 0.0}, "which tokens are trained"),
+    "clip high": ({"rl.clip_high": 1e-6}, "which tokens are trained"),
+    "clip above 1": ({"rl.clip_low": 1.5}, "between 0.0001 and 1"),
+    "negative reference": ({"rl.kl_coef": -0.1}, "between 0 and 1e+06"),
+    "reference alone": ({"rl.kl_coef": 1e7}, "outweighs an advantage of 1"),
+    "freezing": ({"rollout.temperature": 1e-6}, "changed policy"),
+    "boiling": ({"rollout.temperature": 1e6}, "lost in the noise"),
+    "nearly greedy": ({"train.eval_temperature": 1e-30}, "0, which is greedy"),
+    "infinite in float32": ({"reward.task": 1e39}, "float32"),
+    "zero in float32": ({"rl.advantage_eps": 1e-46}, "float32"),
+    "squared reward": ({"reward.no_answer": -1e20}, "rewards are squared"),
+    "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
+    "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
+    "warm-up without end": ({"warm.warmup_steps": 500}, "below warm.steps = 500"),
+    "no warm steps": ({"warm.warmup_steps": 1, "warm.steps": 0}, "below warm.steps = 0"),
+    "warm rate": ({"warm.learning_rate": 2.0}, "overwrite"),
+    "final warm rate": ({"warm.final_learning_rate": -1e-4}, "at least 0"),
+    "warm decay": ({"warm.weight_decay": 300.0}, "set warm.weight_decay < 250"),
+    "half parameters": ({"policy.param_dtype": "float16"}, "policy.param_dtype = 'bfloat16' or 'float32'"),
+    "half activations": ({"policy.dtype": "float16"}, "policy.dtype = 'bfloat16' or 'float32'"),
+    "seed below 0": ({"seed": -1}, "at least 0"),
+    "task seed below 0": ({"task.seed": -1}, "at least 0"),
+    "seed beyond uint32": ({"seed": 2**32}, "at most 4294967295"),
+    "task seed beyond uint32": ({"task.seed": 2**32}, "at most 4294967295"),
+    "last seed beyond uint32": ({"num_seeds": 3, "seed": 2**32 - 2}, "the last seed would be 4294967296"),
+    "beyond int32": ({"rl.updates": 10**12}, "at most 2147483647"),
+    "below int32": ({"rollout.prefill_rows": -(10**12)}, "at least 0"),
+    "a list of all questions": ({"task.train_size": 10**12}, "at most 1000000"),
+    "a program for each width": ({"rl.widths": 100_000}, "at most 64"),
+    "ids": ({"store.entries": 10_000}, "at most 9999"),
+    "wide": ({"policy.hidden_size": 10**5, "policy.intermediate_size": 10**5}, "would have 10,000,000,000 entries"),
+    "rows": ({"rl.group_size": 10**6}, "rl.group_size x context.max_segments x context.capacity would have"),
+    "store": ({"store.embedding_size": 10**8}, "store.entries x store.embedding_size would have"),
+    "warm rows": ({"warm.batch": 10**6}, "warm.batch x context.max_segments"),
+    "end of a text": ({"task.path": "a\0b"}, "NUL"),
+    "end of a text in a tuple": ({"tools.enabled": ("Add_memory\0",)}, "NUL"),
     "thirds": ({"rl.updates": 100, "rl.schedule": "sequential"}, "set 99 or 102"),
 }
 
@@ -84,6 +131,20 @@ def test_refused(case):
     assert message.startswith(f"{name} = {value!r}: ")
 
 
+def test_every_whole_number_has_a_lower_bound():
+    own = {"mesh.data", "mesh.fsdp", "mesh.tensor", "rl.group_size"}  # with words of their own
+    numbers = [name for name, value in flatten(base.get_config()).items() if type(value) is int]
+    assert not [name for name in numbers if name not in AT_LEAST.keys() | own | set(ABOVE_ZERO)]
+    assert set(AT_MOST) <= set(numbers)
+
+
+@pytest.mark.parametrize("name", [name for name, value in flatten(base.get_config()).items() if type(value) is int])
+def test_no_whole_number_is_too_large_to_be_refused(name):
+    for value in (10**12, -(10**12)):
+        with pytest.raises(ConfigError):
+            validate(changed({name: value}))
+
+
 def test_judge_needs_a_model_too():
     with pytest.raises(ConfigError, match="reward.judge_model"):
         validate(changed({"reward.task_metric": "judge", "reward.judge": "http://localhost:8000/v1"}))
@@ -98,6 +159,12 @@ def test_judge_needs_a_model_too():
         {"tools.enabled": ()},
         {"tools.format": "hermes"},
         {"reward.task_metric": "judge", "reward.judge": "http://localhost:8000/v1", "reward.judge_model": "m"},
+        {"policy.param_dtype": "bfloat16", "policy.dtype": "bfloat16"},
+        {"policy.param_dtype": "float16", "policy.lora_rank": 8},
+        {"policy.param_dtype": "float16", "policy.dtype": "float16", "rl.updates": 0},  # to evaluate only
+        {"optim.b1": 0.0, "optim.b2": 0.9999999, "optim.max_grad_norm": 1e30, "rl.clip_low": 1.0, "rl.clip_high": 1e9},
+        {"reward.good_entry": 1.0, "reward.task": 0.0, "train.eval_temperature": 0.5},
+        {"optim.warmup_updates": 10**9, "warm.final_learning_rate": 0.0},
         {"policy.weights": "some/folder", "policy.num_heads": 5},  # the file's sizes count
     ],
 )
@@ -137,10 +204,9 @@ def test_capacity_below_the_limit():
 
 def test_derived_sizes():
     sizes = derive(changed({"rl.micro_batch": 1000}))
-    assert (sizes.rows, sizes.sequences, sizes.micro_batch, sizes.max_calls) == (32, 128, 128, 3)
+    assert (sizes.rows, sizes.sequences, sizes.micro_batch) == (32, 128, 128)
     assert sizes.observation_tokens == 64 + 3 * 5 * 64
     assert sizes.turn_tokens == sizes.observation_tokens + 2048
-    assert derive(changed({"tools.format": "hermes"})).max_calls == 1
 
 
 def test_fields_set_in_a_config_file():
@@ -154,6 +220,11 @@ def test_fields_set_in_a_config_file():
         ("tools.think", 1, "true or false"),
         ("reward.task", "x", "a number"),
         ("name", 3, "a text"),
+        ("tools.enabled", 5, "a tuple of texts"),
+        ("tools.enabled", (5,), "a tuple of texts"),
+        ("tools.enabled", "Add_memory", "a tuple of texts"),
+        ("seed", False, "a whole number"),
+        ("reward.task", True, "a number"),
     ):
         config = base.get_config().to_dict()
         group, _, field = name.rpartition(".")

@@ -18,7 +18,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.scoring import hash_words
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.training.state import new_state
+from agemem_jax.training.state import Optimizer, new_state
 from agemem_jax.training.warm import seed_store, warm_step
 from agemem_jax.types import Op
 from configs import tiny
@@ -48,8 +48,8 @@ def tiny_config(tmp_path, **tools):
 
 @pytest.mark.parametrize(
     "tools",
-    [{}, {"min_calls": 1}, {"format": "hermes", "max_calls": 1, "min_calls": 1}],
-    ids=["tiny", "must", "hermes"],
+    [{}, {"min_calls": 1}, {"format": "hermes"}, {"format": "hermes", "max_calls": 1, "min_calls": 1}],
+    ids=["tiny", "must", "hermes", "hermes_one"],
 )
 def test_every_turn_parses_and_fits_its_budget(tmp_path, tools):
     config = tiny_config(tmp_path, **tools)
@@ -146,7 +146,7 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     run = build_small(
         policy__num_layers=1, rollout__action_tokens=24, rollout__summary_tokens=12, store__entries=4
     )  # fmt: skip
-    optimizer = optax.adam(1e-2)
+    optimizer = Optimizer(optax.scale_by_adam(), lambda step: 1e-2)
     # A forbidden token in a demonstration would make the loss astronomical.
     step = jax.jit(warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, 64), donate_argnums=0)
     demos = Demonstrator(run.source, run.config, END)

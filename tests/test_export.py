@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +16,16 @@ import sentencepiece
 import torch
 import transformers
 from small import small_config
+from small_inputs import write_model
 from test_weights import our_logits
-from vocabularies import END, sentences, write_bpe, write_sentencepiece
+from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sentencepiece
 
 from agemem_jax import sharding
-from agemem_jax.config import from_json
+from agemem_jax.config import difference, from_json
 from agemem_jax.data import questions
+from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.errors import InputError
 from agemem_jax.models import qwen, weights
 from agemem_jax.tools.grammar import literals
 from agemem_jax.training import identity as identities
@@ -31,10 +33,11 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.setup import fresh_model
 from agemem_jax.training.state import make_optimizer, new_state, param_shardings
 from agemem_jax.training.summary import write_summary
-from configs import base, tiny
+from configs import base, hotpotqa, tiny
 
 ROOT = Path(__file__).parent.parent
 ASSET = ROOT / "agemem_jax" / "assets" / "tiny"
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
 def texts(tokenizer: Tokenizer, words: list[str], count: int = 400) -> list[str]:
@@ -57,11 +60,17 @@ def texts(tokenizer: Tokenizer, words: list[str], count: int = 400) -> list[str]
 def assert_same_ids(tokenizer: Tokenizer, folder: Path, words: list[str]):
     """AutoTokenizer in `folder` gives every text the ids of `tokenizer`; returns it."""
     loaded = transformers.AutoTokenizer.from_pretrained(folder)
+    compared = 0
     for text in texts(tokenizer, words):
-        ids = tokenizer.encode(text)
+        try:
+            ids = tokenizer.encode_markup(text)
+        except InputError:
+            assert loaded.unk_token_id in loaded(text)["input_ids"]
+            continue
         assert loaded(text)["input_ids"] == ids, text
-        if loaded.unk_token_id not in ids:
-            assert loaded.decode(ids) == text
+        assert loaded.decode(ids) == text
+        compared += 1
+    assert compared > 150
     assert loaded.eos_token_id == tokenizer.eos_id and loaded.pad_token_id == tokenizer.pad_id
     return loaded
 
@@ -69,7 +78,7 @@ def assert_same_ids(tokenizer: Tokenizer, folder: Path, words: list[str]):
 def test_the_tiny_vocabulary(tmp_path):
     path = str(ASSET / "tokenizer.model")
     tokenizer = Tokenizer.load(path)
-    write_hf(path, tmp_path)
+    write_hf(path, tmp_path, TEMPLATE)
     loaded = assert_same_ids(tokenizer, tmp_path, questions.vocabulary())
     assert len(loaded) == tokenizer.vocab_size
     again = Tokenizer.load(str(tmp_path / "tokenizer.model"))
@@ -80,15 +89,15 @@ def test_the_tiny_vocabulary(tmp_path):
 def test_another_sentencepiece_model(tmp_path):
     """With letters outside ASCII and literals that hold the end of a turn."""
     path = write_sentencepiece(tmp_path / "some.model", literals(base.get_config().tools, END))
-    write_hf(path, tmp_path / "out")
+    write_hf(path, tmp_path / "out", TEMPLATE)
     tokenizer = Tokenizer.load(path)
     assert_same_ids(tokenizer, tmp_path / "out", [text.split()[0] for text in sentences(100)])
 
 
 def test_the_tiny_chat_template_lays_messages_out_as_training_does(tmp_path):
     path = str(ASSET / "tokenizer.model")
-    tokenizer, chat = Tokenizer.load(path), Tokenizer.load(path).chat_pieces()
-    write_hf(path, tmp_path)
+    tokenizer, chat = Tokenizer.load(path), Tokenizer.load(path).chat_pieces(DATE)
+    write_hf(path, tmp_path, chat_template(chat, "", tiny.get_config().tools, spaced=True))
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
     call = '<think></think><tool_call>[{"name": "Retrieve_memory", "arguments": {"query": " Ada"}}]</tool_call>'
     messages = [("user", "Ada Keller wrote"), ("assistant", call), ("tool", " done"), ("assistant", call + END)]
@@ -99,7 +108,7 @@ def test_the_tiny_chat_template_lays_messages_out_as_training_does(tmp_path):
     )  # fmt: skip
     dicts = [{"role": role, "content": text} for role, text in messages]
     ids = loaded.apply_chat_template(dicts, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert ids == tokenizer.encode(expected)
+    assert ids == tokenizer.encode_markup(expected)
     assert loaded.apply_chat_template([{"role": "system", "content": ""}, dicts[0]], tokenize=False) == (
         chat.system_open + chat.message_close + chat.user_open + " Ada Keller wrote" + chat.message_close
     )
@@ -109,37 +118,18 @@ def test_the_tokenizer_of_a_hugging_face_folder(tmp_path):
     source = write_bpe(tmp_path / "source")
     (tmp_path / "source" / "config.json").write_text("{}")
     for i, path in enumerate((source, os.path.join(source, "tokenizer.json"))):
-        write_hf(path, tmp_path / f"out{i}")
+        write_hf(path, tmp_path / f"out{i}", TEMPLATE)
         loaded = assert_same_ids(Tokenizer.load(source), tmp_path / f"out{i}", ["Ada", "Keller", "café", "東京", "😀"])
-        assert loaded.chat_template == Tokenizer.load(source).chat_template
+        assert loaded.chat_template == TEMPLATE
         assert not (tmp_path / f"out{i}" / "config.json").exists()
 
 
 def test_the_tokenizer_of_a_gguf(tmp_path):
     folder = write_bpe(tmp_path / "source")
-    stored = json.loads((tmp_path / "source" / "tokenizer.json").read_text())
-    known = Tokenizer.load(folder)
-    names = {i: text for text, i in stored["model"]["vocab"].items()}
-    kinds = dict.fromkeys(names, gguf.TokenType.NORMAL)
-    for token in stored["added_tokens"]:
-        names[token["id"]] = token["content"]
-        kinds[token["id"]] = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
-    writer = gguf.GGUFWriter(tmp_path / "some.gguf", "qwen2")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([names[i] for i in range(len(names))])
-    writer.add_token_types([kinds[i] for i in range(len(names))])
-    writer.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
-    writer.add_eos_token_id(known.eos_id)
-    writer.add_pad_token_id(known.pad_id)
-    writer.add_chat_template(known.chat_template)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    path = str(tmp_path / "some.gguf")
-    write_hf(path, tmp_path / "out")
+    path = write_gguf(tmp_path / "some.gguf", folder, "qwen2")
+    write_hf(path, tmp_path / "out", TEMPLATE)
     loaded = assert_same_ids(Tokenizer.load(path), tmp_path / "out", ["Ada", "Keller", "café", "東京", "😀"])
-    assert loaded.chat_template == known.chat_template
+    assert loaded.chat_template == TEMPLATE
 
 
 def test_models_that_a_tokenizer_json_cannot_hold_are_refused(tmp_path):
@@ -150,8 +140,8 @@ def test_models_that_a_tokenizer_json_cannot_hold_are_refused(tmp_path):
     )  # fmt: skip
     path = tmp_path / "bpe.model"
     path.write_bytes(model.getvalue())
-    with pytest.raises(ValueError, match="bpe.model: only a unigram model without normalisation"):
-        write_hf(str(path), tmp_path / "out")
+    with pytest.raises(ValueError, match="bpe.model.*must be a unigram model without normalisation"):
+        write_hf(str(path), tmp_path / "out", TEMPLATE)
 
 
 def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
@@ -197,7 +187,7 @@ def test_transformers_gives_the_logits_of_the_trained_policy(released):
     messages = [{"role": "user", "content": "Ada Keller wrote Silver River"}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     tokens = prompt["input_ids"][0].tolist()
-    assert tokens == Tokenizer.load(str(folder / "out" / "tokenizer.model")).encode(
+    assert tokens == Tokenizer.load(str(folder / "out" / "tokenizer.model")).encode_markup(
         "<|im_start|>system<|im_end|><|im_start|>user Ada Keller wrote Silver River<|im_end|><|im_start|>assistant"
     )
     with torch.no_grad():
@@ -229,11 +219,18 @@ def test_what_the_folder_holds(released):
     assert card.startswith("---\nlibrary_name: transformers")
     assert "7 updates, seed 0" in card and "| hidden_size | 128 |" in card and "Qwen3ForCausalLM" in card
     assert "agemem_norl" in card and "0.500 ±" in card  # the summary's table
-    assert from_json(card.split("```json\n")[1].split("\n```")[0]) == from_json(json.dumps(config.to_dict()))
+    shown = from_json(card.split("```json\n")[1].split("\n```")[0])
+    assert difference(shown, from_json(json.dumps(config.to_dict()))) == ["policy.tokenizer", "policy.weights"]
+    assert (shown.policy.weights, shown.policy.tokenizer) == ("tiny", "tokenizer.model")
+    assert "started from\n`tiny`" in card and str(ASSET.parent) not in card
     snippet = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder / "out"))
     printed = []
     exec(snippet, {"print": printed.append})  # the card's own way to load it
     assert END in printed[0]
+    sampling = transformers.GenerationConfig.from_pretrained(folder / "out")
+    assert (sampling.do_sample, sampling.temperature, sampling.top_k, sampling.top_p) == (True, 1.0, 0, 1.0)
+    ends = Tokenizer.load(str(ASSET / "tokenizer.model")).end_ids()
+    assert len(ends) > 1 and sampling.eos_token_id == ends and sampling.pad_token_id == 0
 
 
 def test_another_dtype_in_shards_over_a_former_export(released):
@@ -263,6 +260,16 @@ def test_a_policy_that_began_from_nothing(tmp_path):
     with torch.no_grad():
         theirs = loaded(torch.tensor([tokens])).logits[0].numpy()
     np.testing.assert_allclose(our_logits(model, params, tokens), theirs, atol=1e-4)
+    # AutoTokenizer has rules of its own for this architecture's vocabulary: the card says how to go past them.
+    assert "makes a Qwen2Tokenizer of this tokenizer" in ran.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "AutoTokenizer" not in card
+    snippet = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out"))
+    known: dict = {"print": lambda _: None}
+    exec(snippet, known)
+    chat = tokenizer.chat_pieces(DATE)
+    expected = f"{chat.system_open}{END}{chat.user_open} Ada Keller wrote Silver River{END}{chat.assistant_open}"
+    assert known["prompt"]["input_ids"][0].tolist() == tokenizer.encode_markup(expected)
 
     config.policy.num_layers = 3  # the weights that it began from are not what they were
     save_run(tmp_path / "changed", config, qwen.init_params(model, jax.random.key(5)))
@@ -280,10 +287,39 @@ def test_runs_without_a_whole_checkpoint_are_refused(released, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_needs_torch(tmp_path):
+    """The test extra alone installs it: tokenizers of every kind, a GGUF's weights and an export do without."""
+    write_model(tmp_path / "small.gguf")
+    config = hotpotqa.get_config()
+    config.policy.weights = str(tmp_path / "small.gguf")
+    save_run(tmp_path / "run", config, weights.load(config.policy.weights)[1])
+    bpe = write_bpe(tmp_path / "bpe")
+    paths = [str(ASSET / "tokenizer.model"), bpe, f"{bpe}/tokenizer.json", config.policy.weights]
+    code = f"""
+import runpy, sys
+sys.modules["torch"] = None  # importing it fails
+from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.models import weights
+for i, path in enumerate({paths}):
+    tokenizer = Tokenizer.load(path)
+    assert tokenizer.chat_pieces("26 Jul 2024").end_of_turn == "{END}"
+    write_hf(path, f"{tmp_path}/out{{i}}", {TEMPLATE!r})
+weights.load({config.policy.weights!r})
+sys.argv[1:] = ["--run={tmp_path}/run/seed_0", "--folder={tmp_path}/released"]
+runpy.run_module("experiments.export", run_name="__main__")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert (tmp_path / "released" / "chat_template.jinja").is_file()
+    for i, path in enumerate(paths):
+        assert (tmp_path / f"out{i}" / "tokenizer.json").is_file(), path
+    assert_same_ids(Tokenizer.load(config.policy.weights), tmp_path / "released", ["Ada", "Keller", "café"])
+
+
 @pytest.mark.weights
 @pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "smollm2-135m-instruct-q4_1.gguf"])
 def test_tokenizers_of_real_gguf_files(name, tmp_path):
     path = str(Path(os.environ["AGEMEM_WEIGHTS_DIR"]) / name)
-    write_hf(path, tmp_path)
+    write_hf(path, tmp_path, TEMPLATE)
     loaded = assert_same_ids(Tokenizer.load(path), tmp_path, ["Où", "est", "né", "Жук?", "東京,", "1984", "😀", "\n\n"])
-    assert loaded.chat_template == Tokenizer.load(path).chat_template
+    assert loaded.chat_template == TEMPLATE

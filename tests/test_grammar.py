@@ -1,5 +1,6 @@
 """The tool grammar: whatever is sampled under it parses with the json module to what the device extracted."""
 
+import hashlib
 import json
 import os
 import re
@@ -16,23 +17,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import END, write_bpe, write_sentencepiece
 
+from agemem_jax.config import ConfigError
+from agemem_jax.data import hotpotqa
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.errors import InputError
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas, validate_call
+from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, tool_schemas, validate_call
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, TOOL_NAMES, Op, Status
+from configs import tiny
 from configs.base import get_config
 
 ROWS, WIDTH, TAG_WIDTH = 96, 400, 64
-TURN = re.compile(
-    r"<think>([^<]*)</think>(?:<tool_call>(.*)</tool_call>|<answer>([^<]*)</answer>)<\|im_end\|>", re.DOTALL
-)
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)  # as serving programs find the calls of a reply
+MARK = re.compile(r"<[a-zA-Z/|!\u0080-\U0010ffff]")
 VARIANTS = {
     "paper": {},
     "empty_array": {"min_calls": 0, "think": False, "max_calls": 2},
     "required_only": {"optional_arguments": False, "min_calls": 2},
     "summary_in_call": {"summary_by": "call", "max_tags": 3, "max_top_k": 9},
     "few_tools": {"enabled": ("Add_memory", "Retrieve_memory", "Summary_context"), "max_calls": 1, "max_tags": 0},
-    "hermes": {"format": "hermes", "max_calls": 1},
+    "hermes": {"format": "hermes"},
+    "hermes_none": {"format": "hermes", "max_calls": 2, "min_calls": 0, "optional_arguments": False},
 }
 
 
@@ -45,8 +52,8 @@ def tools_config(**changes):
 def load(kind: str, config, folder) -> Tokenizer:
     if kind == "weights":
         return Tokenizer.load(os.path.join(os.environ["AGEMEM_WEIGHTS_DIR"], "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"))
-    if kind == "bpe":
-        return Tokenizer.load(write_bpe(folder))
+    if kind in ("bpe", "bytes"):
+        return Tokenizer.load(write_bpe(folder, vocab_size=800 if kind == "bpe" else 256))
     return Tokenizer.load(write_sentencepiece(folder / "tiny.model", grammar_lib.literals(config, END)))
 
 
@@ -88,18 +95,22 @@ class Pairs(list):
 
 
 def expected_calls(text: str, config) -> list[dict]:
-    """The calls of a turn, read with the json module."""
-    match = TURN.fullmatch(text)
-    assert match, text
-    _, calls, answer = match.groups()
-    if answer is not None:
-        return [{"op": Op.ANSWER, "content": answer}]
+    """The calls of a turn, read with regular expressions and the json module."""
+    thought = THOUGHT.match(text)
+    assert thought and text.endswith(END), text
+    body, blocks = text[thought.end() : -len(END)], BLOCK.findall(text)
+    if not blocks and (answer := ANSWER.fullmatch(body)):
+        return [{"op": Op.ANSWER, "content": answer[1]}]
+    read = [json.loads(block, object_pairs_hook=Pairs) for block in blocks]
     if config.format == "hermes":
-        assert calls.startswith("\n") and calls.endswith("\n"), calls
-        calls = f"[{calls}]"
-    for call in json.loads(calls):
+        assert body == "\n".join(f"<tool_call>{block}</tool_call>" for block in blocks)
+        assert all(block.startswith("\n{") and block.endswith("}\n") for block in blocks)
+    else:
+        (read,) = read
+        assert body == f"<tool_call>{blocks[0]}</tool_call>"
+    for call in read_calls(text):
         validate_call(call, config)
-    found = [_expected(dict(call)) for call in json.loads(calls, object_pairs_hook=Pairs)]
+    found = [_expected(dict(call)) for call in read]
     assert config.min_calls <= len(found) <= config.max_calls
     return found or [{"op": Op.PASS}]
 
@@ -184,13 +195,13 @@ def random_turns(grammar, config, seed: int, rows: int = ROWS):
     return np.asarray(tokens), np.asarray(count), some
 
 
-def check_turns(grammar, config, tokenizer: Tokenizer, seed: int, rows: int = ROWS) -> set[int]:
-    """Samples turns and compares both readings of them; returns the operations that were seen."""
+def check_turns(grammar, config, tokenizer: Tokenizer, seed: int, rows: int = ROWS) -> tuple[set[int], str]:
+    """Samples turns and compares both readings of them; returns the operations that were seen, and the contents."""
     tokens, count, allowed = random_turns(grammar, config, seed, rows)
     start = jnp.full(rows, grammar.start_act)
     calls = jax.tree.map(np.asarray, parse(grammar, tokens, count, start, tag_width=WIDTH))
     assert not calls.malformed.any()
-    seen = set()
+    seen, texts = set(), ""
     for row in range(rows):
         ids = tokens[row, : count[row]]
         text = tokenizer.decode(ids)
@@ -200,21 +211,33 @@ def check_turns(grammar, config, tokenizer: Tokenizer, seed: int, rows: int = RO
         ops = {call["op"] for call in expected}
         assert all(allowed[row, op] for op in ops)
         seen |= ops
-        assert (calls.think_tokens[row] > 0) == bool(TURN.fullmatch(text).group(1))
-    return seen
+        assert (calls.think_tokens[row] > 0) == bool(THOUGHT.match(text)[1])
+        texts += "".join(call.get("content", "") + "\n" for call in expected)
+    assert not MARK.search(texts)
+    return seen, texts
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", ["tiny", "bpe", pytest.param("weights", marks=pytest.mark.weights)])
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [
+        *((kind, variant) for kind in ("tiny", "bpe") for variant in VARIANTS),
+        ("bytes", "paper"),
+        ("bytes", "hermes_none"),
+        *(pytest.param("weights", variant, marks=pytest.mark.weights) for variant in VARIANTS),
+    ],
+)
 def test_sampled_turns_parse_to_what_the_device_extracted(kind, variant, tmp_path):
     config = tools_config(**VARIANTS[variant])
     tokenizer = load(kind, config, tmp_path)
     grammar = grammar_lib.build_grammar(config, tokenizer)
     rows = 8 if kind == "weights" else ROWS  # a row of scores over Qwen's vocabulary is 600 kB
-    seen = set().union(*(check_turns(grammar, config, tokenizer, seed, rows) for seed in range(3)))
+    played = [check_turns(grammar, config, tokenizer, seed, rows) for seed in range(3)]
+    seen, texts = set().union(*(ops for ops, _ in played)), "".join(text for _, text in played)
     tools = {TOOL_NAMES.index(name) for name in config.enabled}
     writable = tools | {Op.ANSWER} | ({Op.PASS} if config.min_calls == 0 else set())
     assert seen <= writable if kind == "weights" else seen == writable
+    if kind != "tiny":
+        assert '"' in texts and "\\" in texts and "<" in texts
 
 
 @pytest.fixture(scope="module")
@@ -237,17 +260,21 @@ def test_any_seed_budget_and_operations(bpe, seed):
     check_turns(grammar, config, tokenizer, seed)
 
 
-def spelled_in_bytes(tokenizer: Tokenizer, ids) -> list[int]:
-    """The same text in single-byte tokens (markers stay)."""
+def cut_up(tokenizer: Tokenizer, ids, share: float = 1.0) -> list[int]:
+    """The same text with that share of the tokens spelled in single bytes (markers stay)."""
     single = {piece: token for token, piece in enumerate(tokenizer.token_bytes()) if piece and len(piece) == 1}
-    pieces = [(token, tokenizer.token_bytes()[token]) for token in map(int, ids)]
-    return [t for token, piece in pieces for t in ([single[bytes([b])] for b in piece] if piece else [token])]
+    rng, found = np.random.default_rng(len(ids)), []
+    for token in map(int, ids):
+        piece = tokenizer.token_bytes()[token]
+        found += [single[bytes([b])] for b in piece] if piece and rng.random() < share else [token]
+    return found
 
 
-def test_unconstrained_parsing_reads_any_tokenisation_with_exact_boundaries(bpe, free):
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_unconstrained_parsing_reads_any_tokenisation_with_exact_boundaries(bpe, free, share):
     config, tokenizer, grammar = bpe
     tokens, count, _ = random_turns(grammar, config, 5)
-    lengthy = [spelled_in_bytes(tokenizer, tokens[row, : count[row]]) for row in range(ROWS)]
+    lengthy = [cut_up(tokenizer, tokens[row, : count[row]], share) for row in range(ROWS)]
     width = max(map(len, lengthy))
     padded = np.array([ids + [PAD_ID] * (width - len(ids)) for ids in lengthy], np.int32)
     start = jnp.full(ROWS, free.start_act)
@@ -270,14 +297,14 @@ def test_unconstrained_sampling_allows_all_but_control_tokens_until_the_end(bpe,
     allowed = grammar_lib.allowed_tokens(free, states, nothing + 1, nothing + 1)
     np.testing.assert_array_equal(allowed, np.broadcast_to(usable, allowed.shape))
     assert not grammar_lib.allowed_tokens(free, jnp.array([free.end]), jnp.array([9]), jnp.array([511])).any()
-    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode("]")[0]))
+    lost = grammar_lib.advance(free, states, jnp.full(3, tokenizer.encode_markup("]")[0]))
     assert lost[0] == free.dead and lost[1] == free.dead and lost[2] == free.start_summary
     assert (grammar_lib.advance(free, lost, jnp.full(3, tokenizer.eos_id)) == free.end).all()
     assert (grammar_lib.advance(free, jnp.array([free.end]), jnp.array([5])) == free.end).all()
 
 
 def parse_text(grammar, tokenizer, text: str, start: int | None = None):
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_markup(text)
     tokens = np.array([ids + [PAD_ID] * (WIDTH - len(ids))], np.int32)
     begin = jnp.array([grammar.start_act if start is None else start])
     return jax.tree.map(np.asarray, parse(grammar, tokens, jnp.array([len(ids)]), begin, tag_width=TAG_WIDTH))
@@ -312,15 +339,103 @@ def test_damaged_turns_are_malformed(bpe):
     assert parse(grammar, tokens, count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     assert parse(grammar, tokens[:, 1:], count - 1, start, tag_width=TAG_WIDTH).malformed.all()
     late = np.insert(tokens, WIDTH // 2, 0, axis=1)  # something after the end
-    late[np.arange(ROWS), count] = tokenizer.encode("a")[0]
+    late[np.arange(ROWS), count] = tokenizer.encode_markup("a")[0]
     assert parse(grammar, late, count + 1, start, tag_width=TAG_WIDTH).malformed.all()
+
+
+def write_entry(tables, tokenizer: Tokenizer, text: str) -> tuple[list[int], int]:
+    """A turn that stores `text`, in the tokens that the tokenizer makes of the JSON string; those that are not in the
+    language are spelled in bytes. Returns the tokens, and how many had to be spelled."""
+    opening = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
+    before = tokenizer.encode_markup("<think>") + tokenizer.encode_markup(opening)
+    content = tokenizer.encode(json.dumps(text, ensure_ascii=False)[1:-1])
+    state, ids, cut = tables.start_act, [], 0
+    for token in [*before, *content, *tokenizer.encode_markup('"}}]</tool_call>' + END)]:
+        known = tables.next_state[state, tables.token_class[token]] >= 0
+        cut += not known
+        for one in [token] if known else cut_up(tokenizer, [token]):
+            state = tables.next_state[state, tables.token_class[one]]
+            assert state >= 0, (text, tokenizer.decode([one]))
+            ids.append(one)
+    return ids, cut
+
+
+def stored_entries(grammar, tokenizer: Tokenizer, turns: list[list[int]], width: int) -> list[str]:
+    """What turns of one Add_memory store."""
+    padded = np.array([ids + [PAD_ID] * (width - len(ids)) for ids in turns], np.int32)
+    count = jnp.array([len(ids) for ids in turns])
+    calls = parse(grammar, padded, count, jnp.full(len(turns), grammar.start_act), tag_width=TAG_WIDTH)
+    tokens, length = (np.asarray(x)[:, 0] for x in (calls.content.tokens, calls.content.length))
+    assert not calls.malformed.any() and (calls.op[:, 0] == Op.ADD).all()
+    return [tokenizer.decode(row[:n]) for row, n in zip(tokens, length, strict=True)]
+
+
+any_text = st.text(alphabet='""\\\\<<> =/|!,)}aé東😀', max_size=24)
+writable_text = any_text.map(lambda text: MARK.sub(lambda mark: f"< {mark[0][1:]}", text))
+
+
+@settings(max_examples=10, deadline=None)
+@given(texts=st.lists(writable_text, min_size=16, max_size=16))
+def test_any_text_is_stored_as_it_was_meant(bpe, free, texts):
+    """Quotation marks, backslashes and "<" come out as they went in, in whatever tokens."""
+    _, tokenizer, grammar = bpe
+    for tables in (grammar, free):
+        turns = [write_entry(jax.device_get(tables), tokenizer, text)[0] for text in texts]
+        assert stored_entries(tables, tokenizer, turns, 200) == texts
+
+
+def test_escapes_inside_tokens_are_taken_off(bpe):
+    """What is stored are tokens of the text; a token whose text without escapes is none is not in the language."""
+    _, tokenizer, grammar = bpe
+    for text, tokens, spelled in (('"', 1, 0), (' "', 1, 0), ("\\", 1, 0), ('" "', 2, 0), (' ("', 3, 1)):
+        ids, cut = write_entry(jax.device_get(grammar), tokenizer, text)
+        padded = np.array([ids + [PAD_ID] * (WIDTH - len(ids))], np.int32)
+        start, count = jnp.array([grammar.start_act]), jnp.array([len(ids)])
+        calls = parse(grammar, padded, count, start, tag_width=TAG_WIDTH)
+        length = int(calls.content.length[0, 0])
+        assert tokenizer.decode(np.asarray(calls.content.tokens[0, 0, :length])) == text
+        assert (length, cut) == (tokens, spelled), text
+
+
+@pytest.mark.weights
+def test_real_questions_can_be_stored_as_they_are(tmp_path):
+    """Sentences with quotation marks, in the tokens that Qwen's vocabulary makes of them."""
+    config = tools_config(optional_arguments=False, max_calls=1)
+    tokenizer = load("weights", config, tmp_path)
+    grammar = grammar_lib.build_grammar(config, tokenizer)
+    sentences = ['She sang "Kiss and Tell".', r'It is "a\b" <3, or "c"<"d"', '"', "\\", '""\\\\"', 'Жук "東京" 😀"']
+    if "AGEMEM_HOTPOTQA" in os.environ:
+        records = hotpotqa.load(os.environ["AGEMEM_HOTPOTQA"])
+        told = {line for record in records for _, lines in record["context"] for line in lines}
+        special = sorted(line for line in told if set(line) & set('"\\<'))
+        writable = [line for line in special if not MARK.search(line)]
+        assert len(writable) > 0.99 * len(special) > 0
+        sentences += writable
+    turns, cut = zip(*(write_entry(jax.device_get(grammar), tokenizer, text) for text in sentences), strict=True)
+    assert sum(cut) == 0
+    assert stored_entries(grammar, tokenizer, list(turns), max(map(len, turns))) == sentences
+
+
+def test_the_tiny_vocabulary_has_the_tables_that_its_policy_was_made_with():
+    """It spells no backslash and no lone "<"; nothing may come or go unless the policy is made anew."""
+    config = tiny.get_config()
+    tables = grammar_lib.build_grammar(config.tools, Tokenizer.load(config.policy.tokenizer))
+    kept = (
+        "token_class", "class_size", "class_token", "class_digit", "class_ends", "next_state", "need", "reach", "part",
+        "call", "op", "value",
+    )  # fmt: skip
+    found = hashlib.sha256(b"".join(np.asarray(getattr(tables, name)).tobytes() for name in kept)).hexdigest()
+    assert found == "50bdc9ad0a242dfc8608bd94ca89eabed5e44c07a16e3cdaa5a29447d19bcb58"
+    np.testing.assert_array_equal(tables.stored, np.tile(np.arange(tables.stored.shape[1]), (3, 1)))
+    assert grammar_lib.Spelling.ESCAPED not in tables.spelling
 
 
 def test_summary_is_plain_text_up_to_the_end(bpe):
     _, tokenizer, grammar = bpe
-    calls = parse_text(grammar, tokenizer, "Ada wrote Silver River.\n<|im_end|>", grammar.start_summary)
+    said = 'Ada wrote "Silver River" \\ <2.\n'
+    calls = parse_text(grammar, tokenizer, said + END, grammar.start_summary)
     assert calls.op[0].tolist() == [Op.WRITE_SUMMARY, Op.NONE, Op.NONE]
-    assert tokenizer.decode(calls.content.tokens[0, 0, : calls.content.length[0, 0]]) == "Ada wrote Silver River.\n"
+    assert tokenizer.decode(calls.content.tokens[0, 0, : calls.content.length[0, 0]]) == said
     assert parse_text(grammar, tokenizer, "a <answer>b<|im_end|>", grammar.start_summary).malformed.all()
     empty = parse_text(grammar, tokenizer, "<|im_end|>", grammar.start_summary)
     assert empty.op[0, 0] == Op.WRITE_SUMMARY and empty.content.length[0, 0] == 0
@@ -336,10 +451,10 @@ def test_a_tag_longer_than_its_room_is_cut_and_says_so(bpe):
     _, tokenizer, grammar = bpe
     opening = '</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "'
     parts = ("<think>", opening, "x", '", "memory_type": "', "0123456789", '"}}]</tool_call>' + END)
-    ids = [token for part in parts for token in tokenizer.encode(part)]
+    ids = [token for part in parts for token in tokenizer.encode_markup(part)]
     start = jnp.array([grammar.start_act])
     calls = parse(grammar, np.array([ids]), jnp.array([len(ids)]), start, tag_width=4)
-    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode("0123456789")) > 4
+    assert not calls.malformed[0] and calls.tags.length[0, 0, 0, 1] == len(tokenizer.encode_markup("0123456789")) > 4
     assert tokenizer.decode(np.asarray(calls.tags.tokens)[0, 0, 0, 1]) == "0123456789"[:4]
 
 
@@ -375,10 +490,10 @@ def test_thinking_leaves_room_for_the_body(tmp_path, room):
     config = tools_config(body_tokens=room, optional_arguments=False)
     tokenizer = load("bpe", config, tmp_path)
     grammar = grammar_lib.build_grammar(config, tokenizer)
-    budget, opening = 130, len(tokenizer.encode("<think>"))
+    budget, opening = 130, len(tokenizer.encode_markup("<think>"))
     state, written = jnp.int32(grammar.start_act), 0
-    word = tokenizer.encode(" the")[0]
-    for token in [*tokenizer.encode("<think>"), *[word] * budget]:
+    word = tokenizer.encode_markup(" the")[0]
+    for token in [*tokenizer.encode_markup("<think>"), *[word] * budget]:
         allowed = grammar_lib.allowed_tokens(grammar, state, jnp.int32(budget - written), jnp.int32(2**NUM_OPS - 1))
         if not allowed[token]:
             break
@@ -396,16 +511,15 @@ def test_tiny_literals_are_single_forced_tokens(tmp_path):
     shortest = [grammar_lib.max_distance(grammar, op) for op in (Op.ADD, Op.SUMMARY, Op.FILTER, Op.ANSWER, Op.PASS)]
     assert shortest == [2, 3, 2, 2, 1]
     assert len(grammar_lib.literals(config, END)) == len(set(grammar_lib.literals(config, END))) < 60
-    close = tokenizer.encode('"}}]</tool_call>' + END)
+    close = tokenizer.encode_markup('"}}]</tool_call>' + END)
     assert len(close) == 1 and grammar_lib.ends_turn(grammar, jnp.array(close)).all()
-    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode(" Ada"))).any()
+    assert not grammar_lib.ends_turn(grammar, jnp.array(tokenizer.encode_markup(" Ada"))).any()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"format": "xml"}, "tools.format"),
-        ({"format": "hermes"}, "tools.max_calls"),
         ({"min_calls": 4}, "tools.min_calls"),
         ({"max_calls": 0, "min_calls": 0}, "tools.max_calls"),
         ({"max_tags": -1}, "tools.max_tags"),
@@ -415,13 +529,13 @@ def test_tiny_literals_are_single_forced_tokens(tmp_path):
     ],
 )
 def test_impossible_configs_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         grammar_lib.literals(tools_config(**changes), END)
 
 
 def test_a_vocabulary_that_cannot_spell_the_format_is_refused(tmp_path):
     tokenizer = Tokenizer.load(write_sentencepiece(tmp_path / "bare.model", []))
-    with pytest.raises(ValueError, match="cannot spell"):
+    with pytest.raises(InputError, match="cannot spell"):
         grammar_lib.build_grammar(tools_config(), tokenizer)
 
 

@@ -233,8 +233,8 @@ def test_an_export_reads_what_the_run_read(files, run, tmp_path, capsys):
     identity = again(tmp_path / "run", config)
     assert identity.items() <= run.identity.items() and "weights" in identity
     checkpoint, tokenizer = newest(tmp_path / "run"), Tokenizer.load(config.policy.tokenizer)
-    text = card(config, run.model, tokenizer, checkpoint, tmp_path / "run", "float32", identity)
-    assert f"`{tmp_path}/files/model` (fingerprint {run.identity['weights'][:12]})" in text
+    text = card(config, run.model, tokenizer, checkpoint, tmp_path / "run", "float32", "AutoTokenizer", identity)
+    assert f"`model` (fingerprint {run.identity['weights'][:12]})" in text
 
     file = tmp_path / "files" / "model" / "model.safetensors"
     content = file.read_bytes()

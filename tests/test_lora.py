@@ -25,7 +25,14 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import build, starting_params
-from agemem_jax.training.state import init_adapters, new_state, param_shardings, state_shapes, state_shardings
+from agemem_jax.training.state import (
+    Optimizer,
+    init_adapters,
+    new_state,
+    param_shardings,
+    state_shapes,
+    state_shardings,
+)
 from agemem_jax.types import Text
 from configs import base
 from experiments.export import export
@@ -265,7 +272,7 @@ def updated(family: str, mesh, rules: str):
     """(adapters, optimizer state, metrics) after one learn.update with a reference, and logits by the cache."""
     config, adapters, frozen = policy(family)
     config = dataclasses.replace(config, remat="full")
-    adapters, optimizer = noisy(adapters, 4, 0.05), optax.adam(1e-2)
+    adapters, optimizer = noisy(adapters, 4, 0.05), Optimizer(optax.scale_by_adam(), lambda update: 1e-2)
     rl = base.get_config().rl
     rl.kl_coef, rl.logit_chunk = 0.1, 16
     prefix, batch = learner_rows(8, 10)
@@ -360,6 +367,21 @@ def test_a_run_trains_and_saves_adapters_alone_and_is_exported_merged(tmp_path):
 
 def leaves_of(tree: dict, name: str) -> list:
     return [x for path, x in jax.tree_util.tree_leaves_with_path(tree) if path[-1].key == name]
+
+
+def test_a_change_that_bfloat16_rounds_away_is_told_and_kept_in_float32():
+    _, adapters, frozen = policy("qwen2")
+    adapters = noisy(adapters, 3, by=1e-3)
+    frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
+    assert lora.rounded_away(adapters, frozen, ALL, "bfloat16") > 0.5
+    assert lora.rounded_away(adapters, frozen, ALL, "float32") < 1e-2
+    assert lora.rounded_away(jax.tree.map(jnp.zeros_like, adapters), frozen, ALL, "bfloat16") == 0
+    kept, rounded = (lora.merge(adapters, frozen, ALL, dtype) for dtype in ("float32", None))
+    before, own = frozen["layers"]["mlp"]["up_proj"]["kernel"], adapters["layers"]["mlp"]["up_proj"]
+    change = ALL.scale * np.einsum("lir,lro->lio", np.asarray(own["lora_a"]), np.asarray(own["lora_b"]))
+    kernel = lambda tree: np.asarray(tree["layers"]["mlp"]["up_proj"]["kernel"])  # noqa: E731
+    np.testing.assert_allclose(kernel(kept), np.asarray(before, np.float32) + change, rtol=1e-6, atol=1e-7)
+    assert kernel(rounded).dtype == jnp.bfloat16 and kept["norm"]["weight"].dtype == jnp.bfloat16
 
 
 def test_seeds_begin_with_other_adapters():

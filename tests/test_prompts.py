@@ -1,19 +1,18 @@
 """The system prompt: its example is in the configured format, and shows enabled tools alone."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 from vocabularies import write_bpe
 
-from agemem_jax.data.prompts import build_pieces, example, system_prompt
+from agemem_jax.data.prompts import EXAMPLE_CALLS, build_pieces, example, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.tools.schemas import STATUS_TEXT, validate_call
+from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, validate_call
 from agemem_jax.types import Op, Status
 from configs import base
 
-BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:<tool_call>([^<]*)</tool_call>|<answer>([^<]*)</answer>)")
+BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:(<tool_call>[^<]*</tool_call>)|<answer>([^<]*)</answer>)")
 
 
 @pytest.mark.parametrize("format", ["paper", "hermes"])
@@ -27,13 +26,35 @@ def test_the_example_is_in_the_format(format, enabled):
         assert thought
         if answer:
             continue
-        calls = json.loads(body) if format == "paper" else [json.loads(body)]
-        for call in calls:
+        assert body.startswith("<tool_call>[{" if format == "paper" else "<tool_call>\n{")
+        for call in read_calls(body):
             validate_call(call, tools)
             shown.append(call["name"])
     assert shown == [name for name in enabled if name in ("Add_memory", "Retrieve_memory")]
     assert turns[-1][2].strip() == "1889"
     assert example(tools) in system_prompt(tools)
+
+
+@pytest.mark.parametrize(
+    ("format", "least", "most", "told"),
+    [
+        ("paper", 1, 3, "...]</tool_call> with one to 3 calls\nor <answer>"),
+        ("paper", 1, 1, "...]</tool_call> with a single call\nor <answer>"),
+        ("paper", 2, 2, "...]</tool_call> with 2 calls\nor <answer>"),
+        ("paper", 0, 2, "with one to 2 calls\nor <tool_call>[]</tool_call> to let a message pass\nor <answer>"),
+        ("hermes", 1, 1, "{...}}\n</tool_call> with a single call\nor <answer>"),
+        ("hermes", 1, 3, "{...}}\n</tool_call> for each of one to 3 calls, one block below the other\nor <answer>"),
+        ("hermes", 0, 1, "with a single call\nor nothing more, to let a message pass\nor <answer>"),
+    ],
+)
+def test_the_prompt_tells_how_many_calls_a_turn_holds(format, least, most, told):
+    tools = base.get_config().tools
+    tools.format, tools.min_calls, tools.max_calls = format, least, most
+    assert told in system_prompt(tools)
+
+
+def test_the_prompt_tells_how_strings_are_escaped():
+    assert r'write \" for a quotation mark and \\ for a backslash' in system_prompt(base.get_config().tools)
 
 
 def test_without_thinking_the_example_does_not_think():
@@ -42,15 +63,17 @@ def test_without_thinking_the_example_does_not_think():
     assert all(not thought for thought, _, _ in BODY.findall(example(tools)))
 
 
-def test_the_id_of_a_new_entry_follows_its_status_as_a_word_of_its_own(tmp_path):
+def test_the_example_shows_results_as_the_agent_will_see_them(tmp_path):
     tokenizer = Tokenizer.load(write_bpe(tmp_path))
     pieces = build_pieces(tokenizer, base.get_config())
 
-    def text(tokens, length) -> str:
-        return tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())
+    def text(piece, *index) -> str:
+        return tokenizer.decode(np.asarray(piece.tokens)[index][: int(np.asarray(piece.length)[index])].tolist())
 
-    status = pieces.statuses
-    said = text(status.tokens[Op.ADD, Status.OK], status.length[Op.ADD, Status.OK])
-    assert said + text(pieces.numbers.tokens[7], pieces.numbers.length[7]) == "Add_memory: done, memory_id 7"
-    refused = text(status.tokens[Op.ADD, Status.STORE_FULL], status.length[Op.ADD, Status.STORE_FULL])
+    number, entry = text(pieces.numbers, 1), EXAMPLE_CALLS[0][2]["arguments"]["content"]
+    added = text(pieces.statuses, Op.ADD, Status.OK) + number
+    found = text(pieces.statuses, Op.RETRIEVE, Status.OK)
+    found += text(pieces.line_break) + entry + text(pieces.id_mark) + number
+    assert not pieces.id_first and [shown for *_, shown in EXAMPLE_CALLS] == [added, found]
+    refused = text(pieces.statuses, Op.ADD, Status.STORE_FULL)
     assert refused == f"Add_memory: {STATUS_TEXT[Status.STORE_FULL]}"

@@ -13,7 +13,7 @@ from report_run import CONFIG, GOLD, TraceWriter, add, ending, make_run, summary
 
 from agemem_jax.report import charts, page
 from agemem_jax.report.diagnosis import KINDS, diagnose, examine, holds
-from agemem_jax.report.trace_view import choose, context_changes, said_pieces, store_changes, without_marks
+from agemem_jax.report.trace_view import choose, context_changes, said_pieces, store_changes
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -107,6 +107,22 @@ def test_texts_are_escaped(tmp_path):
     assert "alert(1)</script>" not in html and "<img" not in html and "<think>" not in html
     assert html.count("<script>") == 2 and reader.errors == []
     assert "<think>" in reader.text and evil in reader.text
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["half \ud800 pair", "\0\x1b\x9f", "\u202e right to left", " " * 200_000 + ".", "<|" * 50_000],
+    ids=["surrogate", "control", "direction", "spaces", "marks"],
+)
+def test_odd_and_long_texts_make_a_page(tmp_path, odd):
+    make_run(tmp_path, seeds=1, updates=3)
+    trace = ending("wrong_answer")
+    trace |= {"question": odd, "answer": odd, "said_answer": odd, "gold": [odd]}
+    message = {"role": "user", "text": odd, "pinned": False}
+    trace["turns"][0] |= {"said": odd, "saw": [message], "context": [message], "calls": [add(odd)]}
+    (tmp_path / "seed_0/traces.json").write_text(json.dumps([trace]))
+    reader = Reader(page.write(tmp_path).read_text(encoding="utf-8"))
+    assert reader.errors == [] and odd.replace("\ud800", "?").strip() in reader.text
 
 
 @pytest.mark.parametrize(
@@ -272,19 +288,11 @@ def test_context_changes_mark_new_and_removed_messages():
     assert len(changed[0]["text"]) <= 160  # it stayed: shown in full before
 
 
-def test_chat_marks_cut_what_was_seen_into_messages():
-    seen = "<|im_start|>tool 1: a fact<|im_end|><|im_start|>user\nA question<|im_end|>\n<|im_start|>assistant"
-    context = [{"role": "user", "text": "<|im_start|>user A question<|im_end|>", "pinned": True}]
-    turn = without_marks({"saw": [{"role": "user", "text": seen}], "said": "yes<|im_end|>", "context": context})
-    assert turn["saw"] == [{"role": "tool", "text": "1: a fact"}, {"role": "user", "text": "A question"}]
-    assert turn["said"] == "yes" and turn["context"] == [{"role": "user", "text": "A question", "pinned": True}]
-
-
 def test_a_fact_that_only_the_answering_turn_mentions_was_not_in_view():
     trace = ending("not_stored")
     said = f"<think>{GOLD[1]}</think><answer> Old Brindle</answer>"
     trace["turns"][-1]["said"] = said
-    trace["turns"][-1]["context"][-1]["text"] = f"<|im_start|>assistant {said}<|im_end|>"
+    trace["turns"][-1]["context"][-1]["text"] = said
     assert examine(trace).kind == "not_stored"
 
 

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
+from rendered import contexts
 from small import EDITS, chained, play, played, settings
+from test_export import save_run
+from test_exported_trajectory import log_probs
 
 from agemem_jax.models import kv_cache, qwen
 from agemem_jax.rl.batch import learner_batch
@@ -18,6 +23,7 @@ from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training import learn
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.types import PAD_ID, Mode, Op, Status
+from experiments.export import export
 
 BATCHES = {"all tools": (ALL_TOOLS, 0), "edits": (EDITS, 1)}
 batches = pytest.mark.parametrize("name", BATCHES)
@@ -173,6 +179,18 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
     other = np.asarray(plain(run.frozen, changed))[:, len(prompt) - 1 : -1].reshape(b, s, c, -1)
     moved, _ = masked_log_prob(other[where], allowed, jnp.asarray(seg.tokens[where]), 0.8)
     assert np.median(np.abs(moved - seg.logp[where])) > 1e-2
+
+
+def test_the_exported_model_gives_the_recorded_log_probabilities(tmp_path):
+    run = chained()
+    params = save_run(tmp_path / "run", run.config, jax.device_get(run.frozen))
+    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(run.frozen))
+    export(tmp_path / "run" / "seed_0", tmp_path / "out", None, 1 << 30)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    segments = played()[1][-1].segments
+    for (row, s), ids in contexts(run, segments):
+        theirs = log_probs(run, model, segments, row, s, ids)
+        np.testing.assert_allclose(theirs, segments.logp[row, s][segments.trainable[row, s]], atol=1e-3)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

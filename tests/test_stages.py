@@ -7,10 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
+from rendered import assert_rendered, contexts
 from small import small_config
+from vocabularies import DATE
 
 from agemem_jax.data.batches import pad_text, pad_texts
+from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
+from agemem_jax.data.tokenizer import write_hf
 from agemem_jax.envs.scoring import hash_words
 from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
@@ -144,7 +149,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     def turn(said) -> list[int]:
         said = said if isinstance(said, str) else write_turn(run.config.tools, said) + END
-        return source.tokenizer.encode(said)
+        return source.tokenizer.encode_markup(said)
 
     def turns(lines) -> Text:
         return pad_texts([turn(line) for line in lines] + [turn([])] * (TURNS - len(lines)), TURNS, spec.width)
@@ -154,7 +159,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
 
     told = [turns(getattr(script, name)) for name in ("one", "two", "three") for script in scripts]
     told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
-    summary = stack([pad_text(source.tokenizer.encode(f" {s.summary}{END}"), spec.width) for s in scripts])
+    summary = stack([pad_text(source.tokenizer.encode_markup(f" {s.summary}{END}"), spec.width) for s in scripts])
     task = jax.device_put(task_of(run, scripts))
     after, traces = jax.device_get(episode(task, told, summary, run.world, jnp.int32(tools)))
     row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731
@@ -200,6 +205,24 @@ def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
     assert "done1" in seen[1] and "done" not in seen[2]  # what a call did is told once, in the next turn
     assert agent.traces[0].store_hits[2].sum() == 0  # a look that the agent did not ask for
     assert agent.store(1, 0) == {1: ADA_HALDEN}
+
+
+def test_the_exported_template_gives_the_recorded_tokens(tmp_path):
+    turn = calls(add(ADA_YEAR), (Op.SUMMARY, {"span": "all"}), retrieve("Ada Keller"))
+    script = Script(
+        one=[calls(add(ADA_HALDEN)), turn],
+        two=[calls(retrieve("Ada"))],
+        three=[calls(criteria("Novak")), answer("Halden")],
+    )
+    (agent,) = play("paper", script)[:1]
+    tokenizer, tools = agent.run.tokenizer, agent.run.config.tools
+    chat = tokenizer.chat_pieces(DATE)
+    write_hf(agent.run.config.policy.tokenizer, tmp_path, chat_template(chat, "", tools, spaced=True))
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    one = jax.tree.map(lambda x: x[None], agent.rows[2].segments)
+    assert one.count[0] > 2
+    for _, ids in contexts(agent.run, one):
+        assert_rendered(loaded, ids, tokenizer.decode(ids), chat)
 
 
 def test_store_survives_and_context_is_emptied_then_runs_on():

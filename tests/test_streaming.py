@@ -20,12 +20,12 @@ from agemem_jax.models.qwen import ModelConfig
 
 SMALL = ModelConfig(
     vocab_size=48, hidden_size=32, intermediate_size=64, num_layers=3, num_heads=8, num_kv_heads=8, head_dim=4,
-    qkv_bias=True, tie_word_embeddings=False,
+    max_positions=64, qkv_bias=True, tie_word_embeddings=False,
 )  # fmt: skip
 # Many tensors of which none is large: 432 MiB, the largest 16 MiB, a parameter of all layers up to 104 MiB.
 LARGE = ModelConfig(
     vocab_size=8192, hidden_size=1024, intermediate_size=4096, num_layers=13, num_heads=16, num_kv_heads=16,
-    head_dim=64, qk_norm=True, tie_word_embeddings=True, dtype="bfloat16", param_dtype="bfloat16",
+    head_dim=64, max_positions=64, qk_norm=True, tie_word_embeddings=True, dtype="bfloat16", param_dtype="bfloat16",
 )  # fmt: skip
 LARGEST = 8192 * 1024 * 2
 SLACK = 32 << 20  # bytes that compiling and the allocator may take

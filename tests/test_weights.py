@@ -13,12 +13,14 @@ import safetensors.numpy
 import torch
 import transformers
 
+from agemem_jax.errors import InputError
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 
 LLAMA3 = (("factor", 8.0), ("high_freq_factor", 4.0), ("low_freq_factor", 1.0))
 LLAMA3 += (("original_max_position_embeddings", 32), ("rope_type", "llama3"))
 SIZES = dict(vocab_size=61, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
+SIZES |= dict(max_positions=256)
 FAMILIES = {
     "qwen2": ModelConfig(**SIZES, qkv_bias=True, rope_theta=1e6, tie_word_embeddings=True),
     "qwen3": ModelConfig(**(SIZES | dict(head_dim=12)), qk_norm=True, tie_word_embeddings=False),
@@ -148,19 +150,223 @@ def test_missing_unknown_and_misshaped_tensors_name_themselves(saved):
     assert str(folder) in message
 
 
-def test_harmless_extras_are_ignored(saved):
-    folder, _, params = saved
+@pytest.fixture
+def stored(tmp_path):
+    """A folder with config.json and model.safetensors of zeros, and a way to write it with other tensors or fields."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = ModelConfig(**SIZES, qkv_bias=True)
 
-    def change(tensors):
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()  # tied, written twice
+    def write(tensors: dict | None = None, without: str = "", **fields) -> Path:
+        leaves = weights._expected(config).items()
+        shapes = {
+            name.format(i): weights._hf_shape(path, leaf.shape) for path, (name, leaf) in leaves for i in range(2)
+        }
+        values = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name != without}
+        safetensors.numpy.save_file(values | (tensors or {}), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(weights.hf_config(config) | fields))
+        return folder
 
-    rewrite(folder, change)
-    assert_same_params(weights.load(folder)[1], params)
+    return write
 
 
-def test_files_that_cannot_be_read_are_refused_by_name(saved, tmp_path):
-    folder, _, _ = saved
+def refusal(path: Path | str) -> str:
+    """The one line with which a model is refused."""
+    with pytest.raises(InputError) as refused:
+        weights.read_config(path)
+    message = str(refused.value)
+    assert "\n" not in message and str(path) in message, message
+    return message
+
+
+def test_the_embedding_written_twice_and_old_buffers_are_passed_over(stored):
+    table = np.random.default_rng(0).standard_normal((61, 32)).astype(np.float32)
+    extras = {
+        "model.embed_tokens.weight": table,
+        "lm_head.weight": table.copy(),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
+    }
+    folder = stored(extras)
+    assert weights.read_config(folder).tie_word_embeddings
+    assert_same_params(weights.load_token_embeddings(folder), table)
+
+
+@pytest.mark.parametrize("where", [(0, 0), (60, 31)], ids=["first value", "last value"])
+def test_another_head_in_a_tied_model_is_refused(stored, where, monkeypatch):
+    monkeypatch.setattr(weights, "READ_BYTES", 1000)  # several blocks
+    table = np.random.default_rng(0).standard_normal((61, 32)).astype(np.float32)
+    head = table.copy()
+    head[where] += 1e-3
+    folder = stored({"model.embed_tokens.weight": table, "lm_head.weight": head})
+    message = refusal(folder)
+    assert "lm_head.weight is another matrix" in message and "tie_word_embeddings = true" in message
+    stored({"lm_head.weight": head[:60]})
+    assert "lm_head.weight is another matrix" in refusal(folder)
+    stored({"lm_head.weight": head}, tie_word_embeddings=False)
+    assert not weights.read_config(folder).tie_word_embeddings
+
+
+def test_a_config_and_weights_of_different_models(stored):
+    assert "26 tensors are too few for 1000000000 layers" in refusal(stored(num_hidden_layers=10**9))
+    message = refusal(stored(hidden_size=40, head_dim=8))
+    assert "model.embed_tokens.weight: expected [61, 40], found [61, 32]" in message and "same model" in message
+    assert "missing lm_head.weight [61, 32]" in refusal(stored(tie_word_embeddings=False))
+    assert "num_hidden_layers = '2'" in refusal(stored(num_hidden_layers="2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must hold a JSON object, not a list"),
+        ('{"model_type": ', "is not readable JSON"),
+        ("[" * 100_000, "is not readable JSON"),
+        ("", "is not readable JSON"),
+        ("\xff\xfe", "config.json"),
+    ],
+)
+def test_a_damaged_config(stored, text, message):
+    folder = stored()
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="config.json") as refused:
+        weights.read_config(folder)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_byte_order_mark_is_no_damage(stored):
+    folder = stored()
+    plain = weights.read_config(folder)
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text, encoding="utf-8-sig")
+    assert weights.read_config(folder) == plain
+
+
+def test_quantised_weights(stored):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    packed = {name.replace("weight", part): np.zeros((4, 4), np.int32) for part in ("qweight", "qzeros")}
+    message = refusal(stored(packed, without=name))
+    assert "qweight is I32; only F32, BF16, F16 are read" in message and "GGUF" in message and "fetch" not in message
+    scales = {name.replace("weight", "weight_scale"): np.zeros((32, 1), np.float32)}
+    message = refusal(stored(scales))
+    assert "unknown model.layers.0.self_attn.q_proj.weight_scale" in message and "quantised weights are not" in message
+    with pytest.raises(InputError, match="config.json: quantization_config: .*method 'fp8'.*GGUF file of it"):
+        weights.read_config(stored(quantization_config={"quant_method": "fp8"}))
+    message = refusal(stored({"model.norm.weight": np.zeros(32, np.float64)}))
+    assert "model.norm.weight is F64" in message
+
+
+def test_damaged_safetensors(stored):
+    folder = stored()
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for bad, message in (
+        (whole[:-1], "does not lie where its header says; the file is cut off or damaged); fetch it again"),
+        (whole[:20], "its header would have"),
+        (b"", "its header would have 0 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of git-lfs: run git lfs pull"),
+        (whole[:8] + b"[" + whole[9:], "is not a readable safetensors file"),
+        (whole.replace(b'"shape":[32]', b'"shape":[-1]', 1), "has the shape (-1,)"),
+        (whole.replace(b'"shape":[32]', b'"shape":"32"', 1), "is not a readable safetensors file"),
+    ):
+        assert bad != whole
+        file.write_bytes(bad)
+        assert message in refusal(folder)
+
+
+def test_damaged_indices(stored):
+    folder = stored()
+    index = shard(folder)
+    right = json.loads(index.read_text())["weight_map"]
+    for text, message in (
+        ("{", "is not readable JSON"),
+        ("[]", "no weight_map in it"),
+        ("{}", "no weight_map in it"),
+        ('{"weight_map": {"a": 3}}', "no weight_map in it"),
+        (json.dumps({"weight_map": right | {"model.norm.weight": "b.safetensors"}}), "['b.safetensors']"),
+        (
+            json.dumps({"weight_map": right | {"model.phantom.weight": "model-00002-of-00003.safetensors"}}),
+            "model-00002-of-00003.safetensors does not hold model.phantom.weight",
+        ),
+    ):
+        index.write_text(text)
+        assert message in refusal(folder)
+    index.unlink()
+    assert "found shards without their model.safetensors.index.json; fetch it too" in refusal(folder)
+
+
+def test_a_tensor_in_two_shards_is_read_where_the_index_says(stored):
+    folder = stored()
+    index = shard(folder)
+    where = json.loads(index.read_text())["weight_map"]["model.norm.weight"]
+    other = folder / next(f"model-0000{i}-of-00003.safetensors" for i in (1, 2) if f"0000{i}-of" not in where)
+    tensors = safetensors.numpy.load_file(other)
+    safetensors.numpy.save_file(tensors | {"model.norm.weight": np.ones(32, np.float32)}, other)
+    _, tensors = weights._open(index, "float32", "float32")
+    assert not tensors.read("model.norm.weight")[(slice(0, 32),)].any()
+
+
+def test_folders_that_hold_no_model_of_this_kind(stored, tmp_path):
+    folder = stored()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    assert "adapters, not a model; merge them" in refusal(folder)
+    assert "adapters, not a model; merge them" in refusal(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    assert "found none; fetch the model's weights" in refusal(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert "but pytorch_model.bin, which is not read; write the model as safetensors" in refusal(folder)
+    assert "need a .safetensors, .gguf or .safetensors.index.json" in refusal(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="'Qwen/Qwen3-0.6B' do not exist in .*what was downloaded"):
+        weights.read_config("Qwen/Qwen3-0.6B")
+    shards = stored()
+    shard(shards)
+    assert "one shard of a model" in refusal(shards / "model-00001-of-00003.safetensors")
+
+
+def write_small_gguf(path: Path, raw_dtype: gguf.GGMLQuantizationType | None = None, **metadata) -> Path:
+    """A GGUF file with some metadata and one tensor of zeros."""
+    writer = gguf.GGUFWriter(path, "qwen2")
+    for name, value in metadata.items():
+        (writer.add_uint16 if name == "split__count" else writer.add_uint32)(name.replace("__", "."), value)
+    width = 32 if raw_dtype is None else gguf.GGML_QUANT_SIZES[raw_dtype][1]
+    kind = np.float32 if raw_dtype is None else np.uint8
+    writer.add_tensor("token_embd.weight", np.zeros((61, width), kind), raw_dtype=raw_dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_parts_of_a_gguf_are_never_read_as_the_whole(tmp_path):
+    part = write_small_gguf(tmp_path / "half.gguf", split__count=2, split__no=0)
+    assert "one part of a GGUF model in several files" in refusal(part)
+    assert "llama-gguf-split --merge" in refusal(part)
+    for i in (1, 2):
+        write_small_gguf(tmp_path / f"m-0000{i}-of-00002.gguf")
+    part.unlink()
+    assert "m-00001-of-00002.gguf is one part" in refusal(tmp_path)  # not: name the file itself
+    assert "is one part" in refusal(tmp_path / "m-00002-of-00002.gguf")
+
+
+def test_gguf_files_that_cannot_be_read(tmp_path):
+    path = write_small_gguf(tmp_path / "m.gguf", **{"qwen2__block_count": 1})
+    assert "lacks qwen2.attention.head_count" in refusal(path)
+    whole = path.read_bytes()
+    for bad, message in (
+        (whole[: len(whole) // 2], "is not a readable GGUF file"),
+        (b"", "is not a readable GGUF file"),
+        (b"GGUF", "is not a readable GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\n" * 9, "run git lfs pull"),
+    ):
+        path.write_bytes(bad)
+        assert message in refusal(path)
+    path.unlink()
+    write_small_gguf(path, gguf.GGMLQuantizationType.Q8_1)
+    message = refusal(path)
+    assert "token_embd.weight is Q8_1, which gguf cannot dequantise" in message and "Q4_K_M" in message
+
+
+def test_files_that_cannot_be_read_are_refused_by_name(stored):
+    folder = stored()
     with pytest.raises(ValueError, match="nowhere"):
         weights.load(folder / "nowhere.safetensors")
     (folder / "weights.bin").write_bytes(b"")
@@ -182,37 +388,6 @@ def test_files_that_cannot_be_read_are_refused_by_name(saved, tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json"):
         weights.load(index)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(model_type="gemma"), "gemma"),
-        (dict(use_sliding_window=True), "use_sliding_window"),
-        (dict(hidden_act="gelu"), "hidden_act"),
-        (dict(attention_bias=True), "attention_bias"),
-        (dict(rope_scaling=dict(type="dynamic", factor=2.0)), "dynamic"),
-    ],
-)
-def test_variants_that_the_decoder_lacks_are_refused(change, message):
-    config = weights.hf_config(FAMILIES["qwen2"]) | change
-    with pytest.raises(ValueError, match=message):
-        weights.config_from_hf(config)
-
-
-def test_an_incomplete_config_names_its_missing_fields():
-    config = weights.hf_config(FAMILIES["llama"])
-    del config["hidden_size"]
-    with pytest.raises(ValueError, match="hidden_size"):
-        weights.config_from_hf(config)
-
-
-def test_both_spellings_of_rope_are_read():
-    old = weights.hf_config(FAMILIES["llama"])
-    new = {key: value for key, value in old.items() if not key.startswith("rope")}
-    new["rope_parameters"] = dict(old["rope_scaling"], rope_theta=old["rope_theta"])
-    assert weights.config_from_hf(old) == weights.config_from_hf(new) == FAMILIES["llama"]
-    assert weights.config_from_hf(new | dict(rope_parameters=dict(rope_type="default"))).rope_scaling is None
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:

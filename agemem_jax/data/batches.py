@@ -9,7 +9,7 @@ import numpy as np
 
 from agemem_jax.config import refuse
 from agemem_jax.data import hotpotqa, questions
-from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.data.tokenizer import Tokenizer, check_spelling
 from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID, Task, Text
 
@@ -46,8 +46,8 @@ class TaskSource:
 
     Training records of a file that are in its test split too (hotpotqa.identities) are left out; a warning counts them.
 
-    Raises InputError if the file cannot be read (hotpotqa.load), if a split would be empty, or if more than
-    TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
+    Raises InputError if the file cannot be read (hotpotqa.load), if a split would be empty, if the vocabulary cannot
+    spell what a record says, or if more than TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
     """
 
     def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
@@ -68,6 +68,7 @@ class TaskSource:
                 f"each needs at least one (task.test_fraction = {task.test_fraction} of task.path = {task.path!r}; "
                 "without a file task.train_size, task.test_size)"
             )
+        check_spelling(tokenizer, self.records, task.path)
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
         self.max_gold = min(task.facts, max(len(record["supporting_facts"]) for record in self.records))
         self.cut_texts = self._measure()
@@ -102,7 +103,10 @@ class TaskSource:
         return hotpotqa.stages(self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of text. In the tiny vocabulary a word's piece begins with its space (vocabulary.py)."""
+        """Token ids of a piece of text; a mark of chat or tools in it is text too.
+
+        In the tiny vocabulary a word's piece begins with its space (vocabulary.py).
+        """
         return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
 
     def _leave_out_test_tasks(self) -> None:

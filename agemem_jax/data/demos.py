@@ -6,7 +6,6 @@ learning. In stage 3 the store is filled by the script's own draw, whatever stag
 retrieved facts is shown often.
 """
 
-import json
 import random
 
 import numpy as np
@@ -15,6 +14,7 @@ from flax import struct
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
 from agemem_jax.data.hotpotqa import StagedRecord
+from agemem_jax.tools.schemas import write_calls
 from agemem_jax.types import TOOL_NAMES, Op, Task, Text
 
 RELATIONS = ("by", "in")  # the words after which a generated fact names its object
@@ -34,14 +34,12 @@ class Script:
 
 
 def write_turn(tools, calls: list[tuple[Op, dict]], answer: str | None = None) -> str:
-    """A turn in the format of the grammar: an answer, or calls (none is an empty array)."""
+    """A turn in the format of the grammar: an answer, or calls."""
     think = "<think></think>"
     if answer is not None:
         return f"{think}<answer> {answer}</answer>"
     made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
-    if tools.format == "hermes":
-        return f"{think}<tool_call>\n{json.dumps(made[0])}\n</tool_call>"
-    return f"{think}<tool_call>{json.dumps(made, ensure_ascii=False)}</tool_call>"
+    return think + write_calls(made, tools)
 
 
 class Demonstrator:
@@ -75,7 +73,7 @@ class Demonstrator:
 
     def _encode(self, text: str, limit: str) -> list[int]:
         """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
-        ids, most = list(self.source.tokenizer.encode(text + self.end)), self.config.rollout[limit]
+        ids, most = self.source.tokenizer.encode_markup(text + self.end), self.config.rollout[limit]
         if len(ids) > most:
             refuse(f"rollout.{limit}", most, f"a demonstration has a turn of {len(ids)} tokens; allow at least as many")
         return ids

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from agemem_jax.data.tokenizer import ChatPieces, Tokenizer
-from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas
+from agemem_jax.tools.schemas import STATUS_TEXT, tool_schemas, write_calls
 from agemem_jax.types import NUM_OPS, NUM_STATUSES, PAD_ID, TOOL_NAMES, Op, Pieces, Status, Text
 
 MAX_MEMORY_ID = 999  # ids are shown as text up to this number
@@ -34,7 +34,8 @@ conversation is emptied, and a working context of limited length.
 Always begin with a <think> block of one short sentence, then write exactly one of
 {call_format}
 or <answer> your short final answer</answer>
-Nothing may stand outside these tags. Strings hold no quotation marks and no backslashes.
+Nothing may stand outside these tags. Strings are JSON: write \\" for a quotation mark and \\\\ for a backslash. They \
+hold no line breaks and no tags.
 
 # Example
 {example}"""
@@ -47,28 +48,49 @@ EXAMPLE_CALLS = (
         "By the way: The Eiffel Tower is a tower in Paris, which was completed in 1889.",
         " The user tells me a fact, so I store it",
         {"name": "Add_memory", "arguments": {"content": "The Eiffel Tower in Paris was completed in 1889"}},
-        "Add_memory: done, memory_id 1",
+        "Add_memory: done, memory_id=1",
     ),
     (
         "When was the Eiffel Tower completed?",
         " The user asks a question, so I search my memory",
         {"name": "Retrieve_memory", "arguments": {"query": "Eiffel Tower completed"}},
-        "Retrieve_memory: done\n1: The Eiffel Tower in Paris was completed in 1889",
+        "Retrieve_memory: done\nThe Eiffel Tower in Paris was completed in 1889 | memory_id=1",
     ),
 )
 EXAMPLE_ANSWER = (" The memory that I found answers the question", " 1889")
 
-PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with one to MAX calls"""
+PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with COUNT"""
 HERMES_CALLS = """<tool_call>
 {"name": tool name, "arguments": {...}}
-</tool_call> with a single call"""
+</tool_call> """
+HERMES_ONE, HERMES_SEVERAL = "with a single call", "for each of COUNT, one block below the other"
+NO_CALLS = {
+    "paper": "\nor <tool_call>[]</tool_call> to let a message pass",
+    "hermes": "\nor nothing more, to let a message pass",
+}
+
+
+def system_message(tokenizer: Tokenizer, tools) -> str:
+    """What the system message says; in the tiny vocabulary nothing."""
+    return "" if tokenizer.is_small else system_prompt(tools)
 
 
 def system_prompt(tools) -> str:
     """The paper's system prompt in our words: tools, workflow, strict format. `tools` is config.tools."""
     schemas = "\n".join(json.dumps(schema) for schema in tool_schemas(tools))
-    calls = PAPER_CALLS.replace("MAX", str(tools.max_calls)) if tools.format == "paper" else HERMES_CALLS
-    return SYSTEM_PROMPT.format(tools=schemas, call_format=calls, example=example(tools))
+    return SYSTEM_PROMPT.format(tools=schemas, call_format=call_format(tools), example=example(tools))
+
+
+def call_format(tools) -> str:
+    """How calls are written and how many, by the format and its numbers of calls."""
+    least, most = max(tools.min_calls, 1), tools.max_calls
+    number = str(most) if least == most else f"{'one' if least == 1 else least} to {most}"
+    count = "a single call" if most == 1 else f"{number} calls"
+    if tools.format == "paper":
+        text = PAPER_CALLS
+    else:
+        text = HERMES_CALLS + (HERMES_ONE if most == 1 else HERMES_SEVERAL)
+    return text.replace("COUNT", count) + (NO_CALLS[tools.format] if tools.min_calls == 0 else "")
 
 
 def example(tools) -> str:
@@ -80,8 +102,7 @@ def example(tools) -> str:
     lines = []
     for said, thought, call, result in EXAMPLE_CALLS:
         if call["name"] in tools.enabled:
-            text = f"[{json.dumps(call)}]" if tools.format == "paper" else f"\n{json.dumps(call)}\n"
-            lines += [f"user: {said}", turn(thought, f"<tool_call>{text}</tool_call>"), f"tool: {result}"]
+            lines += [f"user: {said}", turn(thought, write_calls([call], tools)), f"tool: {result}"]
     thought, answer = EXAMPLE_ANSWER
     return "\n".join([*lines, turn(thought, f"<answer>{answer}</answer>")])
 
@@ -101,10 +122,17 @@ def _text(rows: list[list[int]]) -> Text:
 
 
 def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
-    """Tokenises every fixed string. The tiny vocabulary (a sentencepiece model) gets short forms of the prompts."""
-    chat: ChatPieces = tokenizer.chat_pieces()
+    """Tokenises every fixed string. The tiny vocabulary (a sentencepiece model) gets short forms of the prompts.
+
+    Observations are composed of these and of texts, and have the tokens that their whole text has: other programs
+    tokenise it at once (data/chat_template.py). Byte-level BPE first cuts a text into words; punctuation before a
+    letter or a line end, a space before a word or a number are in one word with it. So an entry, whatever it ends in,
+    is followed by " |", and what it begins with by nothing but a line end before it: entries are stored without a
+    space; every line of results ends in a letter or a number, for a line end or the close may follow.
+    """
+    chat: ChatPieces = tokenizer.chat_pieces(config.policy.date_string)
     short = tokenizer.is_small
-    encode = tokenizer.encode
+    encode = tokenizer.encode_markup
 
     def one(text: str) -> Text:
         table = _text([encode(text)])
@@ -112,19 +140,17 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
 
     end = chat.message_close
     after = end[len(chat.end_of_turn) :]
-    prompt = "" if short else system_prompt(config.tools)
-    newline = "" if short else "\n"
     statuses = []
     for op in range(NUM_OPS):
         name = TOOL_NAMES[op] + ":" if op < len(TOOL_NAMES) and not short else ""
         for s in range(NUM_STATUSES):
             number_follows = op == Op.ADD and s == Status.OK and not short
-            statuses.append(encode(f"{name} {STATUS_TEXT[Status(s)]}" + (", memory_id " if number_follows else "")))
+            statuses.append(encode(f"{name} {STATUS_TEXT[Status(s)]}" + (", memory_id=" if number_follows else "")))
     table = _text(statuses)
     shape = (NUM_OPS, NUM_STATUSES)
     assert Op.WRITE_SUMMARY == NUM_OPS - 1
     return Pieces(
-        prefix=_text([encode(chat.system_open + prompt + end)]),
+        prefix=_text([encode(chat.system_open + system_message(tokenizer, config.tools) + end)]),
         user_open=one(chat.user_open),
         assistant_open=one(chat.assistant_open),
         tool_open=one(chat.tool_open),
@@ -132,10 +158,11 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
         tool_close=one(chat.tool_close),
         after_turn=one(after),
         summary_prompt=one(SHORT_SUMMARY_PROMPT if short else SUMMARY_PROMPT),
-        summary_open=one(SUMMARY_OPEN if short else "Summary of earlier messages: "),
+        summary_open=one(SUMMARY_OPEN if short else "Summary of earlier messages:\n"),
         statuses=Text(table.tokens.reshape(*shape, -1), table.length.reshape(shape)),
         numbers=_text([encode(str(i)) for i in range(MAX_MEMORY_ID + 1)]),
-        id_end=one(":" if short else ": "),
-        line_end=one(newline),
-        related=one(RELATED if short else "Related memories:\n"),
+        id_mark=one(":" if short else " | memory_id="),
+        line_break=one("" if short else "\n"),
+        related=one(RELATED if short else "Related memories"),
+        id_first=short,
     )

@@ -7,11 +7,13 @@ at 0: at first the policy is exactly the frozen one.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LEAVES = ("lora_a", "lora_b")
 
@@ -69,27 +71,60 @@ def policy_params(trained: dict, frozen: dict) -> dict:
     return {**frozen, **{name: both(part, frozen.get(name, {})) for name, part in trained.items()}}
 
 
-def merge(trained: dict, frozen: dict, lora: Lora | None) -> dict:
-    """Plain parameters of the same policy: W + scale A B, added in float32, in W's dtype; the rest is `frozen`'s own.
+def merge(trained: dict, frozen: dict, lora: Lora | None, dtype: str | None = None) -> dict:
+    """Plain parameters of the same policy: W + scale A B, added in float32; the rest is `frozen`'s own.
 
-    Arrays keep their shardings. Without LoRA these are `trained` itself. For export: bfloat16 parameters round the sum,
-    so that logits differ a little from those through the adapters.
+    Arrays keep their shardings. Without LoRA these are `trained` itself. For export: the sums are rounded to `dtype`,
+    W's own if None, so that logits may differ from those through the adapters (`rounded_away`).
     """
     if lora is None:
         return trained
     if "lora_a" in trained:
-        kernel = _merged(frozen["kernel"], trained["lora_a"], trained["lora_b"], lora.scale)
+        kernel = _merged(frozen["kernel"], trained["lora_a"], trained["lora_b"], lora.scale, dtype=dtype)
         return {**frozen, "kernel": jax.device_put(kernel, frozen["kernel"].sharding)}
-    return {**frozen, **{name: merge(part, frozen[name], lora) for name, part in trained.items()}}
+    return {**frozen, **{name: merge(part, frozen[name], lora, dtype) for name, part in trained.items()}}
 
 
-@jax.jit
-def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: Any) -> jax.Array:
+def rounded_away(trained: dict, frozen: dict, lora: Lora, dtype: str) -> float:
+    """How far `merge` into `dtype` misses the adapters' change: norm of the difference over norm of the change.
+
+    A change much smaller than its weight's rounding step is lost, or made larger. 0 for adapters that changed nothing.
+    """
+
+    def squares(trained: dict, frozen: dict) -> np.ndarray:
+        if "lora_a" in trained:
+            return np.array(_missed(frozen["kernel"], trained["lora_a"], trained["lora_b"], lora.scale, dtype=dtype))
+        return sum((squares(part, frozen[name]) for name, part in trained.items()), np.zeros(2))
+
+    missed, change = squares(trained, frozen)
+    return float(np.sqrt(missed / change)) if change else 0.0
+
+
+def _change(a: jax.Array, b: jax.Array, scale: Any) -> jax.Array:
+    return scale * jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: Any, *, dtype: str | None) -> jax.Array:
     """`kernel [L, in, out]` with its adapters added, one layer after another: the float32 sum of one exists at once."""
 
     def one(layer):
         kernel, a, b = layer
-        full = jax.lax.Precision.HIGHEST
-        return (kernel.astype(jnp.float32) + scale * jnp.dot(a, b, precision=full)).astype(kernel.dtype)
+        return (kernel.astype(jnp.float32) + _change(a, b, scale)).astype(dtype or kernel.dtype)
 
     return jax.lax.map(one, (kernel, a, b))
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _missed(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: Any, *, dtype: str) -> tuple[jax.Array, jax.Array]:
+    """Sums of squares over a kernel: of what the rounded change misses, and of the change."""
+
+    def one(layer):
+        kernel, a, b = layer
+        kernel, change = kernel.astype(jnp.float32), _change(a, b, scale)
+        rounded = lambda x: x.astype(dtype).astype(jnp.float32)  # noqa: E731
+        missed = rounded(kernel + change) - rounded(kernel) - change
+        return jnp.square(missed).sum(), jnp.square(change).sum()
+
+    missed, change = jax.lax.map(one, (kernel, a, b))
+    return missed.sum(), change.sum()

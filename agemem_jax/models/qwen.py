@@ -45,6 +45,7 @@ class ModelConfig:
     head_dim: int
     rope_theta: float = 10000.0
     rope_scaling: tuple[tuple[str, object], ...] | None = None  # sorted items of Hugging Face's rope_scaling
+    max_positions: int | None = None  # Hugging Face's max_position_embeddings; None if nobody knows
     rms_norm_eps: float = 1e-6
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3
@@ -65,26 +66,58 @@ class ModelConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embedding turns pairs of it")
         if self.remat not in CHOICES["policy.remat"]:
             raise ValueError(f"remat={self.remat!r} must be one of {', '.join(CHOICES['policy.remat'])}")
+        if self.rope_scaling is not None:
+            check_rope_scaling(dict(self.rope_scaling))
+
+    @property
+    def longest_context(self) -> int | None:
+        """Positions that the model was made for, with what scaling adds; None if nobody knows.
+
+        Llama 3's `max_positions` are those of the scaled model; with linear and yarn they may be the trained ones.
+        """
         scaling = dict(self.rope_scaling or ())
-        if self.rope_scaling is not None and scaling.get("rope_type") not in ROPE_FIELDS:
-            raise ValueError(f"rope_scaling has rope_type={scaling.get('rope_type')!r}; known: {sorted(ROPE_FIELDS)}")
-        missing = sorted(set(ROPE_FIELDS.get(scaling.get("rope_type"), ())) - set(scaling))
-        if missing:
-            raise ValueError(f"rope_scaling of type {scaling['rope_type']!r} lacks {missing}")
+        if self.max_positions is None or scaling.get("rope_type") not in ("linear", "yarn"):
+            return self.max_positions
+        trained = scaling.get("original_max_position_embeddings", self.max_positions)
+        return max(self.max_positions, int(trained * scaling["factor"]))
 
 
-ROPE_FIELDS = {
+ROPE_FIELDS = {  # that a type of scaling must have
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+YARN_FIELDS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")  # that it may have
+
+
+def check_rope_scaling(scaling: dict) -> None:
+    """Raises ValueError for a type, a field or a value that `rope_frequencies` cannot do."""
+    kind = scaling.get("rope_type")
+    if kind not in ROPE_FIELDS:
+        raise ValueError(f"rope_scaling has rope_type={kind!r}; known: {sorted(ROPE_FIELDS)}")
+    if missing := sorted(set(ROPE_FIELDS[kind]) - set(scaling)):
+        raise ValueError(f"rope_scaling of type {kind!r} lacks {missing}")
+    known = {"rope_type", *ROPE_FIELDS[kind], *(YARN_FIELDS if kind == "yarn" else ())}
+    if unknown := sorted(set(scaling) - known):
+        raise ValueError(f"rope_scaling of type {kind!r} has {unknown}, which this decoder does not know")
+    for name, value in scaling.items():
+        if name == "truncate":
+            right = type(value) is bool
+        else:
+            right = name == "rope_type" or (type(value) in (int, float) and 0 < value < math.inf)
+        if not right:
+            wanted = "true or false" if name == "truncate" else "a number greater than 0"
+            raise ValueError(f"rope_scaling has {name}={value!r}; {wanted} is needed")
+    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ValueError("rope_scaling has a high_freq_factor that is not greater than its low_freq_factor")
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     """Radians per position of each rotated pair `[HD / 2]` float32, and the factor on cosine and sine.
 
     Scaled as Hugging Face's `modeling_rope_utils` does: linear (position interpolation), llama3 (Llama 3.1: long wave
-    lengths are stretched, short ones kept, a ramp between) and yarn (arXiv 2309.00071, equations 15 to 22).
+    lengths are stretched, short ones kept, a ramp between) and yarn (arXiv 2309.00071, equations 15 to 22; mscale and
+    mscale_all_dim as DeepSeek has them).
     """
     half = config.head_dim // 2
     frequency = config.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
@@ -103,10 +136,20 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
     def pair_turning(rotations: float) -> float:  # index of the pair that turns this often in the trained context
         return half * math.log(trained / (rotations * 2 * math.pi)) / math.log(config.rope_theta)
 
-    first = max(math.floor(pair_turning(scaling.get("beta_fast", 32))), 0)
-    last = min(math.ceil(pair_turning(scaling.get("beta_slow", 1))), config.head_dim - 1)
-    stretched = np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
-    attention_factor = scaling.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    first, last = pair_turning(scaling.get("beta_fast", 32)), pair_turning(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.head_dim - 1)
+    stretched = np.clip((np.arange(half) - first) / (last - first or 1e-3), 0.0, 1.0)
+
+    def mscale(weight: float = 1.0) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None and "mscale" in scaling and "mscale_all_dim" in scaling:
+        attention_factor = mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
+    elif attention_factor is None:
+        attention_factor = mscale()
     return (frequency * (1 - stretched + stretched / factor)).astype(np.float32), attention_factor
 
 

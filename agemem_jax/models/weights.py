@@ -24,7 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from agemem_jax.errors import InputError
 from agemem_jax.models import qwen
+from agemem_jax.models.described import UNQUANTISED, config_from_gguf, config_from_hf, hf_config, read_json
 from agemem_jax.models.qwen import ModelConfig
 
 # Our parameter -> the tensor's Hugging Face name, {} the layer. A kernel is stored [out, in] there, [in, out] here.
@@ -66,7 +68,6 @@ GGUF_NAMES = {
     "output": "lm_head",
 }
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Hugging Face's model_type and GGUF's general.architecture
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 READABLE = {
     "F32": np.dtype(np.float32),
@@ -78,6 +79,15 @@ MAX_HEADER = 100_000_000  # the safetensors library's own limit
 SHARD_BYTES = 5_000_000_000  # as transformers cuts large models
 INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
+SPLIT_NAME = re.compile(r".*-\d{5}-of-(\d{5})\.gguf")
+OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
+ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")  # of peft and mlx
+ADAPTERS_ALONE = (
+    "these are adapters, not a model; merge them into their base model (peft: merge_and_unload, then save_pretrained) "
+    "and give that"
+)
+QUANTISED = re.compile(r".*\.(qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_scale(_inv)?|weight_packed)")
+POINTER = b"version https://git-lfs"  # what stands in for a file that git-lfs has not fetched
 
 Index = tuple[slice, ...]  # one slice with bounds and step 1 for every axis
 Shardings = Any  # a tree like the parameters of jax.sharding.Sharding
@@ -90,62 +100,6 @@ class Tensors(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], "np.ndarray | Stored"]  # to be indexed with an Index
     stored: Callable[[str], "tuple[str, Stored]"] | None = None  # kind of number and bytes, as they lie in the file
-
-
-def config_from_hf(config: dict, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
-    """The architecture of a Hugging Face config.json (as a dict) of a Qwen2, Qwen3 or Llama model.
-
-    Raises ValueError naming the field if the model is of another kind or uses a variant that this decoder lacks.
-    """
-    kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"config.json: model_type={kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    lacking = {
-        "hidden_act": ("silu",),
-        "attention_bias": (False, None),
-        "mlp_bias": (False, None),
-        "use_sliding_window": (False, None),
-        "partial_rotary_factor": (1.0, None),
-    }
-    for field, supported in lacking.items():
-        if config.get(field, supported[0]) not in supported:
-            raise ValueError(f"config.json: {field}={config[field]!r} is not supported; only {supported[0]!r} is")
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [field for field in sizes if field not in config]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}")
-    # Transformers 5 keeps everything in rope_parameters; before, rope_theta stood beside rope_scaling.
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
-    return ModelConfig(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        rope_theta=float(theta),
-        rope_scaling=_rope_scaling(rope, config.get("max_position_embeddings")),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        qkv_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-
-
-def _rope_scaling(rope: dict, max_positions: int | None) -> tuple | None:
-    """Hugging Face's rope fields as ModelConfig holds them; None if positions are not scaled."""
-    rope = {key: value for key, value in rope.items() if value is not None}
-    old_name = rope.pop("type", "default")
-    kind = rope.setdefault("rope_type", old_name)
-    if kind == "default":
-        return None
-    if kind == "yarn" and max_positions:
-        rope.setdefault("original_max_position_embeddings", max_positions)
-    return tuple(sorted(rope.items()))
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
@@ -163,14 +117,19 @@ def _hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check(config: ModelConfig, tensors: Tensors) -> None:
-    """Raises ValueError naming every tensor that is missing, unknown or of another shape."""
+    """Raises InputError naming every tensor that is missing, unknown or of another shape."""
+    found = dict(tensors.shapes)
+    if config.num_layers > len(found):
+        raise InputError(
+            f"{tensors.origin} does not fit its config: {len(found)} tensors are too few for {config.num_layers} "
+            "layers; take both from the same model"
+        )
     want = {}
     for path, (name, leaf) in _expected(config).items():
         layers = range(config.num_layers) if "{}" in name else range(1)
         want |= {name.format(i): _hf_shape(path, leaf.shape) for i in layers}
-    found = dict(tensors.shapes)
     if config.tie_word_embeddings:
-        found.pop("lm_head.weight", None)  # some tied checkpoints write the embedding twice
+        found.pop("lm_head.weight", None)  # see _check_head
     problems = [f"missing {name} {list(want[name])}" for name in want if name not in found]
     problems += [f"unknown {name} {list(found[name])}" for name in found if name not in want]
     problems += [
@@ -180,7 +139,30 @@ def _check(config: ModelConfig, tensors: Tensors) -> None:
     ]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{tensors.origin} does not fit its config: {'; '.join(problems[:8])}{more}")
+        quantised = any(QUANTISED.fullmatch(name) for name in found)
+        remedy = f"quantised weights are not read: {UNQUANTISED}" if quantised else "take both from the same model"
+        raise InputError(f"{tensors.origin} does not fit its config: {'; '.join(problems[:8])}{more}; {remedy}")
+
+
+def _check_head(config: ModelConfig, tensors: Tensors) -> None:
+    """Raises InputError if a tied model holds another head than its embedding, which some write twice.
+
+    Both are read for it, a few rows at a time.
+    """
+    embedding, head = HF_NAMES["embed_tokens/embedding"], HF_NAMES["lm_head/kernel"]
+    if not config.tie_word_embeddings or head not in tensors.shapes:
+        return
+    same = tensors.shapes[head] == tensors.shapes[embedding]
+    if same:
+        (rows, width), (a, b) = tensors.shapes[head], (tensors.read(name) for name in (embedding, head))
+        step = max(1, READ_BYTES // (4 * width))
+        blocks = ((slice(i, min(i + step, rows)), slice(0, width)) for i in range(0, rows, step))
+        same = all(np.array_equal(a[i].astype(np.float32), b[i].astype(np.float32)) for i in blocks)
+    if not same:
+        raise InputError(
+            f"{tensors.origin}: {head} is another matrix than {embedding}, and the config says tie_word_embeddings = "
+            "true; say false there if the model has a head of its own, or take the head out of the file"
+        )
 
 
 def assemble(config: ModelConfig, tensors: Tensors, shardings: Shardings | None = None) -> dict:
@@ -190,7 +172,8 @@ def assemble(config: ModelConfig, tensors: Tensors, shardings: Shardings | None 
       shardings: tree like the parameters, on a mesh of Auto axes or a single device; each process reads the part that
         its devices hold. A layer axis stays whole. None: uncommitted arrays on the default device.
 
-    Raises ValueError naming every tensor that does not fit `config`, or the parameter whose sharding cannot be had.
+    Raises InputError naming every tensor that does not fit `config`, ValueError naming a parameter whose sharding
+    cannot be had.
     """
     _check(config, tensors)
     params: dict = {}
@@ -320,7 +303,7 @@ class Stored:
                 while view:
                     got = file.readinto(view)
                     if not got:
-                        raise ValueError(f"{self.file} ends too early; fetch it again")
+                        raise InputError(f"{self.file} ends too early; fetch it again")
                     view = view[got:]
                 if not whole:
                     rows[...] = buffer[(slice(None), *others)]
@@ -338,9 +321,9 @@ class Stored:
 def _safetensors_header(path: Path) -> dict[str, Stored]:
     """What a .safetensors file holds: the header's length (8 bytes, little endian), the header (JSON), the tensors.
 
-    Raises ValueError naming the file if it is none, is cut off, or holds a dtype that is not read here.
+    Raises InputError naming the file if it is none, is cut off, or holds a dtype that is not read here.
     """
-    found = {}
+    found, other = {}, ""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -351,36 +334,59 @@ def _safetensors_header(path: Path) -> dict[str, Stored]:
                 if name == "__metadata__":
                     continue
                 shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+                if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
+                    raise ValueError(f"{name} has the shape {shape} and lies at {start} to {stop}")
                 if entry["dtype"] not in READABLE:
-                    raise ValueError(f"{name} is {entry['dtype']}; only {', '.join(READABLE)} are read")
+                    other = other or f"{name} is {entry['dtype']}"
+                    continue
                 dtype = READABLE[entry["dtype"]]
-                if start < 0 or stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
+                if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > size:
                     raise ValueError(f"{name} does not lie where its header says; the file is cut off or damaged")
                 found[name] = Stored(path, 8 + length + start, dtype, shape)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is not a readable safetensors file ({error}); {_fetch(path)}") from error
+    if other:
+        raise InputError(f"{path}: {other}; only {', '.join(READABLE)} are read: {UNQUANTISED}")
     return found
 
 
-def _open_safetensors(path: Path) -> tuple[dict, Tensors]:
+def _fetch(path: Path) -> str:
+    """What to do about a file that cannot be read."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(POINTER)) == POINTER
+    return "it is a pointer of git-lfs: run git lfs pull" if is_pointer else "fetch it again"
+
+
+def _open_safetensors(path: Path) -> tuple[Path, Tensors]:
     """(config.json, tensors) of a .safetensors file or of a model.safetensors.index.json with its shards beside it."""
     config_path = path.parent / "config.json"
     if not config_path.is_file():
-        raise ValueError(f"{path}: no config.json beside it; copy the model's config.json into {path.parent}")
-    shards = [path]
-    if path.suffix == ".json":
-        index = json.loads(path.read_text())
-        shards = [path.parent / shard for shard in sorted(set(index.get("weight_map", {}).values()))]
-        absent = [shard.name for shard in shards if not shard.is_file()]
-        if absent or not shards:
-            raise ValueError(f"{path}: its shards {absent} are missing" if shards else f"{path}: no weight_map in it")
+        raise InputError(f"{path}: no config.json beside it; copy the model's config.json into {path.parent}")
+    where = _weight_map(path) if path.suffix == ".json" else {}
     stored: dict[str, Stored] = {}
-    for shard in shards:
-        stored |= _safetensors_header(shard)
+    for shard in sorted(set(where.values())) or [path.name]:
+        held = _safetensors_header(path.parent / shard)
+        if absent := {name for name in where if where[name] == shard} - held.keys():
+            raise InputError(
+                f"{path}: {shard} does not hold {min(absent)}, as the index says; fetch the index and its shards again"
+            )
+        stored |= {name: tensor for name, tensor in held.items() if where.get(name, shard) == shard}
     # A buffer that older checkpoints keep; it follows from rope_theta.
     shapes = {name: s.shape for name, s in stored.items() if not name.endswith("rotary_emb.inv_freq")}
     kind = lambda name: (stored[name].dtype.name, stored[name])  # noqa: E731
-    return json.loads(config_path.read_text()), Tensors(str(path), shapes, stored.__getitem__, kind)
+    return config_path, Tensors(str(path), shapes, stored.__getitem__, kind)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """{tensor: file} of an index. Raises InputError if it is damaged, or a file is missing."""
+    index = read_json(path)
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise InputError(f"{path}: no weight_map in it that names a file for each tensor; fetch it again")
+    absent = sorted(name for name in set(where.values()) if not (path.parent / name).is_file())
+    if absent:
+        raise InputError(f"{path}: its shards {absent} are missing; fetch them into {path.parent}")
+    return where
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -394,64 +400,50 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
 
     try:
         reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} is not a readable GGUF file ({error}); fetch it again") from error
-    field = lambda name: reader.fields[name].contents() if name in reader.fields else None  # noqa: E731
-    kind = field("general.architecture")
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"{path}: architecture {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-
-    def size(name: str) -> int:
-        value = field(f"{kind}.{name}")
-        if value is None:
-            raise ValueError(f"{path}: the metadata lacks {kind}.{name}")
-        return int(value)
-
-    hf_names = {}
-    for i in range(size("block_count")):
-        hf_names |= {theirs.format(i): ours.format(i) for theirs, ours in GGUF_NAMES.items()}
+        own = {name: field for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        metadata = {name: field.contents() for name, field in own.items()}
+    except Exception as error:  # of a damaged file the reader raises whatever comes
+        if "GGMLQuantizationType" in str(error):
+            raise InputError(f"{path}: {error}, for this version of gguf; give another quantisation") from error
+        raise InputError(f"{path} is not a readable GGUF file ({error}); {_fetch(path)}") from error
+    if metadata.get("split.count", 0) > 1 or SPLIT_NAME.fullmatch(path.name):
+        raise _split(path)
+    layers = metadata.get(f"{metadata.get('general.architecture')}.block_count")
+    layers = layers if type(layers) is int else 0  # config_from_gguf says what is wrong
+    hf_names = {
+        theirs.format(i): ours.format(i)
+        for theirs, ours in GGUF_NAMES.items()
+        for i in range(min(layers, len(reader.tensors)) if "{}" in theirs else 1)
+    }
     found = {}
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
-            raise ValueError(
+            raise InputError(
                 f"{path}: rope_freqs.weight (Llama 3.1's positions) is not read from GGUF; use safetensors"
             )
         module, _, part = tensor.name.rpartition(".")
         found[f"{hf_names.get(module, module)}.{part}"] = tensor
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in found.items()}
-    if "model.embed_tokens.weight" not in shapes:
-        raise ValueError(f"{path}: missing token_embd.weight")
-
-    scaling = field(f"{kind}.rope.scaling.type")
-    rope = {"rope_type": "default"}
-    if scaling not in (None, "none"):
-        rope = {"rope_type": scaling, "factor": field(f"{kind}.rope.scaling.factor")}
-        rope["original_max_position_embeddings"] = field(f"{kind}.rope.scaling.original_context_length")
-    heads, hidden = size("attention.head_count"), size("embedding_length")
-    config = ModelConfig(
-        vocab_size=shapes["model.embed_tokens.weight"][0],
-        hidden_size=hidden,
-        intermediate_size=size("feed_forward_length"),
-        num_layers=size("block_count"),
-        num_heads=heads,
-        num_kv_heads=int(field(f"{kind}.attention.head_count_kv") or heads),
-        head_dim=int(field(f"{kind}.attention.key_length") or hidden // heads),
-        rope_theta=float(field(f"{kind}.rope.freq_base") or 10000.0),
-        rope_scaling=_rope_scaling(rope, field(f"{kind}.context_length")),
-        rms_norm_eps=float(field(f"{kind}.attention.layer_norm_rms_epsilon") or 1e-6),
-        qkv_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
-        tie_word_embeddings="lm_head.weight" not in shapes,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+    for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():  # one of each type is tried
+        try:
+            gguf.quants.dequantize(tensor.data[:1], tensor.tensor_type)
+        except NotImplementedError as error:
+            raise InputError(
+                f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot dequantise; give another "
+                "quantisation, such as Q8_0 or Q4_K_M"
+            ) from error
+    embedding = shapes.get(HF_NAMES["embed_tokens/embedding"], ())
+    tied = HF_NAMES["lm_head/kernel"] not in shapes
+    config = config_from_gguf(metadata, embedding[0] if embedding else 1, tied, dtype, param_dtype, str(path))
+    if not embedding:
+        raise InputError(f"{path}: missing token_embd.weight; fetch it again")
 
     def read(name: str) -> np.ndarray:
         tensor = found[name]
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
-        if kind == "llama" and name.endswith("q_proj.weight"):
+        if metadata["general.architecture"] == "llama" and name.endswith("q_proj.weight"):
             return _unpermute(value, config.num_heads)
-        if kind == "llama" and name.endswith("k_proj.weight"):
+        if metadata["general.architecture"] == "llama" and name.endswith("k_proj.weight"):
             return _unpermute(value, config.num_kv_heads)
         return value
 
@@ -463,25 +455,66 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
     return config, Tensors(str(path), shapes, read, stored)
 
 
+def _split(path: Path) -> InputError:
+    """The error of a GGUF model in several files."""
+    return InputError(
+        f"{path} is one part of a GGUF model in several files, which are not read; make one file of them with "
+        "llama.cpp's: llama-gguf-split --merge FIRST_PART OUT.gguf"
+    )
+
+
 def find(path: str | os.PathLike) -> Path:
-    """The weight file that `path` means: itself, or in a folder its index or its one .safetensors or .gguf file."""
+    """The weight file that `path` means: itself, or in a folder its index or its one .safetensors or .gguf file.
+
+    Raises InputError if there is none, more than one, or one of a kind that is not read here.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        index = path / INDEX
         files = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
         # A shard without its index is no model.
-        choices = [index] if index.is_file() else [file for file in files if not SHARD_NAME.fullmatch(file.name)]
-        if len(choices) != 1:
-            found = f"{len(choices)} weight files ({', '.join(sorted(c.name for c in choices))})" if choices else "none"
-            raise ValueError(f"{path}: need one index, .safetensors or .gguf file, found {found}; name the file itself")
+        choices = [file for file in files if not SHARD_NAME.fullmatch(file.name) and file.name not in ADAPTERS]
+        if (path / INDEX).is_file():
+            choices = [path / INDEX]
+        if choices and all(SPLIT_NAME.fullmatch(file.name) for file in choices):
+            raise _split(min(choices))
+        if len(choices) > 1:
+            names = ", ".join(sorted(file.name for file in choices))
+            raise InputError(f"{path}: found {len(choices)} weight files ({names}); name the file itself")
+        if not choices:
+            raise InputError(f"{path}: {_instead(path, files)}")
         return choices[0]
     if not path.is_file():
-        raise ValueError(f"weights {str(path)!r} do not exist; give a .safetensors or .gguf file, an index or a folder")
+        local = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise InputError(
+            f"weights {str(path)!r} do not exist{local}; give a .safetensors or .gguf file, an index or a folder (of a "
+            "model hub's repository, what was downloaded)"
+        )
     if path.suffix not in (".safetensors", ".gguf") and not path.name.endswith(".safetensors.index.json"):
-        raise ValueError(
+        raise InputError(
             f"weights {str(path)!r}: need a .safetensors, .gguf or .safetensors.index.json file or a folder"
         )
+    if path.name in ADAPTERS:
+        raise InputError(f"{path}: {ADAPTERS_ALONE}")
+    if (match := SPLIT_NAME.fullmatch(path.name)) and int(match[1]) > 1:
+        raise _split(path)
+    if SHARD_NAME.fullmatch(path.name) and (path.parent / INDEX).is_file():
+        raise InputError(f"{path} is one shard of a model in several files; give its folder or {INDEX}")
     return path
+
+
+def _instead(folder: Path, files: list[Path]) -> str:
+    """What a folder without a readable weight file holds, and what to do about it."""
+    if any(file.name in ADAPTERS for file in files):
+        return ADAPTERS_ALONE
+    if files:
+        return f"found shards without their {INDEX}; fetch it too"
+    others = sorted(file.name for pattern in OTHER_FORMATS for file in folder.glob(pattern))
+    if others:
+        return (
+            f"found no .safetensors or .gguf file but {others[0]}, which is not read; write the model as safetensors "
+            "(transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW))"
+        )
+    return "need one index, .safetensors or .gguf file, found none; fetch the model's weights into it"
 
 
 def load(
@@ -499,14 +532,17 @@ def load(
       shardings: of the parameters returned, as a tree or a function of the config; see `assemble`. With several
         processes each of them calls, and reads its own part.
 
-    Raises ValueError naming the file and every missing, unknown or mis-shaped tensor with both shapes.
+    Raises InputError naming the file and every missing, unknown or mis-shaped tensor with both shapes.
     """
     config, tensors = _open(find(path), dtype, param_dtype)
     return config, assemble(config, tensors, shardings(config) if callable(shardings) else shardings)
 
 
 def read_config(path: str | os.PathLike, dtype: str = "float32", param_dtype: str = "float32") -> ModelConfig:
-    """The architecture alone, as `load` returns it; no tensor is read."""
+    """The architecture alone, as `load` returns it, with the errors of `load`.
+
+    No tensor is read, but to compare the head that a tied model should not have.
+    """
     return _open(find(path), dtype, param_dtype)[0]
 
 
@@ -530,47 +566,19 @@ def load_token_embeddings(path: str | os.PathLike) -> np.ndarray:
     """The token embeddings alone, `[V, D]` float32; `path` and errors as of `load`."""
     _, tensors = _open(find(path), "float32", "float32")
     name = HF_NAMES["embed_tokens/embedding"]
-    if name not in tensors.shapes:
-        raise ValueError(f"{tensors.origin} does not fit its config: missing {name}")
     return np.asarray(tensors.read(name)[tuple(slice(0, n) for n in tensors.shapes[name])], np.float32)
 
 
 def _open(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, Tensors]:
-    """The architecture and the tensors that a weight file offers."""
+    """The architecture and the tensors that a weight file offers, which fit each other."""
     if path.suffix == ".gguf":
-        return _open_gguf(path, dtype, param_dtype)
-    hf_config, tensors = _open_safetensors(path)
-    return config_from_hf(hf_config, dtype, param_dtype), tensors
-
-
-def hf_config(config: ModelConfig, max_position_embeddings: int = 32768) -> dict:
-    """The config.json with which transformers and vLLM build this architecture; `config_from_hf` reads it back.
-
-    Raises ValueError for a combination that none of the three families has.
-    """
-    if config.qkv_bias and config.qk_norm:
-        raise ValueError("qkv_bias (Qwen2) and qk_norm (Qwen3) together: no Hugging Face family has both")
-    kind = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
-    name = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[kind]
-    return {
-        "architectures": [name],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "max_position_embeddings": max_position_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": dict(config.rope_scaling) if config.rope_scaling else None,
-        "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "torch_dtype": config.param_dtype,
-    }
+        config, tensors = _open_gguf(path, dtype, param_dtype)
+    else:
+        config_path, tensors = _open_safetensors(path)
+        config = config_from_hf(read_json(config_path), dtype, param_dtype, str(config_path))
+    _check(config, tensors)
+    _check_head(config, tensors)
+    return config, tensors
 
 
 def save_hf(
@@ -580,7 +588,7 @@ def save_hf(
     dtype: str | None = None,
     max_shard_bytes: int = SHARD_BYTES,
     token_ids: dict[str, int | list[int]] | None = None,
-    extra: dict | None = None,
+    sampling: dict | None = None,
 ) -> None:
     """Writes weights and config.json, which transformers and vLLM load, into `folder` (made if need be).
 
@@ -592,13 +600,13 @@ def save_hf(
       dtype: of the file; the parameters' own if None.
       max_shard_bytes: beyond it, the weights are cut into files with a model.safetensors.index.json.
       token_ids: eos_token_id and pad_token_id, for config.json and a generation_config.json.
-      extra: further fields of config.json, for example max_position_embeddings.
+      sampling: further fields of generation_config.json, for example temperature.
 
     The tokenizer's files are the caller's.
     """
     folder = Path(folder)
     token_ids = token_ids or {}
-    described = hf_config(config) | {"torch_dtype": dtype or config.param_dtype} | token_ids | (extra or {})
+    described = hf_config(config) | {"torch_dtype": dtype or config.param_dtype} | token_ids
     if dtype is not None and dtype not in SAFETENSORS_DTYPES:
         raise ValueError(f"dtype={dtype!r} cannot be exported; one of {', '.join(SAFETENSORS_DTYPES)} can")
     shards = _into_shards(_parts(config, params, dtype), max_shard_bytes)
@@ -621,8 +629,8 @@ def save_hf(
     if not writes:
         return
     write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    if token_ids:
-        write_text(folder / "generation_config.json", json.dumps(token_ids, indent=2) + "\n")
+    if generation := token_ids | (sampling or {}):
+        write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     for name in names:
         (folder / f"{name}.partial").replace(folder / name)
     if len(shards) > 1:

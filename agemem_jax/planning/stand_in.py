@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.config import check_prompt, validate
+from agemem_jax.config import validate
 from agemem_jax.data import vocabulary
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
@@ -32,8 +32,10 @@ from agemem_jax.training.setup import (
     build_world,
     check_policy_mesh,
     document_counts,
+    fitted,
     program_spec,
     reference_dtype,
+    tokenizer_path,
 )
 from agemem_jax.training.state import make_optimizer, param_shardings, state_shapes
 from agemem_jax.types import Text
@@ -65,18 +67,17 @@ class StandIn:
 def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     """Checks the config and describes its programs on a mesh. Raises ConfigError as a run would."""
     validate(config)
-    source_of_words = config.policy.tokenizer or config.policy.weights
-    tokenizer = Tokenizer.load(source_of_words) if source_of_words else small_vocabulary(config)
-    model = architecture(config.policy, tokenizer.vocab_size)
+    is_exact = bool(config.policy.tokenizer or config.policy.weights)
+    tokenizer = Tokenizer.load(tokenizer_path(config.policy)) if is_exact else small_vocabulary(config)
+    pieces = build_pieces(tokenizer, config)
+    if not is_exact:
+        prefix = Text(np.zeros((1, PROMPT_TOKENS), np.int32), np.full((1,), PROMPT_TOKENS, np.int32))
+        pieces = pieces.replace(prefix=prefix)
+    model = fitted(config, architecture(config.policy, tokenizer.vocab_size), tokenizer.vocab_size, pieces)
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
     small.task.train_size = small.task.test_size = small.train.eval_tasks = 8
     source = TaskSource(small, tokenizer, scoring.hash_words)
-    pieces = build_pieces(tokenizer, config)
-    if not source_of_words:
-        prefix = Text(np.zeros((1, PROMPT_TOKENS), np.int32), np.full((1,), PROMPT_TOKENS, np.int32))
-        pieces = pieces.replace(prefix=prefix)
-    check_prompt(config, int(pieces.prefix.length.sum()))
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
     counts = document_counts(source, tokenizer.vocab_size)
@@ -91,7 +92,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
     control = Control(**scalars, update=np.bool_(True))
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
-    if not source_of_words:
+    if not is_exact:
         world = resized(world, tokenizer.vocab_size, model.vocab_size)
     rows = jax.eval_shape(lambda: new_rows(spec.rollout, model))
     return StandIn(
@@ -100,7 +101,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
         model=model,
         spec=spec,
         prompt_tokens=int(pieces.prefix.length.sum()),
-        is_exact=bool(source_of_words),
+        is_exact=is_exact,
         programs=compile_programs(spec, model, optimizer, config.rl, config.reward),
         arguments=(
             state_shapes(model, optimizer, mesh), frozen, everywhere_shapes(task, by_row),

@@ -16,8 +16,8 @@ from functools import lru_cache
 HELD = 0.85  # share of a fact's content words from which a text holds the fact: one word of five may not differ
 CLOSE = 0.6  # share from which an entry that does not hold a fact is worth a mention
 FUNCTION_WORDS = frozenset("a an and are as at by for from in is it of on or that the to was were which with".split())
-# What parts the messages and listed entries within one text: lines, chat marks, "3: " before an entry in a list.
-PARTING = re.compile(r"\n|<\|[^|]*\|>|(?:^|(?<=\s))\d{1,3}\s*:\s")
+# What parts the listed entries within one text: lines, "3: " before an entry in a list.
+PARTING = re.compile(r"\n|(?:^|(?<=\s))\d{1,3}\s*:\s")
 
 MEMORY_TOOLS = (
     "Add_memory",

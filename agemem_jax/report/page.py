@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from agemem_jax.errors import InputError
 from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
 from agemem_jax.report.trace_view import choose, count_endings
@@ -80,6 +81,8 @@ CURVES = (
         ("Clip fraction", ("clip_fraction",), None),
         ("Loss", ("loss",), None),
         ("Gradient norm", ("grad_norm",), None),
+        ("Learning rate", ("learning_rate",), None),
+        ("Steps skipped", ("skipped",), SHARE),
         ("Zero-variance groups", ("zero_variance_groups", "zero_variance"), SHARE),
     )),
     ("Speed and size", "The first update of a seed is left out: it holds the compilation.", (
@@ -90,7 +93,7 @@ CURVES = (
     )),
 )  # fmt: skip
 TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles
-NOT_CURVES = ("update", "stage", "seconds", "step", "time")
+NOT_CURVES = ("update", "stage", "seconds", "step", "time", "params_finite")
 SHOWN_TASKS = 8
 
 
@@ -140,7 +143,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     """Makes the page of a run and returns its path, `workdir/report.html` unless `out` names another.
 
     Raises:
-      ValueError: summary.json is missing, or a file cannot be read; names the file and what to do.
+      InputError: summary.json is missing, or a file cannot be read; names the file and what to do.
     """
     run = load(Path(workdir))
     path = Path(out) if out else Path(workdir) / "report.html"
@@ -154,7 +157,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     )
     html = templates.get_template("template.html").render(**contents(run)).lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, html)
+    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
     return path
 
 
@@ -173,11 +176,11 @@ def load(workdir: Path) -> RunFiles:
     """Reads the files of a run.
 
     Raises:
-      ValueError: summary.json is missing, or a file is not what it should be; names the file and what to do.
+      InputError: summary.json is missing, or a file is not what it should be; names the file and what to do.
     """
     path = workdir / "summary.json"
     if not path.exists():
-        raise ValueError(
+        raise InputError(
             f"{path} is missing. It is written when training ends: run `python -m experiments.train "
             f"--config=configs/tiny.py --workdir={workdir}` to the end (it goes on where it was stopped), or give the "
             "--workdir of a finished run."
@@ -185,7 +188,7 @@ def load(workdir: Path) -> RunFiles:
     summary = _read(path, dict)
     methods = summary.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
-        raise ValueError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
+        raise InputError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
     metrics, traces = {}, {}
     for folder in sorted(workdir.glob("seed_*"), key=lambda f: (len(f.name), f.name)):
         if not (folder.is_dir() and folder.name.removeprefix("seed_").isdigit()):
@@ -513,9 +516,9 @@ def _read(path: Path, kind: Callable, needed: bool = True):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}. {_remedy(path)}") from error
+        raise InputError(f"{path} cannot be read as JSON: {error}. {_remedy(path)}") from error
     if not isinstance(value, kind):
-        raise ValueError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}. {_remedy(path)}")
+        raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}. {_remedy(path)}")
     return value
 
 
@@ -524,7 +527,7 @@ def _read_traces(path: Path) -> list[dict]:
     traces = _read(path, list)
     for place, trace in enumerate(traces):
         if not isinstance(trace, dict) or not isinstance(trace.get("turns"), list):
-            raise ValueError(f"{path}: trace {place} is not an object with a list of `turns`. {_remedy(path)}")
+            raise InputError(f"{path}: trace {place} is not an object with a list of `turns`. {_remedy(path)}")
     return traces
 
 
@@ -541,7 +544,7 @@ def _read_metrics(path: Path) -> list[dict]:
             update = int(row.get("update") or row["step"])
             by_update.setdefault(update, {}).update(row | {"update": update})
         except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {place} is not a JSON object with an `update`: {error!r}. Delete that line (a run that "
                 "was killed may leave half a line at the end), then make the report again."
             ) from error

@@ -16,8 +16,6 @@ OUTCOMES = {  # (correct before, correct after) -> how the tasks of that outcome
     (True, True): "Right both times",
     (True, False): "Unlearned",
 }
-MESSAGE_MARK = re.compile(r"<\|im_start\|>(system|user|assistant|tool)[ \n]?")  # ChatML, as Qwen writes it
-END_MARK = re.compile(r"\s*<\|im_end\|>\s*")
 TURN_PARTS = re.compile(r"(</?(?:think|tool_call|answer)>)")
 GIST_CHARACTERS = 110
 KEPT_CHARACTERS = 160  # shown of a context message that was there before: it was shown in full when it came
@@ -190,7 +188,7 @@ def _variant(trace: dict, label: str, weights: dict[str, float]) -> VariantView:
     diagnosis = examine(trace)
     told = {fact.told for fact in diagnosis.facts}
     before: dict = {}
-    for turn in map(without_marks, trace.get("turns") or ()):
+    for turn in trace.get("turns") or ():
         stage = turn.get("stage", 0)
         if not stages or stages[-1][0] != stage:
             stages.append((stage, STAGE_TITLES.get(stage, ""), []))
@@ -254,24 +252,6 @@ def said_pieces(text: str) -> list[tuple[str, str]]:
         elif piece:
             pieces.append(("think" if inside_think else "text", piece))
     return pieces
-
-
-def without_marks(turn: dict) -> dict:
-    """A turn whose texts are free of chat marks; what it saw is cut at them into messages."""
-    saw = []
-    for message in turn.get("saw") or ():
-        first, *rest = MESSAGE_MARK.split(message["text"])
-        parts = [(message.get("role", "user"), first), *zip(rest[::2], rest[1::2], strict=True)]
-        for role, text in parts:
-            text = END_MARK.sub("", text).strip()
-            # Nothing before the first mark, or the opening of the agent's own message after the last.
-            if text or not rest:
-                saw.append({"role": "tool" if "<tool_response>" in text else role, "text": text})
-    context = [
-        {**message, "text": END_MARK.sub("", MESSAGE_MARK.sub("", message["text"], count=1))}
-        for message in turn.get("context") or ()
-    ]
-    return {**turn, "saw": saw, "said": END_MARK.sub("", turn.get("said") or ""), "context": context}
 
 
 def store_changes(before: Sequence[dict], after: Sequence[dict], gold: Sequence[str] = ()) -> list[EntryView]:

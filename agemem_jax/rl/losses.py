@@ -179,14 +179,16 @@ def token_weights(mask: jax.Array, mode: str, constant: int = 0) -> jax.Array:
 
     - "token": 1 / trainable tokens of the batch (DAPO, arXiv 2503.14476)
     - "sequence": 1 / (trainable tokens of the trajectory x trajectories) (GRPO, arXiv 2402.03300)
-    - "constant": 1 / (`constant` x trajectories) (Dr.GRPO, arXiv 2503.20783)
+    - "constant": 1 / (`constant` x trajectories) (Dr.GRPO, arXiv 2503.20783), `constant` being the most tokens that a
+      trajectory can generate in all the turns and summaries that are trained on (`RolloutSpec.budget`): those of all
+      stages, or in the sequential schedule of the one stage
 
     Trajectories without a trainable token do not count.
 
     Args:
       mask: `[B, S, C]` bool; a trajectory's tokens are all of a row's.
       mode: `config.rl.loss_average`.
-      constant: tokens, for "constant" only; at least 1 there.
+      constant: a trajectory's tokens at full length, for "constant" only; at least 1 there.
 
     Returns:
       `[B, S, C]` float32, 0 where not masked in.

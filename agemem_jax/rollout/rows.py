@@ -69,14 +69,22 @@ class RolloutSpec:
         """Columns of a generation slot."""
         return max(self.action_tokens, self.summary_tokens)
 
-    def slots(self, stage: int) -> int:
-        """Most generation slots of a stage: turns, and those spent on summaries."""
-        turns = {
+    def turns(self, stage: int) -> int:
+        """Most turns of a stage."""
+        return {
             1: self.facts + self.stage1_extra_turns,
             2: self.distractors + self.stage2_extra_turns,
             3: self.stage3_turns,
         }[stage]
-        return turns + (self.summary_slots if self.summary_by_policy else 0)
+
+    def slots(self, stage: int) -> int:
+        """Most generation slots of a stage: turns, and those spent on summaries."""
+        return self.turns(stage) + (self.summary_slots if self.summary_by_policy else 0)
+
+    def budget(self, stage: int) -> int:
+        """Most tokens that a row can generate in a stage: all its turns and summaries at full length."""
+        turns = self.turns(stage)
+        return turns * self.action_tokens + (self.slots(stage) - turns) * self.summary_tokens
 
     def segment_limit(self, stage: int) -> int:
         """Segments that may be in use when a stage ends: stage 1 may take half of them."""

@@ -42,17 +42,15 @@ def take(texts: Text, index: jax.Array) -> Text:
 
 
 def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
-    """Retrieved entries as lines "id: text", best first, ready to be packed."""
+    """Retrieved entries with their ids, best first, each after a line break, ready to be packed."""
     numbers, pieces, lines = world.pieces.numbers, world.pieces, []
     for k in range(found.id.shape[1]):
         shown = found.found[:, k]
         i = jnp.clip(found.id[:, k], 0, numbers.length.shape[0] - 1)
-        lines += [
-            Text(numbers.tokens[i], jnp.where(shown, numbers.length[i], 0)),
-            spread(pieces.id_end, shown),
-            where_text(shown, Text(found.tokens[:, k], found.length[:, k])),
-            spread(pieces.line_end, shown),
-        ]
+        number = Text(numbers.tokens[i], jnp.where(shown, numbers.length[i], 0))
+        entry = where_text(shown, Text(found.tokens[:, k], found.length[:, k]))
+        first, last = (number, entry) if pieces.id_first else (entry, number)
+        lines += [spread(pieces.line_break, shown), first, spread(pieces.id_mark, shown), last]
     return lines
 
 
@@ -97,7 +95,9 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
             max_k=spec.auto_top_k, min_score=spec.auto_min_score, count_hits=False,
         )  # fmt: skip
         found = found.replace(found=found.found & present[:, None])
-        related = [spread(pieces.related, found.found.any(1)), *memory_lines(world, found)]
+        any_found = found.found.any(1)
+        between = spread(pieces.line_break, any_found & (rows.result.length > 0))
+        related = [between, spread(pieces.related, any_found), *memory_lines(world, found)]
     shown = context_lib.pack([where_text(act, rows.result), *related])
     has_tool = act & (shown.length > 0)
     tool = context_lib.pack([spread(pieces.tool_open, has_tool), shown, spread(pieces.tool_close, has_tool)])
@@ -173,10 +173,10 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
-    """Adds a status line to the results that the agent sees in its next turn."""
+    """Adds a status line, and what belongs to it, to the results that the agent sees in its next turn."""
     pieces = world.pieces
     text = Text(pieces.statuses.tokens[op, status], jnp.where(on, pieces.statuses.length[op, status], 0))
-    line = context_lib.pack([text, *extra, spread(pieces.line_end, on)])
+    line = context_lib.pack([spread(pieces.line_break, on & (rows.result.length > 0)), text, *extra])
     result = context_lib.write(rows.result.tokens, line.tokens, rows.result.length, line.length)
     return rows.replace(result=Text(result, rows.result.length + line.length))
 
@@ -361,11 +361,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     speaks = run & ~waiting & (op < Op.ANSWER)
     i = jnp.clip(new_id, 0, world.pieces.numbers.length.shape[0] - 1)
     number = Text(world.pieces.numbers.tokens[i], jnp.where(added, world.pieces.numbers.length[i], 0))
-    lists = retrieving & found.found.any(1)
-    return say(
-        rows, world, speaks, jnp.maximum(op, 0), status,
-        [number, spread(world.pieces.line_end, lists), *memory_lines(world, found)],
-    )  # fmt: skip
+    return say(rows, world, speaks, jnp.maximum(op, 0), status, [number, *memory_lines(world, found)])
 
 
 def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, content: Text) -> Rows:

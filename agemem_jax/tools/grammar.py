@@ -1,23 +1,30 @@
 """The turn format as a token automaton: built on the host, run on the device.
 
-A turn is a think block, then one JSON array of calls (format "paper") or one call (format "hermes"), or an answer:
+A turn is a think block, then one JSON array of calls (format "paper") or one block for each call, joined by a line end
+(format "hermes"), or an answer:
 
     <think>...</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "..."}}, ...]</tool_call><|im_end|>
     <think>...</think><tool_call>\\n{"name": "Add_memory", "arguments": {"content": "..."}}\\n</tool_call><|im_end|>
     <think>...</think><answer>...</answer><|im_end|>
 
+A turn without a call is an empty array, or nothing at all after the think block ("hermes").
+
 It is a chain of *literals* (everything up to where the policy writes next) and *fields* (what it writes). Each literal
 has one canonical token sequence; where several may follow, their sequences form a trie. A field admits tokens whose
 every byte stays inside the field, and the first tokens of the literals that may follow, never both in one token, so
-that a field's span is exact in tokens. Calls are unrolled over their index. UTF-8 is whole at a field's end: inside a
-character the state remembers what may follow (the UTF-8 automaton has eight states).
+that a field's span is exact in tokens. Calls are unrolled over their index.
 
-Fields hold no `<`: nothing that the policy stores can look like a mark of the format when it is read again. JSON
-strings hold no quotation mark, no backslash and no control character, so there are no escapes.
+What a field may hold is an automaton over bytes, whose state is part of the token automaton's. UTF-8 is whole at a
+field's end. A `<` stands where it cannot begin a mark (behind it no letter, no `/`, `|` or `!`, nothing beyond ASCII):
+nothing that the policy stores can look like a mark of the format when it is read again. JSON strings hold no control
+characters, so that an entry stays one line where it is shown; they spell quotation marks and backslashes with a
+backslash before them, and a lone one leads to a state of its own. What is stored is the text without these escapes,
+token for token: a token that holds some is in the language only if the vocabulary has its unescaped text as one token.
 """
 
 import enum
 import re
+import string
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -26,14 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from agemem_jax.config import refuse
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.tools.schemas import MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
+from agemem_jax.errors import InputError
+from agemem_jax.tools.schemas import CALL_MARKS, MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
 
 ANY_OP = (1 << NUM_OPS) - 1
 FAR = np.iinfo(np.int16).max  # more tokens than any budget
 MAX_BUDGET = FAR - 1  # the largest `remaining` that is told apart from FAR
 TYPE_KEY = "memory_type"
+NOTHING = -1  # in place of a token: none is stored
 END_MARK = "\u0100"  # the end of a turn in a token's text; the other characters are bytes 0 .. 255
 
 
@@ -50,6 +60,14 @@ class Part(enum.IntEnum):
     TAGS = 7
 
 
+class Spelling(enum.IntEnum):
+    """How the field that a state is in spells its text."""
+
+    PLAIN = 0
+    JSON = 1  # as a JSON string
+    ESCAPED = 2  # the same, right after a lone backslash
+
+
 @struct.dataclass
 class ToolGrammar:
     """Tables of the automaton. S states, Kc token classes; tokens of a class lead to the same states everywhere."""
@@ -59,6 +77,7 @@ class ToolGrammar:
     class_token: jax.Array  # [Kc] int32 one token of the class
     class_digit: jax.Array  # [Kc] int32 value of a digit, -1 for other tokens
     class_ends: jax.Array  # [Kc] bool: the token ends a turn
+    class_slash: jax.Array  # [Kc] bool: the token begins with "/"
     next_state: jax.Array  # [S, Kc] int16, -1 = not in the language
     need: jax.Array  # [S or 1, Kc] int16 tokens to the end of the turn, this one included; FAR = not allowed
     reach: jax.Array  # [S or 1, Kc] int16 bit mask of the operations that the token may begin; all ones if it need not
@@ -66,6 +85,8 @@ class ToolGrammar:
     call: jax.Array  # [S] int32 index of the call, -1 outside calls
     op: jax.Array  # [S] int32 Op of the call that the state is in, Op.NONE outside fields
     value: jax.Array  # [S] int32 of a top_k, span or confirmation just written, else -1
+    spelling: jax.Array  # [S] int32 Spelling
+    stored: jax.Array  # [3, V] int32 by Spelling: the token that is stored for a written one, or NOTHING
     type_key: jax.Array  # [n] int32 tokens of the key "memory_type"
     shortest: tuple[int, ...] = struct.field(pytree_node=False)  # by Op: see max_distance
     start_act: int = struct.field(pytree_node=False)  # state before a turn
@@ -86,7 +107,7 @@ def build_grammar(config, tokenizer: Tokenizer) -> ToolGrammar:
         a field's boundary; with True it follows canonical tokenisations only.
 
     Raises:
-      ValueError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
+      InputError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
     """
     return _Builder(config, tokenizer).build()
 
@@ -177,8 +198,9 @@ def parse(
         operation tells by `length > Lt` that a tag does not fit.
 
     Returns:
-      ToolCalls [B, J = max_calls]. An empty array of calls is one call PASS, an answer one call ANSWER, a summary one
-      call WRITE_SUMMARY. A turn that is not in the language, or not at its end, is malformed and has no calls.
+      ToolCalls [B, J = max_calls], their texts without escapes. No calls are one call PASS, an answer is one call
+      ANSWER, a summary one call WRITE_SUMMARY. A turn that is not in the language, or not at its end, is malformed and
+      has no calls.
     """
     batch, width = tokens.shape
     columns = jnp.arange(width)
@@ -196,9 +218,21 @@ def parse(
     before, after = before.T, after.T
     good = good & (last == grammar.end)
 
-    # A token is written into a field if the automaton is in that field before and after it.
+    # A token is written into a field if the automaton is in that field before and after it; but for a "<" that turns
+    # out to begin the closing mark, told by the "/" behind it.
     part, call, op = grammar.part[before], grammar.call[before], grammar.op[before]
-    inside = live & (part != Part.NONE) & (part == grammar.part[after]) & (call == grammar.call[after]) & good[:, None]
+    stays = (part == grammar.part[after]) & (call == grammar.call[after])
+    in_field = live & (part != Part.NONE) & good[:, None]
+    closes = in_field & ~stays & grammar.class_slash[grammar.token_class[tokens]]
+    inside = in_field & stays & ~jnp.pad(closes[:, 1:], ((0, 0), (0, 1)))
+
+    # What is stored of the fields, moved to the front of each row, without what only escapes.
+    stored = grammar.stored[grammar.spelling[before], tokens]
+    kept = inside & (part >= Part.CONTENT) & (stored != NOTHING)
+    place = jnp.cumsum(kept, axis=1) - 1
+    target = jnp.where(kept, place, width + columns)  # what is dropped lies outside, and the indices stay unique
+    put = lambda row, i: jnp.full_like(row, PAD_ID).at[i].set(row, mode="drop", unique_indices=True)  # noqa: E731
+    packed = jax.vmap(put)(stored, target)
 
     calls = jnp.arange(grammar.max_calls)
     in_call = (call[:, None] == calls[:, None]) & live[:, None] & good[:, None, None]  # [B, J, A]
@@ -211,14 +245,14 @@ def parse(
         return jnp.where(in_call & (part == which)[:, None], grammar.value[before][:, None], -1).max(-1)
 
     def spans(which: jax.Array, size: int) -> Text:
-        """What was written into field `which` [...] of each call, moved to the front: [B, J, ..., size]."""
+        """What is stored of field `which` [...] of each call, moved to the front: [B, J, ..., size]."""
         flat = jnp.ravel(which)
-        mask = (inside & (part >= Part.CONTENT))[:, None, None] & (call[:, None, None] == calls[:, None, None])
+        mask = kept[:, None, None] & (call[:, None, None] == calls[:, None, None])
         mask = mask & (part[:, None, None] == flat[:, None])  # [B, J, fields, A]
         length = mask.sum(-1)
-        source = jnp.argmax(mask, axis=-1)[..., None] + jnp.arange(size)
         rows = jnp.arange(batch)[:, None, None, None]
-        moved = jnp.where(jnp.arange(size) < length[..., None], tokens[rows, jnp.minimum(source, width - 1)], PAD_ID)
+        source = place[rows, jnp.argmax(mask, axis=-1)[..., None]] + jnp.arange(size)
+        moved = jnp.where(jnp.arange(size) < length[..., None], packed[rows, jnp.minimum(source, width - 1)], PAD_ID)
         shape = (batch, grammar.max_calls, *which.shape)
         return Text(moved.reshape(*shape, size), length.reshape(shape))
 
@@ -284,23 +318,18 @@ class _Layout:
 
     def __init__(self, config, end: str):
         if config.format not in ("paper", "hermes"):
-            raise ValueError(f"tools.format is {config.format!r}; it must be 'paper' or 'hermes'")
-        if config.format == "hermes" and (config.max_calls, config.min_calls) != (1, 1):
-            raise ValueError(
-                "tools.format 'hermes' has exactly one call a turn: set tools.max_calls and tools.min_calls to 1 "
-                f"(they are {config.max_calls} and {config.min_calls})"
-            )
-        if not 0 <= config.min_calls <= config.max_calls or config.max_calls < 1:
-            raise ValueError(
-                f"tools.max_calls is {config.max_calls} and tools.min_calls {config.min_calls}; "
-                "max_calls must be at least 1 and min_calls between 0 and max_calls"
-            )
+            refuse("tools.format", config.format, "must be 'paper' or 'hermes'")
+        if config.max_calls < 1:
+            refuse("tools.max_calls", config.max_calls, "must be at least 1")
+        if not 0 <= config.min_calls <= config.max_calls:
+            refuse("tools.min_calls", config.min_calls, f"must be between 0 and tools.max_calls = {config.max_calls}")
         if config.max_tags < 0:
-            raise ValueError(f"tools.max_tags is {config.max_tags}; it must not be negative")
+            refuse("tools.max_tags", config.max_tags, "must not be negative")
         self.config, self.end = config, end
         self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
-        hermes = config.format == "hermes"
-        self.open, self.close = ("<tool_call>\n", "\n</tool_call>") if hermes else ("<tool_call>[", "]</tool_call>")
+        self.open, self.between, self.close = CALL_MARKS[config.format]
+        # Without a call the models' chat templates, whose format hermes is, print nothing.
+        self.no_calls = "" if config.format == "hermes" else self.open + self.close
 
     def places(self) -> list[Place]:
         """Every place of the format, breadth first from the starts of a turn and of a summary."""
@@ -341,7 +370,7 @@ class _Layout:
         """What a turn does after its think block."""
         exits = [self._call(before + self.open, tool, 0) for tool in self.tools.values()]
         if self.config.min_calls == 0:
-            exits.append(Exit(before + self.open + self.close + self.end, END, Op.PASS))
+            exits.append(Exit(before + self.no_calls + self.end, END, Op.PASS))
         return [*exits, Exit(before + "<answer>", ANSWER, Op.ANSWER)]
 
     def _call(self, before: str, tool: Tool, call: int) -> Exit:
@@ -357,7 +386,7 @@ class _Layout:
                 return exits
         following = place.call + 1
         if following < self.config.max_calls:
-            exits += [self._call(close + "}}, ", tool, following) for tool in self.tools.values()]
+            exits += [self._call(close + "}}" + self.between, tool, following) for tool in self.tools.values()]
         if following >= self.config.min_calls:
             exits.append(Exit(f"{close}}}}}{self.close}{self.end}", END, None))
         return exits
@@ -388,7 +417,12 @@ class _Layout:
         return {Kind.TEXT: Part.CONTENT, Kind.ID: Part.MEMORY_ID, Kind.LABEL: Part.TAGS + 1}[kind]
 
 
-# Host: UTF-8 and token classes.
+# Host: what a field may hold.
+
+MARK, ESCAPE = 8, 9  # states of a field beside those of UTF-8: after a "<", after a lone backslash
+NUM_SUBS = 10
+WHOLE = (0, MARK)  # states in which a field may end
+_BEGINS_MARK = b"/|!" + string.ascii_letters.encode() + bytes(range(0x80, 0x100))  # behind a "<"
 
 
 def _utf8_table() -> np.ndarray:
@@ -409,53 +443,71 @@ def _utf8_table() -> np.ndarray:
     return table
 
 
-class _Content(NamedTuple):
-    """How a token acts inside a field: UTF-8 state after it, by UTF-8 state before it; -1 = not allowed there."""
-
-    text: tuple[int, ...]
-    string: tuple[int, ...]
-
-
-_NOWHERE = (-1,) * 8
-_FREE = (0, *_NOWHERE[1:])  # whole characters: from between characters to between characters
-_OUTSIDE = _Content(_NOWHERE, _NOWHERE)
-_NOT_IN_STRING = re.compile(rb'[\x00-\x1f"\\]')
-
-
-def _content(pieces: Iterable[bytes | None]) -> list[_Content]:
-    """How each token acts inside a field; control tokens and empty ones do not belong there."""
-    utf8 = _utf8_table().tolist()
-
-    def path(piece: bytes) -> tuple[int, ...]:
-        try:
-            piece.decode()
-            return _FREE
-        except UnicodeDecodeError:
-            pass
-        ends = []
-        for state in range(8):
-            for byte in piece:
-                state = utf8[state][byte] if state >= 0 else -1
-            ends.append(state)
-        return tuple(ends)
-
-    def content(piece: bytes | None) -> _Content:
-        if not piece or b"<" in piece:
-            return _OUTSIDE
-        text = path(piece)
-        return _Content(text, _NOWHERE if _NOT_IN_STRING.search(piece) else text)
-
-    return [content(piece) for piece in pieces]
+def _field_table(json_string: bool) -> np.ndarray:
+    """[NUM_SUBS + 1, 256] int8 automaton of a field's bytes, -1 = not allowed; the last row is that of -1."""
+    table = np.full((NUM_SUBS + 1, 256), -1, np.int8)
+    table[:8] = _utf8_table()
+    table[0, ord("<")] = MARK
+    if json_string:
+        table[0, [*range(0x20), ord('"')]] = -1
+        table[0, ord("\\")] = ESCAPE
+        table[ESCAPE, [*b'"\\']] = 0
+    table[MARK] = table[0]
+    table[MARK, list(_BEGINS_MARK)] = -1
+    return table
 
 
-def _tokens_to_whole(maps: set[tuple[int, ...]]) -> list[int]:
-    """[8] fewest tokens from each UTF-8 state to a whole character, FAR if the vocabulary has none."""
-    fewest = [0] + [FAR] * 7
-    for _ in range(8):
-        for path in maps:
-            for state in range(1, 8):
-                if path[state] >= 0:
-                    fewest[state] = min(fewest[state], fewest[path[state]] + 1)
+def _paths(table: np.ndarray, pieces: list[bytes | None]) -> np.ndarray:
+    """[V, NUM_SUBS] state of a field after each token, by the state before it; -1 = not allowed there.
+
+    Control tokens and empty ones are allowed nowhere.
+    """
+    text = np.frombuffer(b"".join(piece or b"" for piece in pieces), np.uint8)
+    size = np.array([len(piece or b"") for piece in pieces])
+    start = np.cumsum(size) - size
+    paths = np.where(size[:, None] > 0, np.arange(NUM_SUBS), -1)
+    for i in range(size.max()):
+        on = np.flatnonzero(size > i)
+        paths[on] = table[paths[on], text[start[on] + i, None]]
+    return paths
+
+
+def _unescape(written: bytes) -> bytes:
+    """What a piece of a JSON string says; a lone backslash at its end says nothing yet."""
+    return re.sub(rb'\\(["\\]|\Z)', rb"\1", written)
+
+
+def _stored(pieces: list[bytes | None], paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The table `ToolGrammar.stored`, and the paths in JSON strings of the tokens for which it has an entry."""
+    token_of = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece} | {b"": NOTHING}
+    stored, paths = np.tile(np.arange(len(pieces), dtype=np.int32), (len(Spelling), 1)), paths.copy()
+    behind = np.arange(NUM_SUBS) == ESCAPE
+    for spelling, subs, before in ((Spelling.JSON, ~behind, b""), (Spelling.ESCAPED, behind, b"\\")):
+        for token in np.flatnonzero((paths[:, subs] >= 0).any(1)):
+            said = _unescape(before + pieces[token])
+            if said not in token_of:
+                paths[token, subs] = -1
+            elif said != pieces[token]:
+                stored[spelling, token] = token_of[said]
+    return stored, paths
+
+
+def _reached(paths: np.ndarray) -> list[int]:
+    """The states that a field can come to in this vocabulary (only 0 without byte tokens, "<" and backslashes)."""
+    reached, size = {0}, 0
+    while size < len(reached):
+        size = len(reached)
+        reached |= set(np.unique(paths[:, sorted(reached)]).tolist()) - {-1}
+    return sorted(reached)
+
+
+def _tokens_to_whole(paths: np.ndarray) -> list[int]:
+    """[NUM_SUBS] fewest tokens from each state to one in which a field may end, FAR if the vocabulary has none."""
+    fewest = [0 if sub in WHOLE else FAR for sub in range(NUM_SUBS)]
+    for _ in range(NUM_SUBS):
+        for path in np.unique(paths, axis=0):
+            for sub in np.flatnonzero(path >= 0):
+                fewest[sub] = min(fewest[sub], fewest[path[sub]] + 1)
     return fewest
 
 
@@ -472,7 +524,10 @@ class Rest(NamedTuple):
 
 
 class State(NamedTuple):
-    """A state of the automaton: at a place (`sub` counts digits, or is the UTF-8 state), or inside literals."""
+    """A state of the automaton: at a place (`sub` counts digits, or is the field's state), or inside literals.
+
+    At a place it has rests where the token just written, a "<", may be the beginning of a closing mark as well as text.
+    """
 
     place: Place | None
     sub: int
@@ -494,7 +549,7 @@ def _ops_of(rests: Iterable[Rest]) -> int:
 
 
 def _entry(place: Place) -> State:
-    """The state in which a place is entered: between characters, no digit written."""
+    """The state in which a place is entered: nothing written."""
     return State(place, 0, frozenset())
 
 
@@ -505,27 +560,21 @@ class _Builder:
         self.config, self.tokenizer = config, tokenizer
         self.layout = _Layout(config, tokenizer.end_of_turn)
         self.pieces = tokenizer.token_bytes()
-        self.content = _content(self.pieces)
-        self.subs = self._utf8_states()
-        self.whole = _tokens_to_whole({c.text for c in self.content} | {c.string for c in self.content})
+        self.stored, strings = _stored(self.pieces, _paths(_field_table(json_string=True), self.pieces))
+        self.paths = {"text": _paths(_field_table(json_string=False), self.pieces), "string": strings}
+        self.subs = {kind: _reached(paths) for kind, paths in self.paths.items()}
+        self.whole = {kind: _tokens_to_whole(paths) for kind, paths in self.paths.items()}
         self.by_text: dict[str, list[int]] = {}
         for token, text in enumerate(map(self._text_of, range(len(self.pieces)))):
             if text:
                 self.by_text.setdefault(text, []).append(token)
         self.digits = {token: value for value in range(10) for token in self.by_text.get(str(value), [])}
         if set(self.digits.values()) != set(range(10)):
-            raise ValueError("policy.tokenizer: memory ids need a token for each digit; the vocabulary lacks one")
+            have = sorted(set(self.digits.values()))
+            raise InputError(f"policy.tokenizer: memory ids need a token for each digit; the vocabulary has {have}")
         self.longest = max(map(len, self.by_text))
         self.rests_of_place: dict[Place, frozenset[Rest]] = {}
         self.tokens_from: dict[Place, int] = {}
-
-    def _utf8_states(self) -> list[int]:
-        """UTF-8 states that this vocabulary can reach (only 0 without byte tokens)."""
-        maps, reached, size = {c.text for c in self.content}, {0}, 0
-        while size < len(reached):
-            size = len(reached)
-            reached |= {path[state] for path in maps for state in reached} - {-1}
-        return sorted(reached)
 
     def _text_of(self, token: int) -> str:
         """A token's text, one character a byte; the end-of-turn marker, alone or inside a symbol, is one END_MARK."""
@@ -536,12 +585,12 @@ class _Builder:
     def _rest(self, exit: Exit) -> Rest:
         """A literal in its canonical tokens."""
         text = exit.text.encode().decode("latin-1").replace(self.layout.end, END_MARK)
-        tokens, offset, ids = [], 0, self.tokenizer.encode(exit.text)
+        tokens, offset, ids = [], 0, self.tokenizer.encode_markup(exit.text)
         for token in ids:
             tokens.append((offset, token))
             offset += len(self._text_of(token))
         if "".join(map(self._text_of, ids)) != text:
-            raise ValueError(
+            raise InputError(
                 f"policy.tokenizer: the vocabulary cannot spell {exit.text!r} of the tool format "
                 f"(it gives {self.tokenizer.decode(ids)!r}); build it with tools.grammar.literals as symbols"
             )
@@ -553,9 +602,8 @@ class _Builder:
             return state.rests
         if state.place not in self.rests_of_place:
             self.rests_of_place[state.place] = frozenset(map(self._rest, self.layout.exits(state.place)))
-        if self._kind(state.place) == "digits":
-            return self.rests_of_place[state.place] if state.sub > 0 else frozenset()
-        return self.rests_of_place[state.place] if state.sub == 0 else frozenset()
+        may_end = state.sub > 0 if self._kind(state.place) == "digits" else state.sub in WHOLE
+        return (self.rests_of_place[state.place] if may_end else frozenset()) | state.rests
 
     def _kind(self, place: Place) -> str:
         """What is written at a place: "text", "string", "digits", or nothing ("choice")."""
@@ -578,10 +626,15 @@ class _Builder:
             for token in options:
                 groups.setdefault(token, []).append(rest)
         # In order of the tokens: sets have another order in every process, and all must number the states alike.
-        return {
+        steps = {
             token: Step(self._inside(self._text_of(token), rests), _ops_of(rests))
             for token, rests in sorted(groups.items())
         }
+        paths = self.paths.get(self._kind(state.place)) if state.place else None
+        for token, step in steps.items():
+            if paths is not None and paths[token, state.sub] >= 0:  # it may be text as well
+                steps[token] = Step(State(state.place, int(paths[token, state.sub]), step.target.rests), ANY_OP)
+        return steps
 
     def _inside(self, text: str, rests: list[Rest]) -> State:
         """The state after `text`, which all the rests begin with."""
@@ -595,10 +648,9 @@ class _Builder:
         return _entry(done[0].target) if done else State(None, 0, frozenset(left))
 
     def _field_states(self, place: Place) -> list[State]:
-        """The states of a place: one for each UTF-8 state or number of digits."""
-        kind = self._kind(place)
-        subs = {"digits": range(MAX_ID_DIGITS + 1), "choice": [0]}.get(kind, self.subs)
-        return [State(place, sub, frozenset()) for sub in subs]
+        """The states of a place: one for each state of the field or number of digits."""
+        subs = {"digits": range(MAX_ID_DIGITS + 1), "choice": [0]} | self.subs
+        return [State(place, sub, frozenset()) for sub in subs[self._kind(place)]]
 
     def _explore(self) -> tuple[dict[State, int], dict[State, dict[int, Step]]]:
         """All states (numbered) and the steps of literals between them."""
@@ -612,7 +664,7 @@ class _Builder:
             index[state] = len(index)
             steps[state] = self._steps(state)
             for target, _ in steps[state].values():
-                queue += [target] if target.place is None else self._field_states(target.place)
+                queue += [target] if target.rests else self._field_states(target.place)
         return index, steps
 
     def _distance(self, state: State) -> int:
@@ -627,11 +679,12 @@ class _Builder:
             at_place = State(state.place, 1 if self._kind(state.place) == "digits" else 0, frozenset())
             self.tokens_from[state.place] = 0 if state.place == END else self._distance_of(self._rests(at_place))
         kind = self._kind(state.place)
-        unfinished = int(state.sub == 0) if kind == "digits" else self.whole[state.sub]
+        unfinished = int(state.sub == 0) if kind == "digits" else self.whole.get(kind, (0,))[state.sub]
         left = self.tokens_from[state.place]
         if state.place == THINK:  # thinking ends while the turn still has room for strings that are not empty
             left = max(left, self.config.body_tokens)
-        return min(FAR, unfinished + left)
+        closing = self._distance_of(state.rests) if state.rests else FAR
+        return min(closing, unfinished + left)
 
     def _distance_of(self, rests: frozenset[Rest]) -> int:
         far = {rest: len(rest.tokens) + self._distance(_entry(rest.target)) for rest in rests}
@@ -653,38 +706,40 @@ class _Builder:
         numbers: dict = {}
         token_class = np.zeros(len(self.pieces), np.int32)
         own = set(own)
-        for token, content in enumerate(self.content):
-            key = token if token in own else (content, self.pieces[token] is None)
+        acts = np.concatenate([paths[:, self.subs[kind]] for kind, paths in self.paths.items()], axis=1)
+        for token, act in enumerate(acts):
+            key = token if token in own else (act.tobytes(), self.pieces[token] is None)
             token_class[token] = numbers.setdefault(key, len(numbers))
         _, first = np.unique(token_class, return_index=True)
         return token_class, first.tolist()
 
     def _transitions(self, index, steps, token_class: np.ndarray, members: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Next states (-1 = none) and operations begun, both [S + 1, Kc] int16; the last row is the dead state."""
-        number_of = {(state.place, state.sub): i for state, i in index.items() if state.place is not None}
+        number_of = {(state.place, state.sub): i for state, i in index.items() if state.place and not state.rests}
         table = np.full((len(index) + 1, len(members)), -1, np.int16)
         ops = np.full_like(table, ANY_OP)
-        paths = {
-            "text": np.array([self.content[token].text for token in members]),
-            "string": np.array([self.content[token].string for token in members]),
-        }
         for state, i in index.items():
-            for token, step in steps[state].items():
-                table[i, token_class[token]] = index[step.target]
-                ops[i, token_class[token]] = step.ops
             kind = self._kind(state.place) if state.place else "choice"
             if kind == "digits" and state.sub < MAX_ID_DIGITS:
                 table[i, token_class[list(self.digits)]] = number_of[state.place, state.sub + 1]
-            elif kind in paths:
-                after = paths[kind][:, state.sub]
-                targets = np.array([number_of.get((state.place, sub), -1) for sub in range(8)])
-                table[i] = np.where(after >= 0, targets[after], table[i])
+            elif kind in self.paths:
+                after = self.paths[kind][members, state.sub]
+                targets = np.array([number_of.get((state.place, sub), -1) for sub in range(NUM_SUBS)])
+                table[i] = np.where(after >= 0, targets[after], -1)
+            for token, step in steps[state].items():
+                table[i, token_class[token]] = index[step.target]
+                ops[i, token_class[token]] = step.ops
         return table, ops
+
+    def _spelling(self, state: State) -> Spelling:
+        if state.place is None or self._kind(state.place) != "string":
+            return Spelling.PLAIN
+        return Spelling.ESCAPED if state.sub == ESCAPE else Spelling.JSON
 
     def build(self) -> ToolGrammar:
         index, steps = self._explore()
         if len(index) >= FAR:
-            raise ValueError(f"the tool grammar has {len(index)} states, over {FAR}; lower tools.max_calls or max_tags")
+            raise InputError(f"the tool grammar has {len(index)} states, over {FAR}; lower tools.max_calls or max_tags")
         eos = self.tokenizer.eos_id
         own = {token for targets in steps.values() for token in targets} | set(self.digits) | {eos}
         token_class, members = self._classes(own)
@@ -697,12 +752,14 @@ class _Builder:
             need, reach = np.where(usable, 1, FAR)[None], np.full((1, len(members)), ANY_OP, np.int16)
         places = [state.place or END for state in index] + [END]
         digit = np.array([self.digits.get(token, -1) for token in members], np.int32)
+        type_key = self.tokenizer.encode_markup(TYPE_KEY) if self.config.optional_arguments else []
         return ToolGrammar(
             token_class=jnp.asarray(token_class),
             class_size=jnp.asarray(np.bincount(token_class).astype(np.int32)),
             class_token=jnp.asarray(np.array(members, np.int32)),
             class_digit=jnp.asarray(digit),
             class_ends=jnp.asarray([self._text_of(token).endswith(END_MARK) for token in members]),
+            class_slash=jnp.asarray([self._text_of(token).startswith("/") for token in members]),
             next_state=jnp.asarray(next_state),
             need=jnp.asarray(need.astype(np.int16)),
             reach=jnp.asarray(reach),
@@ -710,7 +767,9 @@ class _Builder:
             call=jnp.asarray(np.array([place.call for place in places], np.int32)),
             op=jnp.asarray(np.array([place.op for place in places], np.int32)),
             value=jnp.asarray(np.array([place.value for place in places], np.int32)),
-            type_key=jnp.asarray(np.array(self.tokenizer.encode(TYPE_KEY), np.int32)),
+            spelling=jnp.asarray(np.array([*map(self._spelling, index), Spelling.PLAIN], np.int32)),
+            stored=jnp.asarray(self.stored),
+            type_key=jnp.asarray(np.array(type_key, np.int32)),
             shortest=self._shortest(),
             start_act=index[_entry(START)],
             start_summary=index[_entry(SUMMARY)],

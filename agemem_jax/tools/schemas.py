@@ -4,11 +4,20 @@ Names and arguments are the paper's (AgeMem, arXiv 2601.01885, appendix). Argume
 """
 
 import enum
+import json
+import re
 from dataclasses import dataclass, replace
 
+from agemem_jax.config import refuse
 from agemem_jax.types import TOOL_NAMES, Op, Status
 
 MAX_ID_DIGITS = 4
+_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# What stands before, between and after the calls of a turn, by tools.format. Hermes is as chat templates print calls.
+CALL_MARKS = {
+    "paper": ("<tool_call>[", ", ", "]</tool_call>"),
+    "hermes": ("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+}
 
 
 class Kind(enum.Enum):
@@ -116,15 +125,15 @@ def active_tools(config) -> tuple[Tool, ...]:
       config: the `tools` group of the run config.
 
     Raises:
-      ValueError: an enabled name is no tool, or a number is out of range.
+      ConfigError: an enabled name is no tool, or a number is out of range.
     """
     unknown = sorted(set(config.enabled) - set(TOOL_NAMES))
     if unknown:
-        raise ValueError(f"tools.enabled names {unknown}; the tools are {list(TOOL_NAMES)}")
+        refuse("tools.enabled", tuple(config.enabled), f"{unknown} are no tools; these are {list(TOOL_NAMES)}")
     if config.summary_by not in ("policy", "call"):
-        raise ValueError(f"tools.summary_by is {config.summary_by!r}; it must be 'policy' or 'call'")
+        refuse("tools.summary_by", config.summary_by, "must be 'policy' or 'call'")
     if not 1 <= config.max_top_k <= 9:
-        raise ValueError(f"tools.max_top_k is {config.max_top_k}; it is written as one digit, 1 to 9")
+        refuse("tools.max_top_k", config.max_top_k, "is written as one digit, 1 to 9")
     tools = []
     for tool in TOOLS:
         if tool.name not in config.enabled:
@@ -171,6 +180,25 @@ def _schema(argument: Argument, config) -> dict:
         Kind.TAGS: {"type": "object", "additionalProperties": string, "maxProperties": config.max_tags},
     }[argument.kind]
     return value | {"description": argument.description}
+
+
+def write_calls(calls: list[dict], config) -> str:
+    """Calls `{"name": ..., "arguments": {...}}` as a turn writes them in the configured format."""
+    first, between, last = CALL_MARKS[config.format]
+    return first + between.join(json.dumps(call, ensure_ascii=False) for call in calls) + last
+
+
+def read_calls(turn: str) -> list:
+    """What the blocks of a turn hold, in either format; calls if the turn is well formed.
+
+    Raises:
+      ValueError: a block is no JSON.
+    """
+    calls = []
+    for block in _BLOCK.findall(turn):
+        read = json.loads(block)
+        calls += read if isinstance(read, list) else [read]
+    return calls
 
 
 def validate_call(call: dict, config) -> None:

@@ -18,7 +18,6 @@ all which checkpoint there is. Mesh and number of processes may be others at eve
 
 import hashlib
 import json
-import logging
 import re
 import shutil
 import sys
@@ -32,7 +31,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from agemem_jax.config import ConfigError, difference, flatten, from_json, to_json
+from agemem_jax.config import PATH_FIELDS, ConfigError, difference, flatten, from_json, to_json
 from agemem_jax.errors import InputError, storage_problem
 from agemem_jax.training import identity as identities
 from agemem_jax.training.distributed import agree, is_leader, share_folder
@@ -68,7 +67,6 @@ class Checkpointer:
         self.directory = Path(directory).resolve()
         share_folder(self.directory)
         self._config, self._keep, self._identity = config, keep, identity
-        logging.getLogger("absl").addFilter(is_news)
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -225,17 +223,12 @@ class Checkpointer:
             print(identities.UNKNOWN.format(where=f"checkpoint {path}"), file=sys.stderr, flush=True)
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of absl's log is worth a reader's time: orbax logs what it will raise, hundreds of lines."""
-    return record.exc_info is None or "/orbax/" not in record.pathname
-
-
 def may_differ(name: str, config: ConfigDict, content_known: bool) -> bool:
     """Whether a run may go on from a checkpoint in spite of another value of this field.
 
     content_known: the identity tells whether the content behind a path is the same.
     """
-    if name in identities.PATHS:
+    if name in PATH_FIELDS:
         return content_known
     if name == "rl.updates" and config.rl.schedule == "sequential":
         return False  # it decides which stage each update trains

@@ -85,11 +85,14 @@ def session(
         coordinator_address=coordinator, num_processes=num_processes, process_id=process_id,
         cluster_detection_method="deactivate",
     )  # fmt: skip
-    jax.distributed.initialize(
-        **(given if coordinator else {}),
-        heartbeat_timeout_seconds=round(2 * lost_after) + 1,  # only if the watch below should fail
-        shutdown_timeout_seconds=round(lost_after) + 1,
-    )
+    try:
+        jax.distributed.initialize(
+            **(given if coordinator else {}),
+            heartbeat_timeout_seconds=round(2 * lost_after) + 1,  # only if the watch below should fail
+            shutdown_timeout_seconds=round(lost_after) + 1,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--distributed: no cluster was found ({error}); give --coordinator=HOST:PORT") from error
     watch = Watch(lost_after, hint)
     watch.start()
     with on_abort(watch.explain_abort):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from agemem_jax.config import PATH_FIELDS
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
@@ -40,7 +41,6 @@ PARTS = {
     "grammar": ("tokenizer",),
     "tasks": ("tokenizer", "training records", "test records"),
 }
-PATHS = ("policy.weights", "policy.tokenizer", "task.path")  # fields that may differ where the content does not
 
 
 def identity_of(
@@ -73,7 +73,7 @@ def of_tokenizer(tokenizer: Tokenizer) -> str:
     """Of the vocabulary, and of what the encoder makes of the text of all its pieces."""
     probe = "\n".join((piece or b"").decode(errors="replace") for piece in tokenizer.pieces)
     known = [tokenizer.pad_id, tokenizer.end_of_turn, sorted(tokenizer.markers.items())]
-    encoded = np.asarray(tokenizer.encode(probe), np.int64)
+    encoded = np.asarray(tokenizer.encode_markup(probe), np.int64)
     return of_texts([json.dumps(known), repr(tokenizer.pieces), encoded.tobytes().hex()])
 
 
@@ -111,7 +111,7 @@ def check(where: str, was: Identity, now: Identity, config: ConfigDict, then: Co
     parts = differing(was, now)
     if parts:
         words = "; ".join(in_words(part, was, now, config) for part in parts)
-        paths = ", ".join(f"{name} = {value_of(then, name)!r}" for name in PATHS)
+        paths = ", ".join(f"{name} = {value_of(then, name)!r}" for name in PATH_FIELDS)
         raise InputError(f"{where}: {words}. Give it what it began with ({paths} at that time), {remedy}")
 
 

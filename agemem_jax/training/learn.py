@@ -15,6 +15,7 @@ from agemem_jax.rl.batch import LearnerBatch
 from agemem_jax.sharding import LOCAL, Layout, to_stored
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.tools.grammar import ToolGrammar
+from agemem_jax.training.state import Optimizer, descend
 from agemem_jax.types import Text, TrainState, WeightedSum
 
 
@@ -96,7 +97,7 @@ def gradients(
       keep: applied to every micro-batch's gradient, to say where it is kept.
 
     Returns:
-      (gradient, (summed metrics, maxima)).
+      (gradient, float32 or wider, (summed metrics, maxima)).
     """
     shared = prefix.tokens.shape[0] == 1
     count = batch.length.shape[0]
@@ -128,7 +129,10 @@ def gradients(
         return run
 
     branches = [at_width(width) for width in spec.widths]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(branches[-1], 0))
+    like, *rest = jax.eval_shape(branches[-1], 0)
+    # Micro-batches are added up in float32: the sum of many bfloat16 gradients would lose the small ones.
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
+    zeros = total, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rest)
     longest = batch.length.max(axis=tuple(range(1, batch.length.ndim)))  # per leading index
 
     def step(carry):
@@ -180,7 +184,7 @@ def imitation_loss(model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, lo
 def update(
     state: TrainState,
     frozen: dict,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     model: ModelConfig,
     grammar: ToolGrammar,
     prefix: Text,
@@ -191,8 +195,14 @@ def update(
 ) -> tuple[TrainState, dict]:
     """`rl.epochs` optimizer steps on one batch; where `on` [] bool is False nothing is computed and nothing changes.
 
+    A step whose gradient is exactly 0 is not made: the batch asks for nothing (no group varied, or none is left, and
+    there is no KL term; or all its tokens are clipped), and momentum and decay alone would move the parameters. Nor is
+    one whose gradient is not finite: the state stays the last good one. `state.step` counts the update all the same.
+
     Returns:
-      (state, scalar metrics of the first epoch, in which the policy is still the one that sampled).
+      (state, scalar metrics). These are of the first epoch, in which the policy is still the one that sampled, but for:
+      grad_norm, the largest of all epochs' (so that one that is not finite shows); skipped, the share of steps that
+      were not made; params_finite, 1 if all that is trained is finite at the end; learning_rate.
     """
     used = (batch.length > 0).reshape(batch.length.shape[0], -1).any(1).sum()
     used = jnp.where(on, used, 0)
@@ -204,16 +214,23 @@ def update(
         loss = policy_loss(frozen, model, grammar, spec, rl)
         grad, (sums, most) = gradients(loss, state.params, prefix, batch, used, spec, keep)
         metrics = {name: x.mean() for name, x in sums.items() if name != "loss"} | most | {"loss": sums["loss"].total}
-        with jax.named_scope("optimizer"):
-            changes, opt_state = optimizer.update(grad, state.opt_state, state.params)
-        new = TrainState(state.step, optax.apply_updates(state.params, changes), opt_state)
+        norm = optax.global_norm(grad)
+        made = on & (norm > 0) & jnp.isfinite(norm)
         # A select, not a conditional: it keeps the donated buffers.
-        state = jax.tree.map(lambda a, b: jnp.where(on, a, b), new, state)
-        return state, metrics | {"grad_norm": optax.global_norm(grad)}
+        new = descend(state, optimizer, grad)
+        state = jax.tree.map(lambda a, b: jnp.where(made, a, b), new, state)
+        return state, (metrics, norm, 1.0 - made)
 
     if rl.epochs == 1:
-        state, metrics = epoch(state, None)
+        state, (metrics, norm, skipped) = epoch(state, None)
     else:
-        state, metrics = jax.lax.scan(epoch, state, None, length=rl.epochs)
+        state, (metrics, norm, skipped) = jax.lax.scan(epoch, state, None, length=rl.epochs)
         metrics = jax.tree.map(lambda x: x[0], metrics)
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state.params)]).all()
+    metrics |= {
+        "grad_norm": norm.max(),
+        "skipped": skipped.mean(),
+        "params_finite": finite.astype(jnp.float32),
+        "learning_rate": optimizer.rate(state.step),
+    }
     return state.replace(step=state.step + on), metrics

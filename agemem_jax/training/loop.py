@@ -62,9 +62,8 @@ def train(run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False) -> 
     if jax.process_count() > 1:
         agree_on(read_here(run))
     open_channels(run.mesh)
-    with Checkpointer(
-        workdir / "checkpoints", config, config.train.keep_checkpoints, run.identity
-    ) as checkpoints:
+    keep = config.train.keep_checkpoints
+    with Checkpointer(workdir / "checkpoints", config, keep, run.identity) as checkpoints:
         train_seed(run, workdir, checkpoints, stop)
     return {method: read_json(result_path(workdir, method))["numbers"] for method in METHODS if is_leader()}
 

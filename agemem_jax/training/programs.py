@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax.experimental import io_callback
 
@@ -26,7 +25,7 @@ from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, lay
 from agemem_jax.rollout.stage import policy_writer, run_stage
 from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.training.learn import LearnSpec, update
-from agemem_jax.training.state import state_shardings
+from agemem_jax.training.state import Optimizer, state_shardings
 from agemem_jax.types import NUM_OPS, Op, Task, TrainState
 
 STAGES = (1, 2, 3)
@@ -57,7 +56,7 @@ def stage_program(
     stage: int,
     spec: ProgramSpec,
     model: ModelConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     rl,
     reward,
     judge: Judge | None = None,
@@ -115,7 +114,9 @@ def stage_program(
         if rl.zero_variance == "drop":
             trainable = trainable & advantages.of_tokens(varied, segments.stage)
         segments = segments.replace(trainable=trainable)
-        weight = losses.token_weights(trainable, rl.loss_average, spec.rollout.action_tokens)
+        trained = STAGES if rl.schedule == "chained" else (stage,)
+        budget = sum(spec.rollout.budget(stage) for stage in trained)
+        weight = losses.token_weights(trainable, rl.loss_average, budget)
         batch = learner_batch(segments, advantage, weight, spec.learn.micro_batch)
         state, metrics = update(
             state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,

@@ -60,14 +60,13 @@ def build(config: ConfigDict) -> Run:
     validate(config)
     mesh = run_mesh(config)
     check_attention(config, mesh)
-    tokenizer = Tokenizer.load(config.policy.tokenizer or config.policy.weights)
-    source = TaskSource(config, tokenizer, scoring.hash_words)
+    tokenizer = Tokenizer.load(tokenizer_path(config.policy))
     pieces = build_pieces(tokenizer, config)
-    check_prompt(config, int(pieces.prefix.length.sum()))
+    model = fitted(config, architecture(config.policy, tokenizer.vocab_size), tokenizer.vocab_size, pieces)
+    check_policy_mesh(config, model, mesh)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
-    model = architecture(config.policy, tokenizer.vocab_size)
-    check_policy_mesh(config, model, mesh)
+    source = TaskSource(config, tokenizer, scoring.hash_words)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
     identity |= identities.identity_of(config, tokenizer, source, pieces, grammar, counts)
@@ -88,6 +87,59 @@ def build(config: ConfigDict) -> Run:
         if frozen is policy:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, identity)
+
+
+def tokenizer_path(p: ConfigDict) -> str:
+    """Where the tokenizer is: at `policy.tokenizer`, or in the GGUF file or the folder of `policy.weights`.
+
+    Raises ConfigError if neither is given, InputError as `weights.find`.
+    """
+    if p.tokenizer:
+        return p.tokenizer
+    if not p.weights:
+        refuse("policy.tokenizer", "", "a policy that begins from nothing (policy.weights = '') needs the path of one")
+    file = weights.find(p.weights)
+    return str(file if file.suffix == ".gguf" else file.parent)
+
+
+def fitted(config: ConfigDict, model: ModelConfig, vocab_size: int, pieces: Pieces) -> ModelConfig:
+    """The one check across config, tokenizer, weights and prompt, before any of them is read at length.
+
+    Args:
+      model: of `architecture`, which has found that weights and their own config belong together.
+      vocab_size: the tokenizer's; a larger embedding is padded, as many are.
+
+    Returns `model`, where it is made here with the positions that its rows reach as `max_positions`. Raises ConfigError
+    naming what does not go with what.
+    """
+    p, prompt_tokens = config.policy, int(pieces.prefix.length.sum())
+    check_prompt(config, prompt_tokens)
+    check_vocabulary(p, vocab_size, model.vocab_size)
+    longest, reach = prompt_tokens + config.context.capacity, model.longest_context
+    if reach is not None and longest > reach:
+        refuse(
+            "context.capacity", config.context.capacity,
+            f"with the prompt's {prompt_tokens} tokens a row reaches {longest} positions, and policy.weights = "
+            f"{p.weights!r} was made for {reach}; lower context.limit and context.capacity (to {reach - prompt_tokens} "
+            "at most), or scale its positions by a rope_scaling in its config.json",
+        )  # fmt: skip
+    heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    other = {"q_proj": heads, "o_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+    for name in model.lora.targets if model.lora else ():
+        smaller = min(model.hidden_size, other.get(name, model.intermediate_size))
+        if model.lora.rank > smaller:
+            refuse("policy.lora_rank", model.lora.rank, f"above {name}'s smaller side, which is {smaller}; lower it")
+    return model if reach is not None else dataclasses.replace(model, max_positions=longest)
+
+
+def check_vocabulary(p: ConfigDict, vocab_size: int, embeddings: int) -> None:
+    """Raises ConfigError if the tokenizer has more tokens than the policy of `config.policy` has embeddings."""
+    if vocab_size > embeddings:
+        refuse(
+            "policy.tokenizer", p.tokenizer or p.weights,
+            f"has {vocab_size} tokens, and the policy embeddings of {embeddings}"
+            f"{f' (policy.weights = {p.weights!r})' if p.weights else ''}; give the tokenizer that the model came with",
+        )  # fmt: skip
 
 
 def run_mesh(config: ConfigDict, devices: list | None = None) -> Mesh:
@@ -245,8 +297,8 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
     """Every static size of a rollout, in one place."""
     pieces = world.pieces
     width = lambda text: int(text.tokens.shape[-1])  # noqa: E731
-    line = width(pieces.numbers) + width(pieces.id_end) + config.store.entry_tokens + width(pieces.line_end)
-    call = width(pieces.statuses) + width(pieces.numbers) + 2 * width(pieces.line_end) + config.tools.max_top_k * line
+    line = width(pieces.numbers) + width(pieces.id_mark) + config.store.entry_tokens + width(pieces.line_break)
+    call = width(pieces.statuses) + width(pieces.numbers) + width(pieces.line_break) + config.tools.max_top_k * line
     c, t, r, sizes = config.context, config.tools, config.rollout, derive(config)
     return RolloutSpec(
         batch=sizes.rows,
@@ -256,7 +308,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         prefix_tokens=int(pieces.prefix.length.sum()),
         action_tokens=r.action_tokens,
         summary_tokens=r.summary_tokens,
-        max_calls=sizes.max_calls,
+        max_calls=t.max_calls,
         tag_slots=1 + t.max_tags,
         tag_tokens=config.store.tag_tokens,
         default_top_k=t.default_top_k,
@@ -277,13 +329,13 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         entries=config.store.entries,
         entry_tokens=config.store.entry_tokens,
         embedding_size=int(world.encoder.shape[1]),
-        good_entry=config.reward.good_entry,
+        good_entry=min(config.reward.good_entry, 1 - 1e-6),  # a fact overlaps itself by 1, rounded
         chunk=min(r.prefill_chunk, c.capacity),
         few_rows=0 if layout.is_spread else r.prefill_rows,  # choosing rows across devices would move them
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),
         trace_rows=min(config.train.traces, sizes.rows),
         # A summary finished in between adds a status of its own.
-        result_tokens=(sizes.max_calls + 1) * call,
+        result_tokens=(t.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
         layout=layout,

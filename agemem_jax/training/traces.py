@@ -1,12 +1,9 @@
 """Device traces as readable records: what the agent saw, said and called, and its store and context after each slot."""
 
-import json
-
 import numpy as np
 
-from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Role, Status
-
-MAX_CALL_TEXT = 4000  # characters of a malformed turn that are kept
+from agemem_jax.tools.schemas import read_calls
+from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status
 
 
 def render_traces(run, traced, method: str, when: str) -> list[dict]:
@@ -23,7 +20,8 @@ def render_traces(run, traced, method: str, when: str) -> list[dict]:
 
 def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     """One trajectory."""
-    decode = lambda tokens, length: readable(run.tokenizer, np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
+    decode = lambda tokens, length: run.tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
+    marks = Marks(run.tokenizer, run.world.pieces)
     index = int(task.index[row])
     record = run.source.records[index]
     turns, said_answer, gold = [], None, task.gold
@@ -31,7 +29,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
         for slot in range(trace.ran.shape[0]):
             if not trace.ran[slot, row]:
                 continue
-            turn = render_slot(decode, trace, slot, row)
+            turn = render_slot(decode, marks, trace, slot, row)
             turns.append({"stage": stage, **turn})
             answers = [call["arguments"].get("answer") for call in turn["calls"] if call["op"] == "answer"]
             said_answer = answers[-1] if answers and stage == 3 else said_answer
@@ -50,7 +48,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
 
 
 def readable(tokenizer, ids: list[int]) -> str:
-    """The text of tokens. The tiny vocabulary writes no line ends in tool results: they are put in for the reader."""
+    """The text of what was seen. The tiny vocabulary has no line ends in tool results: here they are put in."""
     if not tokenizer.is_small:
         return tokenizer.decode(ids)
     pieces, text = [tokenizer.decode([i]) for i in ids], ""
@@ -64,15 +62,58 @@ def readable(tokenizer, ids: list[int]) -> str:
     return text
 
 
-def render_slot(decode, trace, slot: int, row: int) -> dict:
+class Marks:
+    """The chat marks in tokens. Messages are told apart by them, never by text: what data says marks nothing."""
+
+    def __init__(self, tokenizer, pieces: Pieces):
+        self.tokenizer = tokenizer
+        markers = set(tokenizer.markers.values())
+
+        def marks(named: dict) -> list[tuple[str, list[int]]]:
+            """Those that hold a marker, the longest first: one may be a part of another."""
+            found = [(name, np.asarray(t.tokens)[: int(t.length)].tolist()) for name, t in named.items()]
+            return sorted(((name, ids) for name, ids in found if markers & set(ids)), key=lambda item: -len(item[1]))
+
+        self.opens = marks({"tool": pieces.tool_open, "user": pieces.user_open, "assistant": pieces.assistant_open})
+        self.closes = [ids for _, ids in marks({"message": pieces.close, "tool": pieces.tool_close})]
+
+    def split(self, ids: list[int]) -> list[tuple[str, list[int]]]:
+        """(role, tokens between opening and close) of each message; role "" of what stands before the first opening."""
+        parts, at = [("", [])], 0
+        while at < len(ids):
+            found = next(((role, mark) for role, mark in self.opens if ids[at : at + len(mark)] == mark), None)
+            if found:
+                parts.append((found[0], []))
+                at += len(found[1])
+            else:
+                parts[-1][1].append(ids[at])
+                at += 1
+        return [(role, self.unclosed(tokens)) for role, tokens in parts]
+
+    def unclosed(self, ids: list[int]) -> list[int]:
+        """The tokens of a message without its close."""
+        close = next((close for close in self.closes if ids[-len(close) :] == close), [])
+        return ids[: len(ids) - len(close)]
+
+    def text(self, ids: list[int], exact: bool = False) -> str:
+        """Text, readable or exact, without the marker that ends a turn, which may be a part of the last token."""
+        end = self.tokenizer.end_of_turn
+        text = self.tokenizer.decode(ids) if exact else readable(self.tokenizer, ids)
+        last = (self.tokenizer.pieces[ids[-1]] or end.encode()) if ids else b""
+        return (text.removesuffix(end) if last.endswith(end.encode()) else text).strip()
+
+
+def render_slot(decode, marks: Marks, trace, slot: int, row: int) -> dict:
     """One generation slot of one row."""
     at = lambda x: np.asarray(x)[slot, row]  # noqa: E731
-    said = decode(at(trace.said.tokens), at(trace.said.length))
-    shown = decode(at(trace.shown.tokens), at(trace.shown.length)).strip()
+    seen = at(trace.seen.tokens)[: int(at(trace.seen.length))].tolist()
+    saw = [{"role": role or "user", "text": marks.text(ids)} for role, ids in marks.split(seen)]
+    said = marks.text(at(trace.said.tokens)[: int(at(trace.said.length))].tolist(), exact=True)  # its calls are JSON
+    shown = marks.text(at(trace.shown.tokens)[: int(at(trace.shown.length))].tolist())
     return {
         "turn": int(at(trace.turn)),
         "mode": "summarize" if int(at(trace.mode)) == Mode.SUMMARIZE else "act",
-        "saw": [{"role": "user", "text": decode(at(trace.seen.tokens), at(trace.seen.length))}],
+        "saw": [message for message in saw if message["text"]],
         "said": said,
         "calls": render_calls(said, at(trace.op), at(trace.status)),
         "results": shown,
@@ -86,7 +127,7 @@ def render_slot(decode, trace, slot: int, row: int) -> dict:
             for i, memory_id in enumerate(at(trace.store_id))
             if memory_id != NO_ID
         ],
-        "context": render_context(decode, trace, slot, row),
+        "context": render_context(marks, trace, slot, row),
         "context_tokens": int(at(trace.context_length)),
     }
 
@@ -101,19 +142,12 @@ def render_tags(decode, tokens, length) -> dict[str, str]:
 
 
 def render_calls(said: str, ops, statuses) -> list[dict]:
-    """The calls of a turn with their arguments, read back from the text that the policy wrote."""
+    """The calls of a turn with their arguments, read back from the text that the policy wrote; none if malformed."""
     live = [(Op(int(op)), Status(int(status))) for op, status in zip(ops, statuses, strict=True) if op != Op.NONE]
-    arguments: list[dict] = []
-    if "<tool_call>" in said:
-        body = said.split("<tool_call>")[1].split("</tool_call>")[0]
-        try:
-            parsed = json.loads(body)
-            parsed = parsed if isinstance(parsed, list) else [parsed]
-            arguments = [call.get("arguments", {}) for call in parsed]
-        except ValueError:
-            arguments = [{"text": body[:MAX_CALL_TEXT]}]
-    if "<answer>" in said:
+    if any(op == Op.ANSWER for op, _ in live):
         arguments = [{"answer": said.split("<answer>")[1].split("</answer>")[0].strip()}]
+    else:
+        arguments = [call["arguments"] for call in read_calls(said)] if live else []
     calls = []
     for i, (op, status) in enumerate(live):
         name = TOOL_NAMES[op] if op < len(TOOL_NAMES) else op.name.lower()
@@ -122,13 +156,14 @@ def render_calls(said: str, ops, statuses) -> list[dict]:
     return calls
 
 
-def render_context(decode, trace, slot: int, row: int) -> list[dict]:
+def render_context(marks: Marks, trace, slot: int, row: int) -> list[dict]:
     """The context after a slot, message by message."""
     at = lambda x: np.asarray(x)[slot, row]  # noqa: E731
     tokens, message, length = at(trace.context), at(trace.message), int(at(trace.context_length))
     out = []
     for index in dict.fromkeys(int(m) for m in message[:length] if m != NO_MESSAGE):
-        ids = tokens[:length][message[:length] == index]
+        parts = marks.split(tokens[:length][message[:length] == index].tolist())
         role = Role(int(at(trace.role)[index])).name.lower()
-        out.append({"role": role, "text": decode(ids, len(ids)), "pinned": bool(at(trace.pinned)[index])})
+        text = "\n".join(filter(None, (marks.text(ids) for _, ids in parts)))
+        out.append({"role": role, "text": text, "pinned": bool(at(trace.pinned)[index])})
     return out

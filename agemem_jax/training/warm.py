@@ -13,6 +13,7 @@ from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.rollout.turn import where_text
 from agemem_jax.training.learn import LearnSpec, gradients, imitation_loss
 from agemem_jax.training.programs import ALL_TOOLS
+from agemem_jax.training.state import Optimizer, adamw, descend
 from agemem_jax.types import Segments, Task, Text, TrainState
 
 
@@ -48,7 +49,18 @@ def demonstrate(spec: RolloutSpec, world: World, task: Task, script: Script) -> 
     return rows.segments, rows
 
 
-def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: optax.GradientTransformation, logit_chunk: int):
+def warm_optimizer(warm, max_grad_norm: float) -> Optimizer:
+    """AdamW with a linear rise and a cosine decay; `warm` is config.warm.
+
+    Step number `warmup_steps` is the first at `learning_rate`, the last one is at `final_learning_rate`; none is at 0.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, warm.learning_rate, warm.warmup_steps, warm.steps, warm.final_learning_rate
+    )
+    return Optimizer(adamw(max_grad_norm, warm.weight_decay), lambda step: schedule(step + 1))
+
+
+def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
     """One warm-start step, to be jitted with `state` donated: (state, task, script, world) -> (state, metrics)."""
 
     def step(state: TrainState, task: Task, script: Script, world: World):
@@ -58,7 +70,6 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: optax.Gradi
         used = (batch.length > 0).sum()
         loss = imitation_loss(model, world.grammar, learn, logit_chunk)
         grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, used, learn)
-        changes, opt_state = optimizer.update(grad, state.opt_state, state.params)
         metrics = {
             "loss": sums["loss"],
             "demo_score": rows.stats.f1.mean(),
@@ -67,6 +78,6 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: optax.Gradi
             "peak_context_tokens": rows.stats.peak_context_tokens.max(),
             "mean_context_tokens": rows.stats.peak_context_tokens.mean(),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, changes), opt_state), metrics
+        return descend(state, optimizer, grad).replace(step=state.step + 1), metrics
 
     return step

@@ -26,7 +26,7 @@ from agemem_jax.rollout.rows import Tape
 from agemem_jax.rollout.stage import allowed_ops
 from agemem_jax.training.evaluate import control as control_of
 from agemem_jax.training.learn import update
-from agemem_jax.training.programs import Control, trajectory
+from agemem_jax.training.programs import STAGES, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, Mode, Op, Role, Segments, Status, Task, empty_stats
 
@@ -63,14 +63,15 @@ class Tables:
                 "the host-driven agent needs tools.think and tools.optional_arguments False and tools.summary_by "
                 "'policy', as in configs/tiny.py"
             )
-        self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode, run.tokenizer.decode
+        self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode_markup, run.tokenizer.decode
         self.end = run.tokenizer.end_of_turn
         self.table, self.weight = np.asarray(run.world.encoder), np.asarray(run.world.token_weight)
         pieces = jax.device_get(run.world.pieces)
         text = lambda piece: self.text_of(piece.tokens, piece.length)  # noqa: E731
         names = ("user_open", "assistant_open", "tool_open", "close", "tool_close", "summary_prompt", "summary_open")
-        for name in (*names, "id_end", "line_end", "related"):
+        for name in (*names, "id_mark", "line_break", "related"):
             setattr(self, name, text(getattr(pieces, name)))
+        self.id_first = pieces.id_first
         shape = pieces.statuses.length.shape
         self.statuses = [
             [self.text_of(pieces.statuses.tokens[o, s], pieces.statuses.length[o, s]) for s in range(shape[1])]
@@ -209,7 +210,7 @@ class Rollout:
         shown = self.result if act else ""
         if self.stage == 1 and spec.auto_top_k and body:
             found = self.nearest(t.encode(body), spec.auto_top_k, spec.auto_min_score)
-            shown += t.related + self.lines(found) if found else ""
+            shown += (t.line_break if shown else "") + t.related + self.lines(found) if found else ""
         tool = t.tool_open + shown + t.tool_close if shown else ""
         said = body if act else t.summary_prompt
         user = t.user_open + said + t.close if said else ""
@@ -279,10 +280,12 @@ class Rollout:
         return [entry for _, entry in scored[:k]]
 
     def lines(self, entries: list[Entry]) -> str:
-        return "".join(f"{e.id}{self.tables.id_end}{e.text}{self.tables.line_end}" for e in entries)
+        t = self.tables
+        parts = ((e.id, e.text) if t.id_first else (e.text, e.id) for e in entries)
+        return "".join(f"{t.line_break}{first}{t.id_mark}{last}" for first, last in parts)
 
     def say(self, op: Op, status: Status, extra: str = "") -> None:
-        self.result += self.tables.statuses[op][status] + extra + self.tables.line_end
+        self.result += (self.tables.line_break if self.result else "") + self.tables.statuses[op][status] + extra
 
     def run_call(self, op: Op, arguments: dict) -> None:
         status, extra = Status.OK, ""
@@ -367,7 +370,7 @@ class Rollout:
             entry.hits += 1
             self.stats["relevance_sum"] += max((self.tables.overlap(entry.ids, g) for g in self.gold), default=0.0)
         self.stats["relevance_count"] += len(found)
-        return Status.OK, self.tables.line_end + self.lines(found)
+        return Status.OK, self.lines(found)
 
     def filter(self, criteria: str) -> Status:
         ids = self.tables.encode(criteria)
@@ -445,7 +448,8 @@ class HostLoop:
         terms = rewards.terms(stats, reward, self.spec.limit)
         total, _ = rewards.combine(terms, reward)
         advantage, _ = advantages.step_credit(total, rewards.stage_rewards(terms, reward), rl)
-        weight = losses.token_weights(segments.trainable, rl.loss_average, self.spec.action_tokens)
+        budget = sum(self.spec.budget(stage) for stage in STAGES)
+        weight = losses.token_weights(segments.trainable, rl.loss_average, budget)
         batch = learner_batch(segments, advantage, weight, self.run.spec.learn.micro_batch)
         return update(
             state, {}, self.run.optimizer, self.run.model, world.grammar, world.pieces.prefix, batch,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from agemem_jax.models import kv_cache
@@ -18,6 +17,7 @@ from agemem_jax.rl import advantages, losses
 from agemem_jax.rl.batch import LearnerBatch
 from agemem_jax.rollout.decode import Generation, Policy, decode, generate
 from agemem_jax.training.learn import LearnSpec, update
+from agemem_jax.training.state import Optimizer
 from agemem_jax.types import Text, TrainState
 from configs import base
 
@@ -141,7 +141,7 @@ def learner_batch(sizes: Sizes, tokens: jax.Array, logp: jax.Array, rl: ConfigDi
     )
 
 
-def make_update(model: ModelConfig, sizes: Sizes, optimizer: optax.GradientTransformation, rl: ConfigDict):
+def make_update(model: ModelConfig, sizes: Sizes, optimizer: Optimizer, rl: ConfigDict):
     """(state, prompts, tokens, logp) -> (state, metrics): the learner's half of `make_step`."""
     learn = LearnSpec(micro_batch=sizes.micro_batch, widths=(sizes.context,), temperature=1.0)
 
@@ -153,7 +153,7 @@ def make_update(model: ModelConfig, sizes: Sizes, optimizer: optax.GradientTrans
     return learn_from
 
 
-def make_step(model: ModelConfig, sizes: Sizes, optimizer: optax.GradientTransformation, rl: ConfigDict):
+def make_step(model: ModelConfig, sizes: Sizes, optimizer: Optimizer, rl: ConfigDict):
     """One GRPO update, to be jitted with `state` donated: (state, prompts [tasks, prompt], key) -> (state, metrics)."""
     learn_from = make_update(model, sizes, optimizer, rl)
 

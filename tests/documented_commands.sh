@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The README's commands, each for a few updates, with the Python that is given: tests/documented_commands.sh .venv/bin/python
+set -euo pipefail
+python=$1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+try() { printf '\n$ python %s\n' "$*"; "$python" "$@"; }
+
+try -m experiments.train --config=configs/tiny.py --workdir="$folder/tiny" \
+    --config.rl.updates=2 --config.train.eval_tasks=64 --config.num_seeds=1
+test -s "$folder/tiny/summary.json" && test -s "$folder/tiny/report.html"
+try -m experiments.report --workdir="$folder/tiny" --picture="$folder/tiny.png"
+test -s "$folder/tiny.png"
+try -m experiments.export --run="$folder/tiny/seed_0" --folder="$folder/released/tiny" --dtype=bfloat16
+test -s "$folder/released/tiny/tokenizer.json"
+
+try tests/small_inputs.py "$folder"
+try -m experiments.train --config=configs/hotpotqa.py --workdir="$folder/hotpotqa" \
+    --config.policy.weights="$folder/small.gguf" --config.task.path="$folder/hotpot.json" \
+    --config.rl.updates=1 --config.rl.group_size=2 --config.rl.micro_batch=2 --config.train.eval_tasks=2
+test -s "$folder/hotpotqa/report.html"
+try -m experiments.export --run="$folder/hotpotqa/seed_0" --folder="$folder/released/hotpotqa"
+test -s "$folder/released/hotpotqa/chat_template.jinja"
+
+try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
+    --config.warm.steps=2 --config.warm.batch=8 --config.warm.warmup_steps=1
+test -s "$folder/warm/model.safetensors"
