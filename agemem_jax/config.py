@@ -114,6 +114,7 @@ ABOVE_ZERO = (
 # Lowest and highest value.
 WITHIN = {
     "context.filter_threshold": (0, 1),
+    "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
     "task.test_fraction": (0, 1),
     "reward.good_entry": (0, 1),

@@ -18,7 +18,7 @@ from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
 from agemem_jax.envs.judge import Judge
-from agemem_jax.memory import encoder
+from agemem_jax.memory import encoder, equality
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
@@ -219,6 +219,7 @@ def build_world(
         grammar=grammar,
         pieces=pieces,
         encoder=table.astype(np.float32),
+        equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
         answer_table=scoring.answer_table(token_bytes),
     )
@@ -256,6 +257,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         max_top_k=t.max_top_k,
         auto_top_k=config.task.auto_top_k,
         auto_min_score=config.task.auto_min_score,
+        min_score=config.store.min_score,
         filter_threshold=c.filter_threshold,
         duplicates=config.store.duplicates,
         pin_query=c.pin_query,
