@@ -141,7 +141,9 @@ def get_config() -> ConfigDict:
     c.reward.over_context = -0.5
     c.reward.malformed = -0.1  # a turn, unconstrained only
     c.reward.good_entry = 0.6  # token overlap with a gold fact from which an entry counts as high quality
-    c.reward.judge = ""  # base URL of an OpenAI-compatible endpoint, with task_metric "judge"
+    # With task_metric "judge": base URL of an OpenAI-compatible endpoint, without a login (OPENAI_API_KEY in the
+    # environment is sent along), and a model that it serves. An answer without a verdict gets 0 (metric judge_failed).
+    c.reward.judge = ""
     c.reward.judge_model = ""
 
     # Step-wise GRPO.

@@ -286,8 +286,12 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
 
 
 def host_judge(config: ConfigDict, source: TaskSource, tokenizer: Tokenizer):
-    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program."""
+    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program.
+
+    The endpoint is asked once. Raises InputError if it gives no verdict.
+    """
     judge = Judge(config.reward.judge, config.reward.judge_model)
+    judge.check()
 
     def score(index: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         records = [source.records[int(i)] for i in index]
