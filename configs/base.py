@@ -97,16 +97,18 @@ def get_config() -> ConfigDict:
 
     # The task: HotpotQA records into three stages.
     c.task = ConfigDict()
-    c.task.path = ""  # a HotpotQA JSON file (either published layout), or "" = questions generated from `task.seed`
+    # HotpotQA records in either published layout: a JSON or JSON lines file, also gzipped, or tfds:NAME:SPLIT@FOLDER, a
+    # prepared tfds data set (data/files.py). "" = questions generated from `task.seed`.
+    c.task.path = ""
     c.task.seed = 0
     c.task.train_size = 4096  # generated questions
     c.task.test_size = 512
-    c.task.test_fraction = 0.2  # of a file's records, the last ones
+    c.task.test_fraction = 0.2  # of a file's records, the last ones; what is among them is never trained on
     c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter
     c.task.chatter = 0  # of these, messages with no fact at all
     c.task.distractors = 4  # stage-2 messages
-    c.task.message_tokens = 64
-    c.task.answer_tokens = 16
+    c.task.message_tokens = 64  # longer messages, questions and supporting facts are cut, and counted
+    c.task.answer_tokens = 16  # longer gold answers are cut, and counted
     c.task.auto_top_k = 3  # stage 1: entries put before the agent with each message; 0 = none
     c.task.auto_min_score = 0.0  # cosine below which automatic retrieval shows nothing
     c.task.owners = 1  # rows are spread over this many owners

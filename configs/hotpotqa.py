@@ -4,7 +4,7 @@
         --workdir=runs/hotpotqa
 
 `weights`: a .gguf file, a .safetensors file or index, or a Hugging Face folder of a Qwen2.5, Qwen3 or Llama-style
-instruct model; tokenizer and chat template are read from it. `path`: a HotpotQA JSON file in either published layout.
+instruct model; tokenizer and chat template are read from it. `path`: HotpotQA records (configs/base.py).
 Three updates of a 0.5B model run on 2 CPU cores; the README has the minutes, tokens/s and memory measured. On
 accelerators raise group_size, tasks_per_update and the token limits to configs/base.py's.
 """
@@ -25,10 +25,10 @@ def get_config() -> ConfigDict:
     c.tools.default_top_k = 2
     c.store.entries = 16
     c.store.entry_tokens = 96
-    c.task.facts = 2
+    c.task.facts = 2  # four of ten questions have more supporting facts, of which two are told
     c.task.chatter = 0
     c.task.distractors = 1
-    c.task.message_tokens = 96  # 99 % of the sentences
+    c.task.message_tokens = 96  # 97 % of the messages, 99 % of the supporting facts
     c.task.auto_top_k = 1
     c.task.auto_min_score = 0.2
 

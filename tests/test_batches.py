@@ -1,17 +1,22 @@
-"""The tiny vocabulary (one word, one piece) and batches that depend on (seed, update) alone."""
+"""The tiny vocabulary (one word, one piece), batches that depend on (seed, update) alone, and what data must hold."""
 
 import json
-import logging
 import random
 import re
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vocabularies import write_bpe
 
-from agemem_jax.data import questions, vocabulary
+from agemem_jax.config import ConfigError
+from agemem_jax.data import hotpotqa, questions, vocabulary
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.envs.scoring import hash_words
+from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID
 from configs import base
 
@@ -107,7 +112,6 @@ def test_arrays_hold_the_staged_record(source, tokenizer):
     assert task.facts.tokens.dtype == np.int32 and task.answer_words.dtype == np.uint32
     places = np.arange(9) >= task.facts.length[..., None]
     assert (task.facts.tokens[places] == PAD_ID).all() and (task.facts.tokens[~places] != PAD_ID).all()
-    assert source.truncated == 0
     assert source.encode("Ada Keller") == tokenizer.encode(" Ada Keller")
 
 
@@ -156,8 +160,22 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     assert (source.num_train, source.num_test) == (15, 5)
     trained = {i for update in range(8) for i in source.batch(update).index.tolist()}
     assert trained <= set(range(15)) and source.test_batch(0, 5)[0].index.tolist() == list(range(15, 20))
-    with pytest.raises(ValueError, match="give 20 training and 0 test tasks"):
-        TaskSource(tiny_config(path=str(path), test_fraction=0.0), tokenizer, hash_answer)
+    for fraction, split in ((0.0, "20 training and 0"), (0.02, "20 training and 0"), (1.0, "0 training and 20")):
+        with pytest.raises(InputError, match=f"give {split} test.*task.test_fraction = {fraction} of task.path = "):
+            TaskSource(tiny_config(path=str(path), test_fraction=fraction), tokenizer, hash_answer)
+
+
+def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer, caplog):
+    path, records = tmp_path / "records.json", questions.generate(0, 20, "train")
+    again = [record | {"_id": "", "question": record["question"].lower() + "?"} for record in records[3:8]]
+    path.write_text(json.dumps(records + records[:2] + again))
+    source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
+    assert "left out 5 of 22 training records that are in the test split too" in caplog.text
+    assert (source.num_train, source.num_test) == (17, 5)
+    assert source.records == records[:3] + records[8:] + records[:2] + again
+    path.write_text(json.dumps(records[:2] * 2))
+    with pytest.raises(InputError, match="2 records give 0 training and 2 test tasks"):
+        TaskSource(tiny_config(path=str(path), test_fraction=0.5), tokenizer, hash_answer)
 
 
 def test_padding_refuses_what_does_not_fit():
@@ -169,9 +187,98 @@ def test_padding_refuses_what_does_not_fit():
         pad_texts([[1], [2]], 1, 2)
 
 
-def test_long_messages_are_cut_counted_and_warned_of_once(tokenizer, caplog):
-    source = TaskSource(tiny_config(message_tokens=4), tokenizer, hash_answer)
-    with caplog.at_level(logging.WARNING):
-        task = source.batch(0)
-    assert task.facts.length.max() == 4 and source.truncated > 4
-    assert len([record for record in caplog.records if "was cut to 4" in record.getMessage()]) == 1
+def test_cut_texts_are_counted_by_kind(tokenizer, caplog):
+    source = TaskSource(tiny_config(), tokenizer, hash_answer)
+    cuts = source.cut_texts
+    assert all(cut["share"] == 0 for cut in cuts.values()) and not caplog.records
+    assert cuts["queries"]["holds_99"] == max(len(source.encode(r["question"])) for r in source.records)
+
+    config = tiny_config(message_tokens=8, answer_tokens=1)
+    config.store.entry_tokens = 5
+    source = TaskSource(config, tokenizer, hash_answer)
+    lengths = [len(source.encode(record["question"])) for record in source.records]
+    assert source.cut_texts["queries"] == {
+        "field": "task.message_tokens", "limit": 8, "share": np.mean(np.array(lengths) > 8), "holds_99": max(lengths)
+    }  # fmt: skip
+    answers = [len(source.encode(record["answer"])) for record in source.records]
+    assert source.cut_texts["answers"]["share"] == np.mean(np.array(answers) > 1) > 0
+    assert source.cut_texts["supporting facts"]["share"] == 0 < source.cut_texts["supporting facts as entries"]["share"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    for kind, field in (("queries", "task.message_tokens = 8"), ("answers", "task.answer_tokens = 1")):
+        cut = source.cut_texts[kind]
+        assert f"{cut['share']:.1%} of {kind} ({field}; 99 % need {cut['holds_99']})" in message
+    task = source.batch(0, tasks=16, group_size=1)
+    assert task.query.length.max() == 8 and task.answer.length.max() == 1 == task.num_answer_words.max()
+
+
+def test_a_limit_that_cuts_most_of_what_must_be_whole_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "records.json"
+    most = questions.generate(0, 9, "train")
+    path.write_text(json.dumps([record | {"answer": "Ada Keller was born in Halden"} for record in most]))
+    for change, told in (
+        ({"message_tokens": 4}, r"task.message_tokens = 4: cuts \d+% of the queries, .* have at most \d+ tokens"),
+        ({"path": str(path), "answer_tokens": 5}, "task.answer_tokens = 5: cuts 100% of the answers, .* most 6 tokens"),
+        ({"path": str(path), "answer_tokens": 6}, None),
+    ):
+        if told is None:
+            TaskSource(tiny_config(**change), tokenizer, hash_answer)
+            continue
+        with pytest.raises(ConfigError, match=told):
+            TaskSource(tiny_config(**change), tokenizer, hash_answer)
+
+
+SMALL_TEXT = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(["a", "The", "yes", " ", "", "\0"])
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats(allow_nan=False) | SMALL_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SMALL_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+GOOD_TEXT = st.builds("{}{}".format, st.sampled_from(["Zoe ", "7", "the x"]), st.text(max_size=30))
+TITLES = st.sampled_from(["A", "A ", "B (c)", "((", "D"])
+SENTENCES = st.lists(GOOD_TEXT | SMALL_TEXT.filter(lambda text: text.isprintable()), min_size=1, max_size=3)
+FACTS = st.lists(st.tuples(TITLES, st.integers(-1, 2)), min_size=1, max_size=9)
+CONTEXT = st.lists(st.tuples(TITLES, SENTENCES), min_size=1, max_size=4)
+
+
+def as_columns(pairs, names):
+    return {name: [pair[i] for pair in pairs] for i, name in enumerate(names)}
+
+
+@st.composite
+def json_records(draw):
+    """A record of which at most one field is anything at all."""
+    facts, context = draw(FACTS), draw(CONTEXT)
+    columns = draw(st.booleans())
+    record = {
+        "question": draw(GOOD_TEXT),
+        "answer": draw(GOOD_TEXT),
+        "supporting_facts": as_columns(facts, ("title", "sent_id")) if columns else facts,
+        "context": as_columns(context, ("title", "sentences")) if columns else context,
+    }
+    wrong = draw(st.sampled_from([None] * 16 + ["_id", "id", "type", "level", *record]))
+    return record if wrong is None else record | {wrong: draw(JSON_VALUES)}
+
+
+@pytest.fixture(scope="module")
+def bpe_source(tmp_path_factory):
+    """A source for real text, to be given other records."""
+    tokenizer = Tokenizer.load(write_bpe(tmp_path_factory.mktemp("bpe")))
+    return TaskSource(tiny_config(message_tokens=64, answer_tokens=16), tokenizer, hash_words)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@settings(max_examples=150, deadline=None)
+@given(st.lists(json_records(), max_size=3) | JSON_VALUES, st.integers(0, 3))
+def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_source, rows, epoch):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(rows))
+    try:
+        records = hotpotqa.load(str(path), lambda answer: len(hash_words(answer)[0]) > 0)
+    except InputError as error:
+        assert "\n" not in str(error) and str(error).startswith("task.path: ")
+        return
+    bpe_source.records, bpe_source.max_gold = records, 6
+    task = bpe_source.rows([(i, epoch) for i in range(len(records))])
+    assert (task.num_gold > 0).all() and (task.num_answer_words > 0).all() and (task.query.length > 0).all()
+    assert (task.facts.length.sum(1) > 0).all() and (task.num_distractors == 3).all()
+    assert bpe_source._measure().keys() == bpe_source.cut_texts.keys()

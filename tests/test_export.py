@@ -159,7 +159,8 @@ def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
     with Checkpointer(folder / "seed_0" / "checkpoints", config, 2) as saver:
         saver.save(update - 1, jax.tree.map(jnp.zeros_like, state), {}, wait=True)
         saver.save(update, state, {}, wait=True)
-    (folder / "seed_0" / "seconds.json").write_text("{}")
+    for name in ("seconds.json", "cut_texts.json"):
+        (folder / "seed_0" / name).write_text("{}")
     methods = {name: {"f1": [0.25, 0.75], "reward": [1.0, 2.0]} for name in ("no_memory", "agemem_norl", "agemem")}
     write_summary(folder, config, {0: methods}, "a command")
     return jax.device_get(params)

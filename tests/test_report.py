@@ -75,7 +75,7 @@ def test_every_section_is_there(html):
         "Total reward", "Storage", "stage 1 · weight 0.333", "switched off", "KL to the reference", "Entropy",
         "Clip fraction", "Generated tokens/s", "Segments per trajectory", "Zero-variance groups", "an_extra_key",
         "Retrieve_memory", "Silver River was written by Ada Keller", "Context after: ", "--config=configs/tiny.py",
-        "0.10.2", "group_size",
+        "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.",
     ):  # fmt: skip
         assert text in reader.text, text
     for outcome in ("Learned", "Still wrong", "Unlearned"):

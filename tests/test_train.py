@@ -14,6 +14,7 @@ import pytest
 from small import small_config
 
 from agemem_jax.config import ConfigError, to_json
+from agemem_jax.data.batches import LIMITS
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.memory.encoder import policy_table
@@ -100,6 +101,7 @@ def test_summary_holds_every_method_and_metric(whole, folder):
     assert summary["methods"]["agemem_norl"] != summary["methods"]["agemem"]
     assert summary["seeds"] == [0, 1] and summary["test_tasks"] == 6
     assert summary["seconds"]["train"] > 0 and summary["environment"]["jax"] == jax.__version__
+    assert summary["cut_texts"]["queries"]["share"] == 0 and len(summary["cut_texts"]) == len(LIMITS)
     assert "experiments.train --config=" in summary["command"]
     assert json.loads((folder / "out.json").read_text()) == summary
 

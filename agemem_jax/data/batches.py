@@ -7,11 +7,25 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from agemem_jax.config import refuse
 from agemem_jax.data import hotpotqa, questions
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID, Task, Text
 
 KEY_TOKENS = 16  # key tokens kept of a query
+MEASURED_RECORDS = 500  # whose texts are measured against their limits
+TEACHABLE_SHARE = 0.5  # of queries, supporting facts or answers that may be cut at most
+# What is measured: the field that limits it, and whether it must be whole for most records.
+LIMITS = {
+    "messages": ("task.message_tokens", False),
+    "queries": ("task.message_tokens", True),
+    "supporting facts": ("task.message_tokens", True),
+    "supporting facts as entries": ("store.entry_tokens", False),
+    "answers": ("task.answer_tokens", True),
+    "supporting facts of a record": ("task.facts", False),
+    "key tokens of a query": ("", False),
+}
 
 HashAnswer = Callable[[str], tuple[np.ndarray, bool]]
 
@@ -23,34 +37,41 @@ class TaskSource:
     pair; with it the last `config.task.test_fraction` of the file's records are the test split. In `records` the
     training records come first, then the test records; Task.index counts through both.
 
-    A message, query or answer with more tokens than its limit is cut; `truncated` counts these, and the first is
-    warned of.
+    A text with more tokens than its limit is cut. `cut_texts` has for each kind in LIMITS the field that limits it,
+    its value, the share of MEASURED_RECORDS records' texts that it cuts, and the value that would hold 99 % of them;
+    a warning names those that are cut.
 
     hash_answer: envs.scoring.hash_words: text -> (hashes of the answer's normalised words [n, 2] uint32, whether the
     normalised answer is yes, no or noanswer).
 
-    Raises ValueError if the file cannot be read (hotpotqa.load) or if a split would be empty.
+    Training records of a file that are in its test split too (hotpotqa.identities) are left out; a warning counts them.
+
+    Raises InputError if the file cannot be read (hotpotqa.load), if a split would be empty, or if more than
+    TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
     """
 
     def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
         self.config, self.tokenizer, self.hash_answer = config, tokenizer, hash_answer
         task = config.task
         if task.path:
-            self.records = hotpotqa.load(task.path)
+            self.records = hotpotqa.load(task.path, lambda answer: len(hash_answer(answer)[0]) > 0)
             self.num_test = round(len(self.records) * task.test_fraction)
+            self._leave_out_test_tasks()
         else:
             self.records = questions.generate(task.seed, task.train_size, "train")
             self.records += questions.generate(task.seed, task.test_size, "test")
             self.num_test = task.test_size
         self.num_train = len(self.records) - self.num_test
         if self.num_train < 1 or self.num_test < 1:
-            raise ValueError(
+            raise InputError(
                 f"task: {len(self.records)} records give {self.num_train} training and {self.num_test} test tasks; "
-                "each needs at least one (task.test_fraction of a file; else task.train_size, task.test_size)"
+                f"each needs at least one (task.test_fraction = {task.test_fraction} of task.path = {task.path!r}; "
+                "without a file task.train_size, task.test_size)"
             )
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
         self.max_gold = min(task.facts, max(len(record["supporting_facts"]) for record in self.records))
-        self.truncated = 0
+        self.cut_texts = self._measure()
+        self._check_cuts()
 
     def batch(self, update: int, tasks: int = 0, group_size: int = 0) -> Task:
         """The training tasks of an update: B = tasks * group_size rows, the equal rows of a group consecutive.
@@ -84,6 +105,61 @@ class TaskSource:
         """Token ids of a piece of text. In the tiny vocabulary a word's piece begins with its space (vocabulary.py)."""
         return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
 
+    def _leave_out_test_tasks(self) -> None:
+        """Removes the training records of a file that the test split has as well."""
+        num_train = len(self.records) - self.num_test
+        tested = {key for record in self.records[num_train:] for key in hotpotqa.identities(record)}
+        kept = [record for record in self.records[:num_train] if tested.isdisjoint(hotpotqa.identities(record))]
+        if len(kept) < num_train:
+            logging.warning(
+                "%s: left out %d of %d training records that are in the test split too",
+                self.config.task.path, num_train - len(kept), num_train,
+            )  # fmt: skip
+        self.records = kept + self.records[num_train:]
+
+    def _measure(self) -> dict[str, dict]:
+        """The `cut_texts` of records spread evenly over both splits."""
+        sizes: dict[str, list[int]] = {kind: [] for kind in LIMITS}
+        for index in range(0, len(self.records), -(-len(self.records) // MEASURED_RECORDS)):
+            staged = self.staged(index)
+            told = [len(self.encode(text)) for text in staged.facts + staged.distractors]
+            gold = [len(self.encode(text)) for text in staged.gold]
+            words = len(self.hash_answer(staged.answer)[0])
+            sizes["messages"] += told
+            sizes["queries"].append(len(self.encode(staged.query)))
+            sizes["supporting facts"] += gold
+            sizes["supporting facts as entries"] += gold
+            sizes["answers"].append(max(words, len(self.encode(staged.answer))))
+            sizes["supporting facts of a record"].append(len(self.records[index]["supporting_facts"]))
+            sizes["key tokens of a query"].append(len(self._key_tokens(staged.key_words)))
+        measured = {}
+        for kind, (field, _) in LIMITS.items():
+            limit = KEY_TOKENS if not field else self.config[field.split(".")[0]][field.split(".")[1]]
+            measured[kind] = {
+                "field": field,
+                "limit": limit,
+                "share": float(np.mean(np.array(sizes[kind]) > limit)),
+                "holds_99": int(np.percentile(sizes[kind], 99, method="higher")),
+            }
+        return measured
+
+    def _check_cuts(self) -> None:
+        """Warns of texts that are cut; raises ConfigError if so many are that little can be learnt."""
+        cuts = {kind: cut for kind, cut in self.cut_texts.items() if cut["share"]}
+        for kind, cut in cuts.items():
+            if LIMITS[kind][1] and cut["share"] > TEACHABLE_SHARE:
+                refuse(
+                    cut["field"], cut["limit"],
+                    f"cuts {cut['share']:.0%} of the {kind}, which must be whole to be learnt from; 99 % of them have "
+                    f"at most {cut['holds_99']} tokens",
+                )  # fmt: skip
+        if cuts:
+            told = (
+                f"{cut['share']:.1%} of {kind} ({cut['field'] or 'fixed'} = {cut['limit']}; 99 % need "
+                f"{cut['holds_99']})" for kind, cut in cuts.items()
+            )  # fmt: skip
+            logging.warning("cut to their limits: %s", ", ".join(told))
+
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.config.seed, epoch]).permutation(self.num_train)
 
@@ -101,7 +177,7 @@ class TaskSource:
             query=pad_text(self._cut(staged.query, task.message_tokens), task.message_tokens),
             gold=self._messages(staged.gold, self.max_gold),
             num_gold=np.int32(len(staged.gold)),
-            key_tokens=_padded(self._key_tokens(staged.key_words), KEY_TOKENS, np.int32),
+            key_tokens=_padded(self._key_tokens(staged.key_words)[:KEY_TOKENS], KEY_TOKENS, np.int32),
             answer=pad_text(self._cut(staged.answer, task.answer_tokens), task.answer_tokens),
             answer_words=np.pad(hashes, ((0, task.answer_tokens - len(hashes)), (0, 0))),
             num_answer_words=np.int32(len(hashes)),
@@ -113,12 +189,7 @@ class TaskSource:
 
     def _cut(self, text: str, limit: int) -> list[int]:
         """The first `limit` token ids of a piece of text."""
-        ids = self.encode(text)
-        if len(ids) > limit:
-            self.truncated += 1
-            if self.truncated == 1:
-                logging.warning("a text of %d tokens was cut to %d; this warning is not repeated", len(ids), limit)
-        return ids[:limit]
+        return self.encode(text)[:limit]
 
     def _messages(self, texts: list[str], count: int) -> Text:
         """Pieces of text as Text [count, message_tokens]."""
@@ -127,7 +198,7 @@ class TaskSource:
 
     def _key_tokens(self, words: list[str]) -> list[int]:
         """Distinct token ids of the words as they appear inside a sentence, after a space."""
-        return list(dict.fromkeys(token for word in words for token in self.tokenizer.encode(" " + word)))[:KEY_TOKENS]
+        return list(dict.fromkeys(token for word in words for token in self.tokenizer.encode(" " + word)))
 
 
 def pad_text(ids: list[int], width: int) -> Text:
@@ -136,7 +207,6 @@ def pad_text(ids: list[int], width: int) -> Text:
 
 
 def pad_texts(rows: list[list[int]], count: int, width: int) -> Text:
-    """At most `count` token lists as a padded Text [count, width]."""
     """Lists of token ids as a Text [count, width], empty beyond the last list. Raises ValueError if they do not fit."""
     if len(rows) > count:
         raise ValueError(f"{len(rows)} texts do not fit {count} rows")

@@ -9,17 +9,30 @@ The Hugging Face and TensorFlow Datasets layout has "id" for "_id" and columns f
 "supporting_facts": {"title": [...], "sent_id": [...]}, "context": {"title": [...], "sentences": [[...], ...]}.
 """
 
-import json
 import random
 import re
+import unicodedata
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from agemem_jax.data import files
 from agemem_jax.data.questions import chatter as small_talk
+from agemem_jax.errors import InputError
 
 FIELDS = ("question", "answer", "supporting_facts", "context")
-TFDS_MARK = "tfds:"
+LAYOUTS = {
+    "supporting_facts": "[[title, sentence index], ...], or columns title and sent_id of the same length",
+    "context": "[[title, [sentence, ...]], ...], or columns title and sentences of the same length",
+}
+JSON_NAMES = {
+    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list",
+    dict: "an object",
+}  # fmt: skip
+MAX_CHARACTERS = 100_000  # of one text: a sentence, a question or an answer is far shorter
+UNSUPPORTED = "supporting facts that name a title or sentence which the context lacks, or has blank or twice"
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # all but white space
 LEAD_INS = ("I read this: ", "By the way: ", "Something I learned: ", "Someone told me: ", "Did you know? ")
 QUESTION_WORDS = set(
     """a an and are at by can could did do does for from had has have how if in is of on or the to was were what when
@@ -40,62 +53,120 @@ class StagedRecord:
     key_words: list[str]  # the query's names, titles, places and dates, word by word
 
 
-def load(path: str) -> list[dict]:
-    """Reads records in either layout and returns them in the official one.
+def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
+    """Reads records in either layout, checks them, and returns them in the official one.
 
-    `path` is a JSON file, or `tfds:NAME:SPLIT` (for example tfds:hotpot_qa/distractor:validation) for a prepared
-    TensorFlow Datasets data set, which is read without TensorFlow.
+    `path` is a JSON file, JSON lines, or `tfds:NAME:SPLIT`, as data/files.py has it. What the published files have
+    here and there is left out, and one warning counts it: control characters, supporting facts without a sentence
+    (`supports`), records that have none left, and records whose answer `can_score` says no to.
 
-    Raises ValueError for a file that is missing, is not a JSON list of records, or has a record that lacks a field.
-    Supporting facts that name a title or a sentence which the context lacks (the published files have some) are left
-    out, and so is a record that has none left; one warning counts them.
+    Raises InputError for a file that cannot be read or has no such record, and for a record that is not as `normalise`
+    wants it.
     """
-    rows = _read_tfds(path) if path.startswith(TFDS_MARK) else _read_json(path)
-    records, dangling = [], 0
-    for number, row in enumerate(rows):
-        record = normalise(row, f"{path}: record {number}")
-        sentences = {title: len(paragraph) for title, paragraph in record["context"]}
-        facts = [fact for fact in record["supporting_facts"] if 0 <= fact[1] < sentences.get(fact[0], 0)]
-        dangling += len(record["supporting_facts"]) - len(facts)
-        if facts:
+    records, left_out, read = [], Counter(), 0
+    for number, row in enumerate(files.read(path)):
+        record = normalise(row, f"task.path: {path!r}, record {number}", left_out)
+        read = number + 1
+        facts = [fact for fact in record["supporting_facts"] if supports(record, *fact)]
+        left_out[UNSUPPORTED] += len(record["supporting_facts"]) - len(facts)
+        if not facts:
+            left_out["records without a supporting fact"] += 1
+        elif not can_score(record["answer"]):
+            left_out["records whose answer has no word to score, articles and punctuation aside"] += 1
+        else:
             records.append(record | {"supporting_facts": facts})
-    if dangling or len(records) < len(rows):
-        warnings.warn(
-            f"{path}: left out {dangling} supporting facts that name a title or sentence which the context lacks, and "
-            f"{len(rows) - len(records)} records without a supporting fact",
-            stacklevel=2,
-        )
+    told = "".join(f"; left out {count} {what}" for what, count in sorted(left_out.items()) if count)
+    if not records:
+        raise InputError(f"task.path: {path!r} has no record that can be used: {read} were read{told}")
+    if told:
+        warnings.warn(f"{path}: {len(records)} of {read} records are used{told}", stacklevel=2)
     return records
 
 
-def normalise(row: dict, where: str) -> dict:
-    """One record in the official layout; `where` names it in errors."""
+def normalise(row, where: str, left_out: Counter) -> dict:
+    """One record in the official layout, with titles without white space around them or doubled within.
+
+    Args:
+      row: a JSON value.
+      where: names it in errors.
+      left_out: counts control characters, which become spaces.
+
+    Raises InputError, naming the field, if a field is missing or not in a published layout; if a text is not text, or
+    blank, holds half of a surrogate pair or is longer than MAX_CHARACTERS (sentences may be blank); if an index is no
+    whole number.
+    """
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a {type(row).__name__}; it must be an object with the fields {', '.join(FIELDS)}")
+        raise InputError(f"{where} is {_kind(row)}; an object with the fields {', '.join(FIELDS)} is needed")
     for name in FIELDS:
         if name not in row:
-            needed = ", ".join(FIELDS)
-            raise ValueError(f"{where} lacks the field {name!r}; needed: {needed} (HotpotQA's test file lacks them)")
-    facts, context = row["supporting_facts"], row["context"]
-    try:
-        if isinstance(facts, dict):
-            facts = zip(facts["title"], facts["sent_id"], strict=True)
-        if isinstance(context, dict):
-            context = zip(context["title"], context["sentences"], strict=True)
-        return {
-            "_id": str(row.get("_id", row.get("id", ""))),
-            "question": str(row["question"]),
-            "answer": str(row["answer"]),
-            "type": str(row.get("type", "")),
-            "level": str(row.get("level", "")),
-            "supporting_facts": [[str(title), int(sentence)] for title, sentence in facts],
-            "context": [[str(title), [str(sentence) for sentence in paragraph]] for title, paragraph in context],
-        }
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{where}: supporting_facts or context is in neither published layout ({error!r}); expected "
-            "[[title, index], ...] and [[title, [sentence, ...]], ...], or columns title/sent_id and title/sentences"
-        ) from error
+            raise InputError(
+                f"{where} lacks the field {name!r}; needed: {', '.join(FIELDS)} (HotpotQA's test file lacks some); it "
+                f"has: {', '.join(f'{key!r:.40}' for key in list(row)[:10])}"
+            )
+
+    def text(value, *field) -> str:
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {_name(field)} is {_kind(value)}; text is needed")
+        if len(value) > MAX_CHARACTERS:
+            raise InputError(f"{where}: {_name(field)} has {len(value)} characters; at most {MAX_CHARACTERS} are read")
+        if value.isprintable():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start]
+            raise InputError(
+                f"{where}: {_name(field)} holds half of a surrogate pair ({half!r}), which is not text"
+            ) from error
+        value, found = CONTROL.subn(" ", value)
+        left_out["control characters"] += found
+        return value
+
+    def named(value, *field) -> str:
+        """A text that says something."""
+        value = text(value, *field)
+        if is_blank(value):
+            raise InputError(f"{where}: {_name(field)} is blank; remove the record, or fill it in")
+        return value
+
+    def label(value, field: str) -> str:
+        """A text that nothing depends on: it may be absent or a number."""
+        return "" if value is None else str(value) if _is_whole(value) else text(value, field)
+
+    facts, context = {}, []
+    for title, index in _pairs(row, "supporting_facts", ("title", "sent_id"), where):
+        if not _is_whole(index):
+            raise InputError(f"{where}: supporting_facts has the index {index!r:.40}; whole numbers are needed")
+        facts[_spaced(named(title, "a title of supporting_facts")), index] = None  # each once, in order
+    for title, paragraph in _pairs(row, "context", ("title", "sentences"), where):
+        title = _spaced(named(title, "a title of context"))
+        if not isinstance(paragraph, list | tuple):
+            raise InputError(f"{where}: context has {_kind(paragraph)} under {title!r:.60}; a list is needed")
+        context.append([title, [text(part, "context sentence", i, "under", title) for i, part in enumerate(paragraph)]])
+    return {
+        "_id": label(row.get("_id", row.get("id")), "_id"),
+        "question": named(row["question"], "question"),
+        "answer": named(row["answer"], "answer"),
+        "type": label(row.get("type"), "type"),
+        "level": label(row.get("level"), "level"),
+        "supporting_facts": [list(fact) for fact in facts],
+        "context": context,
+    }
+
+
+def supports(record: dict, title: str, index: int) -> bool:
+    """Whether a supporting fact names one sentence: there is one, not blank, and no other paragraph of that title."""
+    paragraphs = [paragraph for name, paragraph in record["context"] if name == title]
+    one = bool(paragraphs) and all(paragraph == paragraphs[0] for paragraph in paragraphs)
+    return one and 0 <= index < len(paragraphs[0]) and not is_blank(paragraphs[0][index])
+
+
+def identities(record: dict) -> list[tuple]:
+    """What a record has in common with another of the same task: question and id, question and supporting sentences."""
+    paragraphs = dict(record["context"])
+    question = " ".join(_words(record["question"])) or record["question"]
+    gold = frozenset(" ".join(_words(paragraphs[title][index])) for title, index in record["supporting_facts"])
+    return [(question, gold)] + ([(question, record["_id"])] if record["_id"] else [])
 
 
 def stages(
@@ -118,7 +189,7 @@ def stages(
         for title, paragraph in record["context"]
         if title not in gold_titles
         for sentence in paragraph
-        if sentence.strip()
+        if not is_blank(sentence)
     ]
     rng.shuffle(others)
 
@@ -157,14 +228,15 @@ def stages(
 def told_sentence(title: str, sentence: str) -> str:
     """The sentence, after "Title: " unless it names more than half of its title's words ("He was born in ...")."""
     sentence = sentence.strip()
-    words = _words(re.sub(r"\(.*?\)", "", title)) or _words(title)
+    words = _words(re.sub(r"\([^()]*\)", "", title)) or _words(title)
     named = set(_words(sentence))
     return sentence if 2 * sum(word in named for word in words) > len(words) else f"{title}: {sentence}"
 
 
 def key_words(question: str) -> list[str]:
     """The words of a question that name something: capitalised ones and those with a digit, without question words."""
-    words = [word.removesuffix("'s").removesuffix("\u2019s") for word in re.findall(r"[\w'\u2019.-]*\w", question)]
+    words = [word.rstrip("'\u2019.-") for word in re.findall(r"\w[\w'\u2019.-]*", question)]
+    words = [word.removesuffix("'s").removesuffix("\u2019s") for word in words]
     named = [word for word in words if (word[:1].isupper() or any(c.isdigit() for c in word))]
     return list(dict.fromkeys(word for word in named if word.lower() not in QUESTION_WORDS))
 
@@ -173,38 +245,37 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _read_json(path: str) -> list:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"task.path: no file {path!r}; give a HotpotQA JSON file, tfds:NAME:SPLIT, or '' for generated questions"
-        )
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"task.path: {path!r} is not JSON ({error}); HotpotQA's files are one JSON list") from error
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"task.path: {path!r} holds no list of records; HotpotQA's files are one JSON list")
-    return rows
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to see: white space and marks without a width alone."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs") for character in text)
 
 
-def _read_tfds(path: str) -> list:
-    name, _, split = path.removeprefix(TFDS_MARK).rpartition(":")
-    if not name or not split:
-        raise ValueError(f"task.path: {path!r} must be tfds:NAME:SPLIT, as in tfds:hotpot_qa/distractor:train")
-    import tensorflow_datasets as tfds  # slow to import, and needed here alone
-
-    return [_plain(row) for row in tfds.data_source(name, split=split)]
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
 
 
-def _plain(value):
-    """Arrays as lists and bytes as text, all the way down."""
+def _pairs(row: dict, field: str, columns: tuple[str, str], where: str) -> list:
+    """The pairs of a field, from either layout."""
+    value = row[field]
+    pairs = value
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, str):
-        return value
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return [_plain(item) for item in value] if hasattr(value, "__iter__") else value
+        first, second = (value.get(name) for name in columns)
+        both = isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second)
+        pairs = list(zip(first, second, strict=True)) if both else None
+    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+        raise InputError(f"{where}: {field} is in neither published layout; needed: {LAYOUTS[field]}")
+    return pairs
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _kind(value) -> str:
+    """What a JSON value is."""
+    return JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _name(field: tuple) -> str:
+    """A field as an error names it; titles within quotes, and not too long."""
+    return " ".join(f"{part!r:.60}" if i == 3 else str(part) for i, part in enumerate(field))

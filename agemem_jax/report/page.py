@@ -239,6 +239,7 @@ def contents(run: RunFiles) -> dict:
         "endings": endings,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "environment": facts(summary.get("environment") or {}),
+        "cut_texts": cut_texts(summary.get("cut_texts") or {}),
         "seconds": {name: duration(value) for name, value in (summary.get("seconds") or {}).items()},
         "command": summary.get("command") or "",
         "number": number,
@@ -480,6 +481,12 @@ def facts(environment: dict) -> list[tuple[str, str]]:
         (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, value in environment.items()
     ]
+
+
+def cut_texts(cuts: dict) -> str:
+    """A sentence on the texts that were longer than their limits; "" if the summary does not say."""
+    told = [f"{100 * cut['share']:.1f} % of {kind}" for kind, cut in cuts.items() if cut["share"]]
+    return f"Texts cut to their limits: {', '.join(told) or 'none'}." if cuts else ""
 
 
 def duration(seconds: float | None) -> str:

@@ -126,6 +126,7 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
         evaluate_once(run, state, frozen, "agemem", config.rl.updates, workdir)
     if is_leader():
         write_json(workdir / "seconds.json", clock.state())
+        write_json(workdir / "cut_texts.json", run.source.cut_texts)
 
 
 class Writer:

@@ -66,7 +66,8 @@ def environment() -> dict:
 def write_summary(workdir: Path, config, results: dict[int, dict], command: str) -> dict:
     """Writes summary.json and config.json; `results` are training.loop.train's by seed."""
     metric = TASK_METRICS[config.reward.task_metric]
-    seconds = [json.loads((workdir / f"seed_{seed}" / "seconds.json").read_text()) for seed in results]
+    folders = [workdir / f"seed_{seed}" for seed in results]
+    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
     summary = {
         "name": config.name,
         "command": command,
@@ -74,6 +75,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
         "task_metric": metric,
         "test_tasks": len(next(iter(next(iter(results.values())).values()))["f1"]),
         "methods": summarise(results, metric),
+        "cut_texts": json.loads((folders[0] / "cut_texts.json").read_text()),  # of the data, the same for all seeds
         "environment": environment(),
         "seconds": {name: sum(s.get(name, 0.0) for s in seconds) for name in seconds[0]},
     }
