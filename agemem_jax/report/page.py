@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agemem_jax.errors import InputError
+from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
 from agemem_jax.report.trace_view import choose, count_endings
 
@@ -158,7 +159,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     )
     html = templates.get_template("template.html").render(**contents(run)).lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair cannot be written
+    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
     return path
 
 
@@ -242,6 +243,7 @@ def contents(run: RunFiles) -> dict:
         "endings": endings,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "environment": facts(summary.get("environment") or {}),
+        "identity": facts(summary.get("identity") or {}),
         "cut_texts": cut_texts(summary.get("cut_texts") or {}),
         "seconds": {name: duration(value) for name, value in (summary.get("seconds") or {}).items()},
         "command": summary.get("command") or "",
