@@ -15,12 +15,14 @@ from small import small_config
 
 from agemem_jax.config import ConfigError, to_json
 from agemem_jax.data.batches import LIMITS
+from agemem_jax.envs.judge import SILENCE
+from agemem_jax.errors import InputError
 from agemem_jax.memory.encoder import policy_table
-from agemem_jax.training import setup
+from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
-from agemem_jax.training.evaluate import METHODS
-from agemem_jax.training.loop import train
+from agemem_jax.training.evaluate import METHODS, count_unheard
+from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
 from configs import tiny
@@ -257,3 +259,67 @@ def test_impossible_configs_are_refused_before_the_policy_is_made(monkeypatch, c
         build(small_config(**changes))
     assert str(refused.value).startswith(hint)
 
+
+def test_answers_without_a_verdict_are_counted_in_a_row():
+    assert count_unheard(asked=4, failed=4) == 4 and count_unheard(4, 4, before=12) == 16
+    assert count_unheard(4, 3, 12) == count_unheard(4, 0, 12) == 0  # somebody is there
+    assert count_unheard(0, 0, 12) == 12  # nobody was asked
+
+
+def test_a_judge_that_falls_silent_stops_the_run_before_it_is_mistaken_for_a_bad_policy(tmp_path, monkeypatch):
+    """Of each update's rollouts one half answers. Update 3 has a verdict, from 4 on there is none."""
+    config = tiny_run()
+    config.rl.updates, config.train.checkpoint_every, config.reward.judge = 50, 50, "http://localhost/v1"
+    run, made = build(config), []
+    assert run.spec.rollout.batch == 4
+
+    def silent_update(run, state, frozen, update, task):
+        made.append(update)
+        failed = 0.25 if update == 2 else 0.5
+        return state, {"metrics": {"loss": 0.0, "rollout/judge_asked": 0.5, "rollout/judge_failed": failed}}
+
+    monkeypatch.setattr(loop, "train_update", silent_update)
+    monkeypatch.setattr(loop, "evaluate_once", lambda run, state, *_: state)
+    with pytest.raises(InputError, match="reward.judge = 'http://localhost/v1' gave no verdict.*update 11 ") as caught:
+        train(run, tmp_path)
+    assert "\n" not in str(caught.value) and made == list(range(3 + SILENCE // 2))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["judge_failed"] for r in records[:4]] == [0.5, 0.5, 0.25, 0.5]
+    with Checkpointer(tmp_path / "checkpoints", config, 2) as checkpoints:
+        update, _, _ = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
+    assert update == made[-1]
+
+
+@pytest.mark.heavy
+def test_verdicts_are_the_task_reward_and_without_any_nothing_is_learnt(tmp_path, monkeypatch):
+    class FakeJudge:
+        verdict = 0.75
+
+        def __init__(self, *_):
+            pass
+
+        def check(self):
+            pass
+
+        def score(self, questions, golds, answers):
+            return np.full(len(answers), self.verdict, np.float32)
+
+    monkeypatch.setattr(setup, "Judge", FakeJudge)
+    config = tiny_run()
+    config.reward.update({"task_metric": "judge", "judge": "http://localhost/v1", "judge_model": "m"})
+    config.rollout.stage3_turns = 6  # so that some rollout answers
+    run = build(config)
+    state = new_state(run.start(), run.optimizer)
+    learnt = []
+    for update, verdict in enumerate((0.75, np.nan)):
+        FakeJudge.verdict = verdict
+        before = jax.device_get(state.params)
+        state, outcome = train_update(run, state, run.frozen, update, put_batch(run, update))
+        rows = jax.device_get(outcome["rows"])
+        answered = rows["judge_asked"]
+        assert answered.any() and (rows["judge_failed"] == (answered if update else 0)).all()
+        np.testing.assert_allclose(rows["term_task"][answered], 0 if update else verdict)
+        assert np.isfinite(rows["reward"]).all()
+        changes = jax.tree.map(lambda a, b: (a != b).any(), before, jax.device_get(state.params))
+        learnt.append(any(jax.tree.leaves(changes)))
+    assert learnt == [True, False]

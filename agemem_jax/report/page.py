@@ -40,6 +40,7 @@ RESULTS = (  # metric, heading, factor it is shown with, digits
     ("reward", "Reward", 1, 3),
     ("turns", "Turns", 1, 1),
     ("generated_tokens", "Generated tokens", 1, 0),
+    ("judge_failed", "Without a judge's verdict, %", 100, 1),
 )
 SHARE = (0.0, 1.0)
 SIGNED_TERMS = ("task", "over_turns", "over_context", "malformed")  # not a share between 0 and 1
@@ -69,6 +70,7 @@ CURVES = (
         ("Gold facts stored", ("memory/coverage",), SHARE),
         ("Context tokens", ("context_tokens", "context/tokens"), None),
         ("Turns", ("turns",), None),
+        ("Answered, without the judge's verdict", ("judge_failed",), SHARE),
         ("Test tasks: F1", ("eval/f1",), SHARE),
         ("Test tasks: exact match", ("eval/exact_match",), SHARE),
     )),

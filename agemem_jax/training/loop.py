@@ -14,13 +14,14 @@ import numpy as np
 
 from agemem_jax import sharding
 from agemem_jax.config import difference, from_json, to_json
+from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, write_json
 from agemem_jax.models.weights import HF_NAMES
 from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer, intact_in_words, may_differ
 from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
-from agemem_jax.training.evaluate import METHODS, control, evaluate
+from agemem_jax.training.evaluate import METHODS, control, count_unheard, evaluate, refuse_silence
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.training.state import new_state, state_shapes
@@ -99,6 +100,7 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
     task = put_batch(run, done) if done < config.rl.updates else None
     if owed:
         state = evaluate_between(run, state, frozen, done, clock, writer)
+    unheard, rows = 0, run.spec.rollout.batch
     for update in range(done, config.rl.updates):
         began = time.perf_counter()
         with jax.transfer_guard("disallow" if config.train.transfer_guard else "allow"):
@@ -109,6 +111,11 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
         seconds = time.perf_counter() - began
         clock.add("train", seconds)
         record = tidy(metrics, update, stages_of(config, update), seconds, run)
+        if "judge_failed" in record:
+            unheard = count_unheard(record["judge_asked"] * rows, record["judge_failed"] * rows, unheard)
+        if unheard >= SILENCE:  # the program has not updated on the last of them
+            checkpoints.save(update, state, {"clock": clock.state(), "evaluation_owed": False}, wait=True)
+            refuse_silence(run, f"update {update + 1} (the state before it is saved)")
         check_finite(record, checkpoints)
         if writer:
             writer.update(update + 1, record)

@@ -18,7 +18,7 @@ from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
 from agemem_jax.envs.judge import Judge
-from agemem_jax.memory import encoder
+from agemem_jax.memory import encoder, equality
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
@@ -278,6 +278,7 @@ def build_world(
         grammar=grammar,
         pieces=pieces,
         encoder=table.astype(np.float32),
+        equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
         answer_table=scoring.answer_table(token_bytes),
     )
@@ -315,6 +316,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         max_top_k=t.max_top_k,
         auto_top_k=config.task.auto_top_k,
         auto_min_score=config.task.auto_min_score,
+        min_score=config.store.min_score,
         filter_threshold=c.filter_threshold,
         duplicates=config.store.duplicates,
         pin_query=c.pin_query,
@@ -343,8 +345,12 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
 
 
 def host_judge(config: ConfigDict, source: TaskSource, tokenizer: Tokenizer):
-    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program."""
+    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program.
+
+    The endpoint is asked once. Raises InputError if it gives no verdict.
+    """
     judge = Judge(config.reward.judge, config.reward.judge_model)
+    judge.check()
 
     def score(index: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         records = [source.records[int(i)] for i in index]
