@@ -92,7 +92,7 @@ class Judge:
     def score(self, questions: Sequence[str], golds: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Verdicts on B answers, `[B]` float32 in [0, 1], NaN where there is none whatever was tried.
 
-        An empty answer gets 0 and is not sent. How many are without a verdict, and why the last one is, is logged.
+        An empty answer gets 0 and is not sent. How many are without a verdict, and why the first of them is, is logged.
 
         Raises ValueError if the three sequences differ in length.
         """
