@@ -465,7 +465,7 @@ def _paths(table: np.ndarray, pieces: list[bytes | None]) -> np.ndarray:
     text = np.frombuffer(b"".join(piece or b"" for piece in pieces), np.uint8)
     size = np.array([len(piece or b"") for piece in pieces])
     start = np.cumsum(size) - size
-    paths = np.where(size[:, None] > 0, np.arange(NUM_SUBS), -1)
+    paths = np.where(size[:, None] > 0, np.arange(NUM_SUBS, dtype=np.int8), np.int8(-1))
     for i in range(size.max()):
         on = np.flatnonzero(size > i)
         paths[on] = table[paths[on], text[start[on] + i, None]]
@@ -503,11 +503,12 @@ def _reached(paths: np.ndarray) -> list[int]:
 
 def _tokens_to_whole(paths: np.ndarray) -> list[int]:
     """[NUM_SUBS] fewest tokens from each state to one in which a field may end, FAR if the vocabulary has none."""
-    fewest = [0 if sub in WHOLE else FAR for sub in range(NUM_SUBS)]
+    fewest, kinds = [0 if sub in WHOLE else FAR for sub in range(NUM_SUBS)], set(map(tuple, paths.tolist()))
     for _ in range(NUM_SUBS):
-        for path in np.unique(paths, axis=0):
-            for sub in np.flatnonzero(path >= 0):
-                fewest[sub] = min(fewest[sub], fewest[path[sub]] + 1)
+        for path in kinds:
+            for sub, after in enumerate(path):
+                if after >= 0:
+                    fewest[sub] = min(fewest[sub], fewest[after] + 1)
     return fewest
 
 
