@@ -139,8 +139,17 @@ def test_a_process_that_is_lost_while_the_others_compute_by_themselves(tmp_path)
 def test_an_exception_in_one_process_is_told_to_the_others(tmp_path):
     with toy(tmp_path / "run", 100_000, "fail") as pair:
         assert pair.codes() == [distributed.EXIT_LOST, 1]
-        assert "error: process 1 of 2 failed: No space left on device. Start" in pair.last_line(0)
-        assert "Traceback" in pair.said(1) and pair.last_line(1) == "error: No space left on device"
+        assert "error: process 1 of 2 failed: no such gradient. Start" in pair.last_line(0)
+        assert "Traceback" in pair.said(1) and pair.last_line(1) == "error: no such gradient"
+
+
+def test_a_full_disk_of_one_process_ends_all_with_one_line(tmp_path):
+    with toy(tmp_path / "run", 100_000, "full") as pair:
+        assert pair.codes() == [2, 2], pair.said(0)[-3000:]
+        line = f"error: --workdir={tmp_path}/run: No space left on device. What was saved before is whole; mend that"
+        assert pair.last_line(0).startswith(line) and pair.last_line(0).endswith("(process 1 of 2)")
+        assert pair.last_line(1).startswith(line) and "it goes on from seed_0, update" in pair.last_line(1)
+        assert not any("Traceback" in pair.said(process) for process in (0, 1))
 
 
 @pytest.mark.parametrize(("asked", "number"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)], ids=str)

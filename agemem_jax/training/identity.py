@@ -71,9 +71,12 @@ def of_weights(path: str, most: int | None = None) -> str:
 
 def of_tokenizer(tokenizer: Tokenizer) -> str:
     """Of the vocabulary, and of what the encoder makes of the text of all its pieces."""
-    probe = "\n".join((piece or b"").decode(errors="replace") for piece in tokenizer.pieces)
+    texts = [(piece or b"").decode(errors="replace") for piece in tokenizer.pieces]
+    probe = "\n".join(texts)
+    if tokenizer.unspelt is not None:  # it refuses what it cannot spell
+        probe = "".join(text for text in texts if not tokenizer.unspelt(text))
     known = [tokenizer.pad_id, tokenizer.end_of_turn, sorted(tokenizer.markers.items())]
-    encoded = np.asarray(tokenizer.encode_markup(probe), np.int64)
+    encoded = np.asarray(tokenizer.encode(probe), np.int64)
     return of_texts([json.dumps(known), repr(tokenizer.pieces), encoded.tobytes().hex()])
 
 
