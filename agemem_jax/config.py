@@ -8,8 +8,10 @@ import difflib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -137,6 +139,7 @@ ABOVE_ZERO = (
 # Lowest and highest value.
 WITHIN = {
     "context.filter_threshold": (0, 1),
+    "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
     "task.test_fraction": (0, 1),
     "reward.good_entry": (0, 1),
@@ -373,13 +376,31 @@ def check_task(config: ConfigDict) -> None:
             f"only task.test_size = {t.test_size} test questions are generated; ask for at most as many, or raise "
             "task.test_size",
         )  # fmt: skip
-    if r.task_metric == "judge" and not r.judge.startswith(("http://", "https://")):
+    check_judge(r)
+
+
+def check_judge(r: ConfigDict) -> None:
+    """The judge's address, which every file of a run will show: it may hold no secret. What it says is not checked."""
+    if any(mark in r.judge for mark in "@?#"):
+        raise ConfigError(
+            "reward.judge holds a user name, a password or a query (it is not shown here, but every file of the run "
+            "would show it); give the address alone, such as http://localhost:8000/v1, and the key in the environment "
+            "as OPENAI_API_KEY; an endpoint that wants another kind of login needs a proxy on this machine that adds it"
+        )
+    if r.task_metric != "judge":
+        return
+    try:
+        url = urlsplit(r.judge)
+        right = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # of a port or a bracket
+        right = False
+    if not right or not re.fullmatch(r"[!-~]+", r.judge):
         refuse(
             "reward.judge", r.judge,
             'reward.task_metric = "judge" needs the base URL of an OpenAI-compatible endpoint, such as '
             "http://localhost:8000/v1",
         )  # fmt: skip
-    if r.task_metric == "judge" and not r.judge_model:
+    if not r.judge_model:
         refuse("reward.judge_model", r.judge_model, "must name a model that the endpoint reward.judge serves")
 
 
@@ -580,8 +601,9 @@ def from_json(text: str) -> ConfigDict:
 
 
 def refuse(name: str, value: Any, why: str) -> None:
-    """Raises the ConfigError of a field."""
-    raise ConfigError(f"{name} = {value!r}: {why}")
+    """Raises the ConfigError of a field; a login or a query in an address is not shown."""
+    shown = re.sub(r"(?<=//)[^/\s'\"]*@|(?<=\?)[^\s'\"]+", "***", repr(value)) if "://" in repr(value) else repr(value)
+    raise ConfigError(f"{name} = {shown}: {why}")
 
 
 def nearest_of(name: str, known) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from agemem_jax.errors import InputError
@@ -33,16 +36,21 @@ class MetricWriter:
         kept = [record for record in read_metrics(path) if record["step"] <= resume_from]
         replace_text(path, "".join(to_line(record) for record in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
+        # Not a SummaryWriter: its thread dies of a full disk, and whoever writes then waits for it for ever.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        began = SessionLog(status=SessionLog.START)  # a board forgets what an earlier process wrote from here on
+        self._board.write_event(Event(wall_time=time.time(), step=resume_from + 1, session_log=began))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds one line: step, wall time in seconds since 1970, and every metric; NaN and infinities as null."""
         record = {"step": step, "time": time.time()} | metrics
         self._file.write(to_line(record))
         self._file.flush()
-        for name, value in plain(metrics).items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        shown = {name: value for name, value in plain(metrics).items() if isinstance(value, int | float)}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
+        self._board.write_event(Event(wall_time=record["time"], step=step, summary=Summary(value=values)))
+        self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -158,11 +166,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """Replaces a file's content whole or not at all, wherever the process is killed."""
+    """Replaces a file's content whole or not at all, wherever the process is killed, and whoever else does so."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a disk that was full
 
 
 def duration(seconds: float) -> str:

@@ -59,7 +59,7 @@ class Status(enum.IntEnum):
     STORE_FULL = 2
     TEXT_TOO_LONG = 3  # longer than an entry can hold; nothing was cut, nothing was stored
     EMPTY_TEXT = 4
-    DUPLICATE = 5  # the same text is already stored for this owner
+    DUPLICATE = 5  # a text that says the same (memory/equality.py) is already stored for this owner
     NOT_CONFIRMED = 6
     NOTHING_FOUND = 7  # a retrieval or a filter that matched nothing
     NOTHING_TO_EDIT = 8  # a summary of a span without messages

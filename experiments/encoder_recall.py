@@ -17,6 +17,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
 from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, store
+from agemem_jax.memory.equality import equality_table
 from agemem_jax.models import weights
 from agemem_jax.training.setup import ENCODER_SEED, check_vocabulary, document_counts, tokenizer_path
 from agemem_jax.types import PAD_ID, Text
@@ -89,9 +90,10 @@ def ranked(table: jax.Array, sentences: Text, queries: Text) -> jax.Array:
     rows, places, width = sentences.tokens.shape
     zeros = jnp.zeros((rows,), jnp.int32)
     no_tags = Text(jnp.zeros((rows, 1, 2, 1), jnp.int32), jnp.zeros((rows, 1, 2), jnp.int32))
+    equality = equality_table([b""])  # no duplicate is refused: it does not matter what is equal
 
     def add(memory, text: Text):
-        return store.add(memory, text.length > 0, text, no_tags, zeros, zeros, zeros, table, "add")[0], None
+        return store.add(memory, text.length > 0, text, no_tags, zeros, zeros, zeros, table, equality, "add")[0], None
 
     by_place = Text(jnp.swapaxes(sentences.tokens, 0, 1), sentences.length.T)
     memory, _ = jax.lax.scan(add, store.empty(rows, places, width, table.shape[1], 1, 1), by_place)

@@ -10,6 +10,7 @@ spread over the devices at hand.
 import dataclasses
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,7 +28,10 @@ from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
 from agemem_jax.models import lora, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
-from agemem_jax.training.checkpoint import checkpoints, damage
+from agemem_jax.training import identity as identities
+from agemem_jax.training.checkpoint import MANIFEST, checkpoints, damage
+from agemem_jax.training.identity import Identity
+from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
@@ -120,11 +124,15 @@ def main() -> None:
 
 
 def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict:
-    """Writes the released checkpoint; returns what it is. Raises InputError if there is nothing to export."""
+    """Writes the released checkpoint; returns what it is.
+
+    Raises InputError if there is nothing to export, or if tokenizer, prompt or starting weights are not the run's own.
+    """
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
     source = tokenizer_path(config.policy)
     tokenizer = Tokenizer.load(source)
+    identity = read_again(checkpoint, config, tokenizer)
     model = architecture(config.policy, tokenizer.vocab_size)
     model = fitted(config, model, tokenizer.vocab_size, build_pieces(tokenizer, config))
     dtype = dtype or model.param_dtype
@@ -140,15 +148,16 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
             )
         params = lora.merge(params, frozen, model.lora, dtype)
         model = dataclasses.replace(model, lora=None)
-    chat, prompt = tokenizer.chat_pieces(config.policy.date_string), system_message(tokenizer, config.tools)
-    write_hf(source, folder, chat_template(chat, prompt, config.tools, tokenizer.is_small))
     ends = tokenizer.end_ids()
     token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
     # The distribution that was trained, where a program samples and is not told otherwise.
     sampling = {"do_sample": True, "temperature": config.rollout.temperature, "top_k": 0, "top_p": 1.0}
-    weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, sampling)
-    described = card(config, model, tokenizer, checkpoint, run, dtype, loader(folder, tokenizer))
-    weights.write_text(folder / "README.md", described)
+    chat, prompt = tokenizer.chat_pieces(config.policy.date_string), system_message(tokenizer, config.tools)
+    with hold(folder, "--folder"):
+        write_hf(source, folder, chat_template(chat, prompt, config.tools, tokenizer.is_small))
+        weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, sampling)
+        described = card(config, model, tokenizer, checkpoint, run, dtype, loader(folder, tokenizer), identity)
+        weights.write_text(folder / "README.md", described)
     return {
         "checkpoint": str(checkpoint),
         "folder": str(folder),
@@ -157,6 +166,22 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "files": sorted(file.name for file in folder.iterdir()),
     }
+
+
+def read_again(checkpoint: Path, config: ConfigDict, tokenizer: Tokenizer) -> Identity:
+    """The identity of what an export reads again. Raises InputError if it is not what the run read."""
+    now = {
+        "weights": identities.of_weights(config.policy.weights),  # its config gives the architecture, LoRA or not
+        "tokenizer": identities.of_tokenizer(tokenizer),
+        "prompt": identities.of_arrays(build_pieces(tokenizer, config)),
+    }
+    was = identities.read(checkpoint / identities.FILE)
+    if was is None:
+        print(identities.UNKNOWN.format(where=f"checkpoint {checkpoint}"), file=sys.stderr)
+    else:
+        remedy = "or take the version of agemem_jax that trained it"
+        identities.check(f"checkpoint {checkpoint}", was, now, config, config, remedy)
+    return now
 
 
 def newest(run: Path) -> Path:
@@ -190,7 +215,12 @@ def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
     how = ocp.checkpoint_utils.construct_restore_args(item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
+        try:
+            return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
+        except Exception as error:
+            if (checkpoint / MANIFEST).exists():
+                raise
+            raise InputError(f"checkpoint {checkpoint} was dropped by its run, which goes on; try again") from error
 
 
 def loader(folder: Path, tokenizer: Tokenizer) -> str:
@@ -222,6 +252,7 @@ def card(
     run: Path,
     dtype: str,
     loader: str,
+    identity: Identity,
 ) -> str:
     """The model card, README.md, without folders of this machine; `loader` is the class that loads its tokenizer."""
     config = without_folders(config)
@@ -239,7 +270,7 @@ def card(
         name=config.name,
         updates=int(checkpoint.name),
         seed=config.seed,
-        start=f"`{config.policy.weights}`" if config.policy.weights else "fresh parameters",
+        start=started_from(config, identity),
         kind=described["architectures"][0],
         architecture="\n".join(f"| {name} | {value} |" for name, value in rows if value is not None),
         loader=loader,
@@ -251,6 +282,13 @@ def card(
         results=results,
         config=to_json(config),
     )
+
+
+def started_from(config: ConfigDict, identity: Identity) -> str:
+    """What the run began with, by name and content."""
+    if not config.policy.weights:
+        return identities.FRESH
+    return f"`{config.policy.weights}` (fingerprint {identities.short(identity)['weights']})"
 
 
 if __name__ == "__main__":

@@ -3,20 +3,25 @@
     python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny
 
 Every value can be overridden (--config.rl.group_size=4). The same command goes on where it was stopped: killed,
-failed, or asked to stop by SIGTERM (exit code 143), with the same or another number of devices and processes.
+failed, or asked to stop by SIGTERM (exit code 143) or Ctrl-C (130), with the same or another number of devices and
+processes. A second command in the same workdir is refused as long as the first one runs.
 
 Several processes, one command each: --distributed where they find each other (TPU slices, GKE, SLURM, Open MPI), else
 --coordinator=HOST:PORT --num_processes=N --process_id=I. Exit code 75: another process is gone; start all again.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
+from agemem_jax.errors import InputError, storage_problem
 from agemem_jax.report import page
 from agemem_jax.training.checkpoint import last_saved
-from agemem_jax.training.distributed import EXIT_PREEMPTED, Notice, Preempted, is_leader, session
+from agemem_jax.training.distributed import Notice, Preempted, is_leader, session
+from agemem_jax.training.lock import hold
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import table, write_summary
@@ -32,21 +37,22 @@ LOST_AFTER = flags.DEFINE_float("lost_after", 60.0, "seconds without a sign of l
 
 def main(config) -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
+    hint = lambda: where_it_goes_on(workdir)  # noqa: E731
+    notice = Notice(hint)
     try:
         with session(
-            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value, LOST_AFTER.value,
-            hint=lambda: where_it_goes_on(workdir),
-        ):  # fmt: skip
-            run_seeds(config, workdir)
+            COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value, LOST_AFTER.value, hint
+        ), hold(workdir, "--workdir"), refusals_of_storage(workdir):  # fmt: skip
+            run_seeds(config, workdir, notice)
     except Preempted as stopped:
         print(f"{stopped}. The same command goes on from there.", file=sys.stderr, flush=True)
-        sys.exit(EXIT_PREEMPTED)
+        sys.exit(notice.exit_code)
 
 
-def run_seeds(config, workdir: Path) -> None:
+def run_seeds(config, workdir: Path, notice: Notice) -> None:
     """Trains every seed; then process 0 writes table and report."""
     results = {}
-    with Notice() as stop:
+    with notice as stop:
         for seed in range(config.seed, config.seed + config.num_seeds):
             one = config.copy_and_resolve_references()
             one.seed = seed
@@ -58,6 +64,20 @@ def run_seeds(config, workdir: Path) -> None:
     print(table(summary))
     print(f"report: {page.write(workdir)}")
     out.write(summary)
+
+
+@contextlib.contextmanager
+def refusals_of_storage(workdir: Path) -> Iterator[None]:
+    """Turns what disk or share refused to write into one line; a checkpoint that was not written says so itself."""
+    try:
+        yield
+    except OSError as error:
+        if (problem := storage_problem(error)) is None:
+            raise
+        raise InputError(
+            f"--workdir={workdir}: {problem}. What was saved before is whole; mend that, then start the same command "
+            f"again{where_it_goes_on(workdir)}"
+        ) from error
 
 
 def where_it_goes_on(workdir: Path) -> str:

@@ -7,6 +7,7 @@ The export is a Hugging Face folder (config.json, model.safetensors) with the se
 
 import json
 import time
+from pathlib import Path
 
 import jax
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from agemem_jax.config import check_precision
 from agemem_jax.data import vocabulary
 from agemem_jax.data.demos import Demonstrator
 from agemem_jax.models import weights
+from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.warm import warm_optimizer, warm_step
@@ -25,7 +27,12 @@ EXPORT = paths.define_path("export", None, "folder for the warm-started policy",
 
 def main(config) -> None:
     folder = paths.folder_to_write("export", EXPORT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, "--export"):
+        make(config, folder)
+
+
+def make(config, folder: Path) -> None:
+    """Trains the policy and writes it with its vocabulary."""
     config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
     check_precision(config.policy)
     config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)

@@ -1,5 +1,7 @@
 """Slow, obvious reference of store and context: Python lists and dicts, one row at a time."""
 
+import functools
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +28,7 @@ class StoreTwin:
     capacity: int
     entry_tokens: int
     table: np.ndarray
+    pieces: list[bytes]  # text of each token
     duplicates: str
     entries: list[Entry] = field(default_factory=list)
     next_id: int = 1
@@ -34,7 +37,8 @@ class StoreTwin:
         return next((e for e in self.entries if e.id == memory_id and e.owner == owner), None)
 
     def holds(self, tokens, owner, but=None):
-        return any(e.tokens == tokens and e.owner == owner and e is not but for e in self.entries)
+        says = lambda ids: same_text(tuple(self.pieces[i] for i in ids))  # noqa: E731
+        return any(says(e.tokens) == says(tokens) and e.owner == owner and e is not but for e in self.entries)
 
     def add(self, tokens, tags, owner, session, turn):
         if not tokens:
@@ -78,12 +82,24 @@ class StoreTwin:
         self.entries = kept
         return Status.OK if found else Status.NOTHING_FOUND
 
-    def candidates(self, query, pairs, owner):
-        """The owner's entries that match, with their scores, best first."""
+    def candidates(self, query, pairs, owner, min_score):
+        """The owner's entries that match, with their scores, best first; a query's below `min_score` do not count."""
         given = [pair for pair in pairs if pair != ((), ())]
         matching = [e for e in self.entries if e.owner == owner and all(pair in e.tags for pair in given)]
         scored = [(cosine(self.table, query, e.tokens) if query else 0.0, e) for e in matching]
+        scored = [pair for pair in scored if not query or pair[0] >= min_score]
         return sorted(scored, key=lambda pair: (-pair[0], pair[1].id))
+
+
+@functools.cache
+def same_text(pieces):
+    """What makes two texts equal, of the bytes of their tokens; characters split between tokens stay bytes."""
+    text = "".join(piece.decode("utf-8", "surrogateescape").casefold() for piece in pieces)
+    words = re.split(r"\s+", text.strip())
+    whole = " ".join(words)
+    while words and not words[-1].rstrip(".,:;!?…。．｡，、：；！？؟،؛।"):
+        words.pop()
+    return " ".join([*words[:-1], words[-1].rstrip(".,:;!?…。．｡，、：；！？؟،؛।")]) if words else whole
 
 
 def merge_tags(old, new):

@@ -190,6 +190,7 @@ def summary(scores=((0.081, 0.012), (0.124, 0.021), (0.487, 0.034)), seeds: int 
         "name": "tiny", "command": "python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny",
         "seeds": list(range(seeds)), "test_tasks": 512, "methods": methods,
         "environment": {"python": "3.11.9", "jax": "0.10.2", "devices": ["cpu:0"], "cpu": "a processor", "cores": 2},
+        "identity": {"weights": "fresh parameters", "tokenizer": "0123456789ab"},
         "cut_texts": {"messages": {"share": 0.034}, "queries": {"share": 0.0}},
         "seconds": {"compile": 71.2, "train": 431.0, "eval": 55.0},
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, nothing lost by damage, kills or failed saves, other configs refused."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from agemem_jax.config import ConfigError
+from agemem_jax.errors import InputError
 from agemem_jax.sharding import Layout, make_mesh
 from agemem_jax.training import checkpoint
 from agemem_jax.training.checkpoint import Checkpointer, last_saved
@@ -207,12 +209,13 @@ def test_failed_save_leaves_the_previous_one(open_at, tmp_path, monkeypatch):
     saver.save(1, make_state(1), {}, wait=True)
 
     def full(_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_manifest", full)
         saver.save(2, make_state(2), {})
-        with pytest.raises(RuntimeError, match="No space left"):
+        told = "update 2 could not be written to .*: No space left on device; checkpoint 00000001 is whole"
+        with pytest.raises(InputError, match=told):
             saver.wait()
     resumed = open_at(keep=1)
     with pytest.warns(UserWarning, match="00000002.partial: it is half-written"):

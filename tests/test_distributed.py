@@ -139,20 +139,55 @@ def test_a_process_that_is_lost_while_the_others_compute_by_themselves(tmp_path)
 def test_an_exception_in_one_process_is_told_to_the_others(tmp_path):
     with toy(tmp_path / "run", 100_000, "fail") as pair:
         assert pair.codes() == [distributed.EXIT_LOST, 1]
-        assert "error: process 1 of 2 failed: No space left on device. Start" in pair.last_line(0)
-        assert "Traceback" in pair.said(1) and pair.last_line(1) == "error: No space left on device"
+        assert "error: process 1 of 2 failed: no such gradient. Start" in pair.last_line(0)
+        assert "Traceback" in pair.said(1) and pair.last_line(1) == "error: no such gradient"
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-def test_sigterm_to_one_process_stops_all_after_the_same_update(tmp_path, asked):
+def test_a_full_disk_of_one_process_ends_all_with_one_line(tmp_path):
+    with toy(tmp_path / "run", 100_000, "full") as pair:
+        assert pair.codes() == [2, 2], pair.said(0)[-3000:]
+        line = f"error: --workdir={tmp_path}/run: No space left on device. What was saved before is whole; mend that"
+        assert pair.last_line(0).startswith(line) and pair.last_line(0).endswith("(process 1 of 2)")
+        assert pair.last_line(1).startswith(line) and "it goes on from seed_0, update" in pair.last_line(1)
+        assert not any("Traceback" in pair.said(process) for process in (0, 1))
+
+
+@pytest.mark.parametrize(("asked", "number"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (1, signal.SIGINT)], ids=str)
+def test_a_signal_to_one_process_stops_all_after_the_same_update(tmp_path, asked, number):
     workdir = tmp_path / "run"
+    expected = [distributed.EXIT_PREEMPTED] * 2
+    if number == signal.SIGINT:
+        expected[asked] = distributed.EXIT_INTERRUPTED
     with toy(workdir, 100_000) as pair:
         pair.await_update(2)
-        pair.children[asked].send_signal(signal.SIGTERM)
-        assert pair.codes() == [distributed.EXIT_PREEMPTED] * 2, pair.said(0)[-3000:]
+        pair.children[asked].send_signal(number)
+        assert pair.codes() == expected, pair.said(0)[-3000:]
         (update,) = {int(re.search(r"stopped after update (\d+)\. The same", pair.said(i))[1]) for i in (0, 1)}
         assert "did update" in pair.said(0) and f"did update {update + 1}" not in pair.said(0) + pair.said(1)
     assert_whole(workdir, update)
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path):
+    """A second one of two processes ends with exit code 2 and does no harm; what the first leaves behind when it is
+    killed is taken over."""
+    workdir = tmp_path / "run"
+    with toy(workdir, 100_000, processes=1) as first:
+        first.await_update(2)
+        with toy(workdir, 5) as second:
+            assert second.codes() == [2, 2], second.said(0)[-3000:]
+            for process in (0, 1):
+                line = f"error: --workdir={workdir} is in use by process {first.children[0].pid} on "
+                assert second.last_line(process).startswith(line), second.said(process)[-3000:]
+                assert f"delete {workdir}/in_use.lock" in second.last_line(process)
+                assert "Traceback" not in second.said(process)
+        assert first.children[0].poll() is None
+        first.children[0].kill()
+        first.codes()
+    saved = last_saved(workdir / "seed_0" / "checkpoints")
+    with toy(workdir, saved + 1, processes=1) as third:
+        assert third.codes() == [0], third.said(0)[-3000:]
+        assert f"taken over from process {first.children[0].pid} on " in third.said(0)
+    assert not (workdir / "in_use.lock").exists()
 
 
 @pytest.mark.heavy

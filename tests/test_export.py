@@ -28,6 +28,7 @@ from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError
 from agemem_jax.models import qwen, weights
 from agemem_jax.tools.grammar import literals
+from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.setup import fresh_model
 from agemem_jax.training.state import make_optimizer, new_state, param_shardings
@@ -151,6 +152,8 @@ def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
         saver.save(update, state, {}, wait=True)
     for name in ("seconds.json", "cut_texts.json"):
         (folder / "seed_0" / name).write_text("{}")
+    identity = dict.fromkeys(identities.PARTS, identities.FRESH)
+    (folder / "seed_0" / identities.FILE).write_text(identities.to_json(identity, {}))
     methods = {name: {"f1": [0.25, 0.75], "reward": [1.0, 2.0]} for name in ("no_memory", "agemem_norl", "agemem")}
     write_summary(folder, config, {0: methods}, "a command")
     return jax.device_get(params)

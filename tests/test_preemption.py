@@ -1,8 +1,10 @@
-"""SIGTERM: the running update is finished and saved, and the same command ends with the bits of an undisturbed run."""
+"""SIGTERM and Ctrl-C: the running update is finished and saved; the same command ends with the bits of one run."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from absl.flags import FlagHolder
 from small import small_config
 
 from agemem_jax.training.checkpoint import Checkpointer
-from agemem_jax.training.distributed import EXIT_PREEMPTED, Notice, Preempted
+from agemem_jax.training.distributed import EXIT_INTERRUPTED, EXIT_PREEMPTED, Notice, Preempted
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
@@ -105,13 +107,37 @@ def test_the_loop_counts_what_saving_costs_it(whole):
     assert 0 < seconds["checkpoint"]
 
 
-def test_a_notice_catches_the_signal_inside_its_block_alone():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=str
+)
+def test_a_notice_catches_the_signal_inside_its_block_alone(number, code, told, capfd):
+    before = signal.getsignal(number)
     with Notice() as notice:
         assert not notice() and not notice()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert notice() and notice()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before and notice.exit_code == code
+    assert capfd.readouterr().err.startswith(f"{told}: the run stops after the running update or evaluation")
+
+
+TWICE = """
+import hashlib
+from agemem_jax.training.distributed import Notice
+with Notice(lambda: ": it goes on from seed_0, update 3"):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # one step of Python, as compiling is: handlers wait for its end
+"""
+
+
+def test_a_second_interrupt_ends_the_process_at_once():
+    child = subprocess.Popen([sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stderr.readline().endswith("once more stops it at once\n") and child.poll() is None
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == EXIT_INTERRUPTED
+    told = "Ctrl-C: stopped at once. Start the same command again: it goes on from seed_0, update 3\n"
+    assert child.stderr.read() == told
 
 
 def test_the_command_says_so_and_exits_with_143(monkeypatch, tmp_path, capsys):

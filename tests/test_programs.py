@@ -90,8 +90,13 @@ def test_judged_scores_reach_the_reward(monkeypatch):
     class FakeJudge:
         def __init__(self, url, model):
             assert (url, model) == (run.config.reward.judge, run.config.reward.judge_model)
+            self.checked = False
+
+        def check(self):
+            self.checked = True
 
         def score(self, questions, golds, answers):
+            assert self.checked  # before the first answer
             expected = [run.source.records[i] for i in (3, 1, 2)]
             assert (questions, golds) == ([r["question"] for r in expected], [r["answer"] for r in expected])
             return np.array([len(answer.split()) / 10 for answer in answers], np.float32)

@@ -355,7 +355,7 @@ def test_filter_that_matches_nothing_and_the_limit_of_edits():
 
 
 def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
-    asking = calls(retrieve("Ada Keller"), retrieve("Silver River"), retrieve("born"))
+    asking = calls(retrieve("Ada Keller"), retrieve("Ada"), retrieve("Ada Keller Halden"))
     (agent,) = play(
         "paper", Script(one=[calls(add(ADA_HALDEN)), calls(add(RIVER)), calls(add(ADA_YEAR))], three=[asking] * TURNS)
     )[:1]
@@ -380,12 +380,13 @@ def test_the_store_answers_in_words():
         "paper",
         Script(
             one=[
-                calls(add(ADA_HALDEN), add(ADA_HALDEN), (Op.UPDATE, {"memory_id": "7", "content": " Ada"})),
+                calls(add(ADA_HALDEN), add(f"{ADA_HALDEN} "), (Op.UPDATE, {"memory_id": "7", "content": " Ada"})),
                 calls((Op.UPDATE, {"memory_id": "1", "content": f" {ADA_YEAR}"}),
                       (Op.DELETE, {"memory_id": "1", "confirmation": False}), add("Ada " * 10)),
-                calls(add(RIVER), (Op.DELETE, {"memory_id": "1", "confirmation": True}), retrieve("Ada Keller")),
+                calls(add(RIVER), (Op.DELETE, {"memory_id": "1", "confirmation": True}), retrieve("Hugo Novak")),
             ],
             two=[calls(add(ADA_HALDEN), add(ADA_YEAR), add(DISTRACTOR))],
+            three=[calls(retrieve("born"), retrieve("Ada"))],
         ),
     )[:1]  # fmt: skip
     assert agent.status(1, 0) == [Status.OK, Status.DUPLICATE, Status.UNKNOWN_ID]
@@ -395,6 +396,10 @@ def test_the_store_answers_in_words():
     assert agent.status(1, 2) == [Status.OK] * 3 and agent.store(1, 2) == {2: RIVER}
     assert agent.status(2, 0) == [Status.OK, Status.OK, Status.STORE_FULL]
     assert agent.store(2, 0) == {2: RIVER, 3: ADA_HALDEN, 4: ADA_YEAR}
+    # Every entry has a cosine with "born", of 0.03 at most: none is shown (store.min_score).
+    assert agent.status(3, 0) == [Status.NOTHING_FOUND, Status.OK]
+    shown = agent.text(3, "shown", 0)
+    assert shown.strip().startswith("found nothing done") and [f"{i}:" in shown for i in (2, 3, 4)] == [0, 1, 1]
     stats = agent.rows[2].stats
     assert (stats.calls[Op.ADD], stats.calls_ok[Op.ADD], stats.calls_ok[Op.DELETE]) == (7, 4, 1)
     assert (stats.added, stats.added_good) == (2, 1)  # of stage 1; one held the gold fact
@@ -440,11 +445,11 @@ def test_retrieval_by_metadata_through_the_whole_path():
             calls(add(ADA_YEAR, memory_type=" Compass", metadata={" born": " Marnby"})),
         ],
         three=[
-            calls(retrieve("Silver River", metadata_filter={" born": " Halden"})),
+            calls(retrieve("Ada Keller", metadata_filter={" born": " Halden"})),
             calls((Op.RETRIEVE, {"query": "", "metadata_filter": {"memory_type": " Compass"}})),
             calls(retrieve("Ada Keller", top_k=1, metadata_filter={" born": " Ulverby"})),
             calls((Op.UPDATE, {"memory_id": "1", "content": " Ada Keller", "metadata": {" born": " Ulverby"}}),
-                  retrieve("Hugo Novak", top_k=1, metadata_filter={" born": " Ulverby"})),
+                  retrieve("Ada", top_k=1, metadata_filter={" born": " Ulverby"})),
         ],
     )  # fmt: skip
     (agent,) = play("free", script)[:1]

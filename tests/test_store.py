@@ -14,12 +14,17 @@ from memory_twin import StoreTwin, cosine, embed
 
 from agemem_jax.memory import store as memory
 from agemem_jax.memory.encoder import encode, lexical_table, policy_table
+from agemem_jax.memory.equality import equality_table
 from agemem_jax.types import NO_ID, PAD_ID, Status, Text
 
 WORDS, WEIGHTLESS = 7, (8, 9)  # tokens 1..7 weigh something, 8 and 9 nothing
 N, L, A, E, G, LT, KMAX = 5, 4, 6, 8, 3, 2, 4
 TABLE = np.random.default_rng(7).normal(size=(10, E)).astype(np.float32)
 TABLE[[PAD_ID, *WEIGHTLESS]] = 0
+PIECES = [b"<pad>", *(b"%c" % c for c in b"abcdefg"), b" ", b"."]  # the text of each token
+SAME = equality_table(PIECES)
+# Another vocabulary of as many tokens, in which many texts say the same.
+VARIED = [b"<pad>", b"Ada", b" ada", b"ADA. ", b"Oslo", b" OSLO!", b"\xc3\x89", b" \n", b"\xc3", b"?"]
 OPS = ("add", "update", "delete", "delete_all", "retrieve")
 
 
@@ -59,7 +64,7 @@ def add(store, words, pairs=None, owner=0, turn=0, duplicates="refuse"):
     batch = store.valid.shape[0]
     store, status, new_id = _add(
         store, on(batch), text(*[words] * batch), tags(*[pairs or {}] * batch), ints(*[owner] * batch),
-        ints(*[0] * batch), ints(*[turn] * batch), TABLE, duplicates=duplicates,
+        ints(*[0] * batch), ints(*[turn] * batch), TABLE, SAME, duplicates=duplicates,
     )  # fmt: skip
     return store, status.tolist(), new_id.tolist()
 
@@ -87,21 +92,21 @@ def equal(one, other):
 
 
 @functools.partial(jax.jit, static_argnames="duplicates")
-def run_sequence(store, steps, duplicates):
+def run_sequence(store, steps, same, min_score, duplicates):
     """Operations [T, B] one after another; per step what each returned, and which rows' stores changed."""
 
     def step(store, s):
         before, asked = store, {name: s["on"] & (s["op"] == i) for i, name in enumerate(OPS)}
         store, added, new_id = memory.add(
-            store, asked["add"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE, duplicates
+            store, asked["add"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE, same, duplicates
         )
         store, updated = memory.update(
-            store, asked["update"], s["id"], s["content"], s["tags"], s["owner"], s["turn"], TABLE, duplicates
+            store, asked["update"], s["id"], s["content"], s["tags"], s["owner"], s["turn"], TABLE, same, duplicates
         )
         store, deleted = memory.delete(store, asked["delete"], s["id"], s["confirmed"], s["owner"])
         store, cleared = memory.delete_all(store, asked["delete_all"], s["owner"])
         store, found, retrieved = memory.retrieve(
-            store, asked["retrieve"], s["content"], s["k"], s["filter"], s["owner"], TABLE, KMAX
+            store, asked["retrieve"], s["content"], s["k"], s["filter"], s["owner"], TABLE, KMAX, min_score
         )
         statuses = jnp.stack([added, updated, deleted, cleared, retrieved])
         differs = [jnp.any((a != b).reshape(a.shape[0], -1), axis=1) for a, b in _pairs(before, store)]
@@ -177,6 +182,7 @@ def check_contents(twin, store, row):
     assert int(store.next_id[row]) == twin.next_id
     blank = ~store.valid[row]
     assert (store.id[row][blank] == NO_ID).all() and not store.tokens[row][blank].any()
+    assert not store.key[row][blank].any()
 
 
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
@@ -185,18 +191,21 @@ def check_contents(twin, store, row):
     duplicates=st.sampled_from(["refuse", "add"]),
     op_weights=st.sampled_from([(6, 2, 2, 0.2, 5), (8, 1, 1, 0, 4), (4, 4, 4, 1, 3)]),
     owners=st.integers(1, 3),
+    pieces=st.sampled_from([PIECES, VARIED]),
+    min_score=st.sampled_from([-1.0, 0.3]),
 )
-def test_random_sequences_agree_with_the_twin(seed, duplicates, op_weights, owners):
+def test_random_sequences_agree_with_the_twin(seed, duplicates, op_weights, owners, pieces, min_score):
     length, batch = 24, 64  # 40 examples: 2,560 sequences of 24 operations
     steps = random_steps(np.random.default_rng(seed), length, batch, op_weights, owners)
-    store, outputs = jax.device_get(run_sequence(new_store(batch), steps, duplicates))
+    same = equality_table(pieces)
+    store, outputs = jax.device_get(run_sequence(new_store(batch), steps, same, min_score, duplicates))
     statuses, new_ids, found, changed = outputs
 
     plain = jax.tree.map(lambda x: x.tolist(), {k: v for k, v in steps.items() if not isinstance(v, Text)})
     texts = {k: (v.tokens.tolist(), v.length.tolist()) for k, v in steps.items() if isinstance(v, Text)}
     found_ids, found_scores = found.id.tolist(), found.score.tolist()
     for row in range(batch):
-        twin = StoreTwin(N, L, TABLE, duplicates)
+        twin = StoreTwin(N, L, TABLE, pieces, duplicates)
         for t in range(length):
             get = lambda name, t=t, row=row: plain[name][t][row]  # noqa: E731
             piece = lambda name, t=t, row=row: (texts[name][0][t][row], texts[name][1][t][row])  # noqa: E731
@@ -216,7 +225,7 @@ def test_random_sequences_agree_with_the_twin(seed, duplicates, op_weights, owne
             else:
                 wanted = python_tags(*piece("filter"))
                 asked = bool(words) or any(pair != ((), ()) for pair in wanted)
-                candidates = twin.candidates(words, wanted, owner) if asked else []
+                candidates = twin.candidates(words, wanted, owner, min_score) if asked else []
                 check_retrieval(candidates, get("k"), got_ids, found_scores[t][row])
                 status = Status.OK if got_ids else Status.NOTHING_FOUND if asked else Status.EMPTY_TEXT
                 for entry in twin.entries:
@@ -239,7 +248,7 @@ def test_every_acknowledged_write_of_64_writers_is_readable():
         words = [[1 + (row + turn) % WORDS, 1 + turn % WORDS, 1 + row % WORDS, 1 + turn // WORDS] for row in range(64)]
         store, status, _ = _add(
             store, on(64), text(*words), tags(*[{}] * 64), ints(*[0] * 64), ints(*[0] * 64), ints(*[turn] * 64), TABLE,
-            duplicates="add",
+            SAME, duplicates="add",
         )  # fmt: skip
         assert (status == Status.OK).all()
         for row in range(64):
@@ -266,7 +275,7 @@ def test_owner_mask_comes_before_top_k():
 def test_ids_of_other_owners_are_unknown():
     store, _, (mine,) = add(new_store(), [1, 2], owner=3)
     for op in (
-        lambda: _update(store, on(), ints(mine), text([5]), tags({}), ints(4), ints(1), TABLE),
+        lambda: _update(store, on(), ints(mine), text([5]), tags({}), ints(4), ints(1), TABLE, SAME),
         lambda: _delete(store, on(), ints(mine), on(), ints(4)),
     ):
         after, status = op()
@@ -294,7 +303,7 @@ def test_equal_texts_come_back_by_id_even_from_slots_used_again():
         store, _, _ = add(store, words)
     store, _ = _delete(store, on(), ints(1), on(), ints(0))
     store, _, _ = add(store, [5, 6], duplicates="add")  # id 4, in the first slot
-    store, _ = _update(store, on(), ints(3), text([6, 5]), tags({}), ints(0), ints(1), TABLE)
+    store, _ = _update(store, on(), ints(3), text([6, 5]), tags({}), ints(0), ints(1), TABLE, SAME)
     store, _, _ = add(store, [5, 6], duplicates="add")
     assert store.id[0].tolist() == [4, 2, 3, 5, NO_ID]
     assert retrieve(store, [5, 6], k=3)[1] == [3, 4, 5]
@@ -304,7 +313,7 @@ def test_update_keeps_what_it_does_not_name_and_refreshes_the_embedding():
     kind, place, year = ((1,), (1, 1)), ((2,), (7,)), ((3,), (5,))
     store, _, _ = add(new_store(), [1, 2], {0: kind, 1: place}, owner=2, turn=3)
     store, _, _ = retrieve(store, [1], owner=2)
-    store, status = _update(store, on(), ints(1), text([5, 6]), tags({1: year}), ints(2), ints(9), TABLE)
+    store, status = _update(store, on(), ints(1), text([5, 6]), tags({1: year}), ints(2), ints(9), TABLE, SAME)
     assert status.tolist() == [Status.OK]
     for name, value in dict(id=1, created=3, updated=9, hits=1, owner=2, length=2).items():
         assert int(getattr(store, name)[0, 0]) == value
@@ -315,10 +324,10 @@ def test_update_keeps_what_it_does_not_name_and_refreshes_the_embedding():
     assert retrieve(store, [1, 2], owner=2, min_score=0.99)[1] == []
 
     # A given key replaces its value; a pair for which no slot is left is refused, not dropped.
-    store, status = _update(store, on(), ints(1), text([5]), tags({2: ((2,), (6,))}), ints(2), ints(9), TABLE)
+    store, status = _update(store, on(), ints(1), text([5]), tags({2: ((2,), (6,))}), ints(2), ints(9), TABLE, SAME)
     pairs = python_tags(store.tags.tokens[0, 0].tolist(), store.tags.length[0, 0].tolist())
     assert status.tolist() == [Status.OK] and pairs == [kind, ((2,), (6,)), year]
-    after, status = _update(store, on(), ints(1), text([4]), tags({1: ((4,), (4,))}), ints(2), ints(9), TABLE)
+    after, status = _update(store, on(), ints(1), text([4]), tags({1: ((4,), (4,))}), ints(2), ints(9), TABLE, SAME)
     assert status.tolist() == [Status.TEXT_TOO_LONG] and equal(after, store)
 
 
@@ -330,11 +339,11 @@ def test_a_contradicting_replacement_never_ends_with_nothing():
         ([4, 4, 4, 4, 4], Status.TEXT_TOO_LONG),
         ([1, 2, 4], Status.OK),
     ):
-        store, got = _update(store, on(), ints(1), text(words), tags({}), ints(0), ints(1), TABLE)
+        store, got = _update(store, on(), ints(1), text(words), tags({}), ints(0), ints(1), TABLE, SAME)
         assert got.tolist() == [status]
         assert store.tokens[0, 0, :3].tolist() == [1, 2, 4] and int(store.valid.sum()) == 1
     store, _, _ = add(store, [7])
-    after, status = _update(store, on(), ints(2), text([1, 2, 4]), tags({}), ints(0), ints(1), TABLE)
+    after, status = _update(store, on(), ints(2), text([1, 2, 4]), tags({}), ints(0), ints(1), TABLE, SAME)
     assert status.tolist() == [Status.DUPLICATE] and equal(after, store)
 
 
@@ -345,7 +354,7 @@ def test_delete_all_has_no_page_size_and_wipes_the_text():
 
     def one(store, i):
         words = Text(jnp.stack([1 + i % 7, 1 + i // 7 % 7, 1 + i // 49 % 7, 1 + i // 343 % 7])[None], ints(4))
-        return memory.add(store, on(), words, tags({}), ints(0) + i % 2, ints(0), ints(0), TABLE)[:2]
+        return memory.add(store, on(), words, tags({}), ints(0) + i % 2, ints(0), ints(0), TABLE, SAME)[:2]
 
     store, statuses = jax.jit(lambda s: lax.scan(one, s, numbers))(store)
     assert (statuses == Status.OK).all() and store.valid.all()
@@ -410,7 +419,7 @@ def test_rows_are_independent():
     store = new_store(2)
     words, none = text([1, 2], [3]), tags({}, {})
     only_first = jnp.array([True, False])
-    store, status, _ = _add(store, only_first, words, none, ints(0, 0), ints(0, 0), ints(0, 0), TABLE)
+    store, status, _ = _add(store, only_first, words, none, ints(0, 0), ints(0, 0), ints(0, 0), TABLE, SAME)
     assert status.tolist() == [Status.OK, Status.NOT_RUN] and store.valid.sum(axis=1).tolist() == [1, 0]
     _, found, status = memory.retrieve(store, on(2), words, ints(3, 3), none, ints(0, 0), TABLE, max_k=3)
     assert found.id[:, 0].tolist() == [1, NO_ID] and status.tolist() == [Status.OK, Status.NOTHING_FOUND]
@@ -440,7 +449,7 @@ def test_rows_on_eight_devices_give_the_same_without_talking():
 
     def both(store, s):
         store, status, new_id = memory.add(
-            store, s["on"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE
+            store, s["on"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE, SAME
         )
         store, found, looked = memory.retrieve(
             store, s["on"], s["content"], s["k"], s["filter"], s["owner"], TABLE, KMAX

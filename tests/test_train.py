@@ -15,12 +15,14 @@ from small import small_config
 
 from agemem_jax.config import ConfigError, to_json
 from agemem_jax.data.batches import LIMITS
+from agemem_jax.envs.judge import SILENCE
+from agemem_jax.errors import InputError
 from agemem_jax.memory.encoder import policy_table
-from agemem_jax.training import setup
+from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
-from agemem_jax.training.evaluate import METHODS
-from agemem_jax.training.loop import check_finite, train
+from agemem_jax.training.evaluate import METHODS, count_unheard
+from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
 from configs import tiny
@@ -98,6 +100,9 @@ def test_summary_holds_every_method_and_metric(whole, folder):
     assert all(no_memory[f"calls_{op}"]["mean"] == 0 for op in ("add", "update", "delete", "retrieve", "summary"))
     assert summary["methods"]["agemem_norl"] != summary["methods"]["agemem"]
     assert summary["seeds"] == [0, 1] and summary["test_tasks"] == 6
+    identity = json.loads((workdir / "seed_1" / "identity.json").read_text())["parts"]
+    assert summary["identity"]["weights"] == "fresh parameters"
+    assert summary["identity"]["prompt"] == identity["prompt"][:12] in (workdir / "report.html").read_text()
     assert summary["seconds"]["train"] > 0 and summary["environment"]["jax"] == jax.__version__
     assert summary["cut_texts"]["queries"]["share"] == 0 and len(summary["cut_texts"]) == len(LIMITS)
     assert "experiments.train --config=" in summary["command"]
@@ -170,11 +175,17 @@ def test_killed_and_started_again_ends_with_the_same_bits(whole, folder):
 
 @pytest.mark.parametrize(
     ("changes", "beside", "restored"),
-    [({}, 0, 3), ({"rl__kl_coef": 0.1}, 1, 3), ({"policy__lora_rank": 2}, 1, 0)],
-    ids=["no reference", "reference", "adapters"],
+    [
+        ({}, 0, 3),
+        ({"rl__kl_coef": 0.1}, 1, 3),
+        ({"policy__lora_rank": 2}, 1, 0),
+        ({"rl__kl_coef": 0.1, "policy__param_dtype": "bfloat16"}, 1, 4),
+    ],
+    ids=["no reference", "reference", "adapters", "master"],
 )
 def test_a_run_that_goes_on_makes_no_policy_but_a_frozen_one(monkeypatch, tmp_path, changes, beside, restored):
-    """Counted in arrays of the token embeddings' shape: of the frozen policy, and of the state (with two moments)."""
+    """Counted in arrays of the token embeddings' shape: of the frozen policy, and of the state (with two moments,
+    and a bfloat16 policy's master)."""
     config = small_config(policy__num_layers=1, rollout__history_widths=1, **changes)
     run = build(config)
     shape = run.model.vocab_size, run.model.hidden_size
@@ -255,7 +266,66 @@ def test_impossible_configs_are_refused_before_the_policy_is_made(monkeypatch, c
     assert str(refused.value).startswith(hint)
 
 
-def test_a_run_that_diverged_stops_with_what_to_do():
-    check_finite({"update": 3, "loss": 0.1, "grad_norm": 2.0, "reward": -1.0})
-    with pytest.raises(FloatingPointError, match="update 4: loss, grad_norm not finite.*optim.learning_rate"):
-        check_finite({"update": 4, "loss": float("nan"), "grad_norm": float("inf"), "reward": 0.0})
+def test_answers_without_a_verdict_are_counted_in_a_row():
+    assert count_unheard(asked=4, failed=4) == 4 and count_unheard(4, 4, before=12) == 16
+    assert count_unheard(4, 3, 12) == count_unheard(4, 0, 12) == 0  # somebody is there
+    assert count_unheard(0, 0, 12) == 12  # nobody was asked
+
+
+def test_a_judge_that_falls_silent_stops_the_run_before_it_is_mistaken_for_a_bad_policy(tmp_path, monkeypatch):
+    """Of each update's rollouts one half answers. Update 3 has a verdict, from 4 on there is none."""
+    config = tiny_run()
+    config.rl.updates, config.train.checkpoint_every, config.reward.judge = 50, 50, "http://localhost/v1"
+    run, made = build(config), []
+    assert run.spec.rollout.batch == 4
+
+    def silent_update(run, state, frozen, update, task):
+        made.append(update)
+        failed = 0.25 if update == 2 else 0.5
+        return state, {"metrics": {"loss": 0.0, "rollout/judge_asked": 0.5, "rollout/judge_failed": failed}}
+
+    monkeypatch.setattr(loop, "train_update", silent_update)
+    monkeypatch.setattr(loop, "evaluate_once", lambda run, state, *_: state)
+    with pytest.raises(InputError, match="reward.judge = 'http://localhost/v1' gave no verdict.*update 11 ") as caught:
+        train(run, tmp_path)
+    assert "\n" not in str(caught.value) and made == list(range(3 + SILENCE // 2))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["judge_failed"] for r in records[:4]] == [0.5, 0.5, 0.25, 0.5]
+    with Checkpointer(tmp_path / "checkpoints", config, 2) as checkpoints:
+        update, _, _ = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
+    assert update == made[-1]
+
+
+@pytest.mark.heavy
+def test_verdicts_are_the_task_reward_and_without_any_nothing_is_learnt(tmp_path, monkeypatch):
+    class FakeJudge:
+        verdict = 0.75
+
+        def __init__(self, *_):
+            pass
+
+        def check(self):
+            pass
+
+        def score(self, questions, golds, answers):
+            return np.full(len(answers), self.verdict, np.float32)
+
+    monkeypatch.setattr(setup, "Judge", FakeJudge)
+    config = tiny_run()
+    config.reward.update({"task_metric": "judge", "judge": "http://localhost/v1", "judge_model": "m"})
+    config.rollout.stage3_turns = 6  # so that some rollout answers
+    run = build(config)
+    state = new_state(run.start(), run.optimizer)
+    learnt = []
+    for update, verdict in enumerate((0.75, np.nan)):
+        FakeJudge.verdict = verdict
+        before = jax.device_get(state.params)
+        state, outcome = train_update(run, state, run.frozen, update, put_batch(run, update))
+        rows = jax.device_get(outcome["rows"])
+        answered = rows["judge_asked"]
+        assert answered.any() and (rows["judge_failed"] == (answered if update else 0)).all()
+        np.testing.assert_allclose(rows["term_task"][answered], 0 if update else verdict)
+        assert np.isfinite(rows["reward"]).all()
+        changes = jax.tree.map(lambda a, b: (a != b).any(), before, jax.device_get(state.params))
+        learnt.append(any(jax.tree.leaves(changes)))
+    assert learnt == [True, False]

@@ -2,11 +2,12 @@
 
     python tests/toy_train.py UPDATES WHAT --config=configs/tiny.py --workdir=DIR ...
 
-WHAT happens in update 3: "nothing"; "fail": process 1 cannot write; "idle": all are busy on the host for minutes.
-"late" is another beginning: process 1 compiles for longer than gloo waits for a first collective.
+WHAT happens in update 3: "nothing"; "fail": process 1 has a defect; "full": its disk is full; "idle": all are busy on
+the host for minutes. "late" is another beginning: process 1 compiles for longer than gloo waits for a first collective.
 The state after u updates: every w is u, total is the sum of all w's so far.
 """
 
+import errno
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,9 @@ def toy_train(config, workdir: Path, stop) -> dict:
             total = float(state["total"])
             assert total == SIZE * update * (update + 1) / 2, (update, total)
             if update == 3 and what == "fail" and jax.process_index() == 1:
-                raise OSError("No space left on device")
+                raise RuntimeError("no such gradient")
+            if update == 3 and what == "full" and jax.process_index() == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
             stopping = stop()
             checkpoints.save(update, state, {}, wait=stopping)
             print(f"process {jax.process_index()} did update {update}", flush=True)

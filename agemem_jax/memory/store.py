@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 
 from agemem_jax.memory.encoder import encode
+from agemem_jax.memory.equality import EqualityTable, text_key
 from agemem_jax.memory.status import first_failure
 from agemem_jax.types import NO_ID, PAD_ID, Status, Text
 
@@ -28,6 +29,7 @@ class MemoryStore:
     tokens: jax.Array  # [B, N, L] int32 content
     length: jax.Array  # [B, N] int32
     embedding: jax.Array  # [B, N, E] float32, unit norm (zero if no token weighs anything)
+    key: jax.Array  # [B, N, 2] uint32 of `equality.text_key`: entries with the same one say the same
     valid: jax.Array  # [B, N] bool
     id: jax.Array  # [B, N] int32
     next_id: jax.Array  # [B] int32 the id of the next entry
@@ -59,6 +61,7 @@ def empty(
         tokens=jnp.full((batch, entries, entry_tokens), PAD_ID, jnp.int32),
         length=zeros(),
         embedding=jnp.zeros((batch, entries, embedding_size)),
+        key=zeros(2).astype(jnp.uint32),
         valid=zeros().astype(bool),
         id=jnp.full((batch, entries), NO_ID, jnp.int32),
         next_id=jnp.ones((batch,), jnp.int32),
@@ -80,6 +83,7 @@ def add(
     session: jax.Array,
     turn: jax.Array,
     table: jax.Array,
+    equality: EqualityTable,
     duplicates: str = "refuse",
 ) -> tuple[MemoryStore, jax.Array, jax.Array]:
     """Stores a new entry (the paper's Add_memory).
@@ -90,14 +94,17 @@ def add(
         tags: `[B, G, 2, Lt]` pairs; slot 0 is memory_type.
         owner, session, turn: `[B]` int32.
         table: `[V, E]` of `encode`.
-        duplicates: what the same tokens again, for the same owner, are: "refuse" (DUPLICATE) or "add" (a new entry).
+        equality: of `text_key`.
+        duplicates: what a text that says the same again, for the same owner, is: "refuse" (DUPLICATE) or "add" (a new
+            entry).
 
     Returns:
         The store, status `[B]` (EMPTY_TEXT, TEXT_TOO_LONG, DUPLICATE, STORE_FULL: the first that applies), and the new
         entry's id `[B]` (NO_ID if there is none).
     """
     text, fits = _fit(content, store.tokens.shape[-1])
-    twice = jnp.any(_holds(store, owner, text), axis=1) & _refuses(duplicates)
+    key = text_key(equality, text)
+    twice = jnp.any(_holds(store, owner, key), axis=1) & _refuses(duplicates)
     full = jnp.all(store.valid, axis=1)
     status = first_failure(
         on,
@@ -115,6 +122,7 @@ def add(
         tokens=text.tokens,
         length=text.length,
         embedding=encode(table, text),
+        key=key,
         valid=True,
         id=store.next_id,
         created=turn,
@@ -136,20 +144,24 @@ def update(
     owner: jax.Array,
     turn: jax.Array,
     table: jax.Array,
+    equality: EqualityTable,
     duplicates: str = "refuse",
 ) -> tuple[MemoryStore, jax.Array]:
-    """Replaces an entry's content and embedding (the paper's Update_memory); id, created, hits, owner, session stay.
+    """Replaces an entry's content and what follows from it (the paper's Update_memory).
+
+    Id, created, hits, owner and session stay.
 
     A given memory_type replaces the entry's. Every other given pair replaces the entry's pair with the same key, or
     takes a free tag slot; pairs not given stay. Arguments are those of `add`, and `memory_id` `[B]` int32.
 
     Returns:
         The store and status `[B]`: UNKNOWN_ID, EMPTY_TEXT, TEXT_TOO_LONG (the content, or a tag without a free slot),
-        DUPLICATE (another entry of the owner holds the same tokens, and duplicates are refused).
+        DUPLICATE (another entry of the owner says the same, and duplicates are refused).
     """
     text, fits = _fit(content, store.tokens.shape[-1])
     named, slot = _find(store, memory_id, owner)
-    twice = jnp.any(_holds(store, owner, text) & ~named, axis=1) & _refuses(duplicates)
+    key = text_key(equality, text)
+    twice = jnp.any(_holds(store, owner, key) & ~named, axis=1) & _refuses(duplicates)
     merged, tags_fit = _merge_tags(jax.tree.map(lambda x: _take_row(x, slot), store.tags), _clean(tags))
     status = first_failure(
         on,
@@ -165,6 +177,7 @@ def update(
         tokens=text.tokens,
         length=text.length,
         embedding=encode(table, text),
+        key=key,
         updated=turn,
         tags=merged,
     )
@@ -258,8 +271,8 @@ def retrieve(
 
 # What a place without an entry holds, for every array with one row per entry.
 _BLANK = dict(
-    tokens=PAD_ID, length=0, embedding=0.0, valid=False, id=NO_ID, created=0, updated=0, hits=0, owner=0, session=0,
-    tags=Text(tokens=PAD_ID, length=0),
+    tokens=PAD_ID, length=0, embedding=0.0, key=0, valid=False, id=NO_ID, created=0, updated=0, hits=0, owner=0,
+    session=0, tags=Text(tokens=PAD_ID, length=0),
 )  # fmt: skip
 
 
@@ -281,10 +294,9 @@ def _whole(tags: Text) -> jax.Array:
     return jnp.all(tags.length <= tags.tokens.shape[-1], axis=(1, 2))
 
 
-def _holds(store: MemoryStore, owner: jax.Array, text: Text) -> jax.Array:
-    """Entries of the owner with exactly this text `[B, L]`: `[B, N]` bool."""
-    same = jnp.all(store.tokens == text.tokens[:, None], axis=-1) & (store.length == text.length[:, None])
-    return store.valid & (store.owner == owner[:, None]) & same
+def _holds(store: MemoryStore, owner: jax.Array, key: jax.Array) -> jax.Array:
+    """Entries of the owner that say the same as a text of this key `[B, 2]`: `[B, N]` bool."""
+    return store.valid & (store.owner == owner[:, None]) & jnp.all(store.key == key[:, None], axis=-1)
 
 
 def _refuses(duplicates: str) -> bool:

@@ -7,6 +7,7 @@ place on the devices.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -98,6 +99,7 @@ class Tensors(NamedTuple):
     origin: str  # for messages
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], "np.ndarray | Stored"]  # to be indexed with an Index
+    stored: Callable[[str], "tuple[str, Stored]"] | None = None  # kind of number and bytes, as they lie in the file
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
@@ -307,6 +309,14 @@ class Stored:
                     rows[...] = buffer[(slice(None), *others)]
         return out
 
+    def blocks(self, most: int | None = None) -> Iterator[np.ndarray]:
+        """Its bytes (the first `most`), READ_BYTES at a time."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        flat = dataclasses.replace(self, dtype=np.dtype(np.uint8), shape=(size,))
+        stop = size if most is None else min(size, most)
+        for start in range(0, stop, READ_BYTES):
+            yield flat[(slice(start, min(start + READ_BYTES, stop)),)]
+
 
 def _safetensors_header(path: Path) -> dict[str, Stored]:
     """What a .safetensors file holds: the header's length (8 bytes, little endian), the header (JSON), the tensors.
@@ -363,7 +373,8 @@ def _open_safetensors(path: Path) -> tuple[Path, Tensors]:
         stored |= {name: tensor for name, tensor in held.items() if where.get(name, shard) == shard}
     # A buffer that older checkpoints keep; it follows from rope_theta.
     shapes = {name: s.shape for name, s in stored.items() if not name.endswith("rotary_emb.inv_freq")}
-    return config_path, Tensors(str(path), shapes, stored.__getitem__)
+    kind = lambda name: (stored[name].dtype.name, stored[name])  # noqa: E731
+    return config_path, Tensors(str(path), shapes, stored.__getitem__, kind)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -436,7 +447,12 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
             return _unpermute(value, config.num_kv_heads)
         return value
 
-    return config, Tensors(str(path), shapes, read)
+    def stored(name: str) -> tuple[str, Stored]:
+        tensor = found[name]
+        where = int(tensor.data_offset), np.dtype(np.uint8), (int(tensor.n_bytes),)
+        return tensor.tensor_type.name, Stored(path, *where)
+
+    return config, Tensors(str(path), shapes, read, stored)
 
 
 def _split(path: Path) -> InputError:
@@ -528,6 +544,22 @@ def read_config(path: str | os.PathLike, dtype: str = "float32", param_dtype: st
     No tensor is read, but to compare the head that a tied model should not have.
     """
     return _open(find(path), dtype, param_dtype)[0]
+
+
+def fingerprint(path: str | os.PathLike, most: int | None = None) -> str:
+    """sha256, in hex, of a model: its architecture, and of each tensor name, shape, kind of number and stored bytes.
+
+    The same for one file and for shards of it, wherever they lie and in whatever order. Every byte is read once, or of
+    each tensor the first `most`; host memory stays below some READ_BYTES. `path` and errors as of `load`.
+    """
+    config, tensors = _open(find(path), "float32", "float32")
+    digest = hashlib.sha256(json.dumps(hf_config(config), sort_keys=True).encode())
+    for name in sorted(tensors.shapes):
+        kind, stored = tensors.stored(name)
+        digest.update(f"\n{name} {kind} {list(tensors.shapes[name])}\n".encode())
+        for block in stored.blocks(most):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def load_token_embeddings(path: str | os.PathLike) -> np.ndarray:

@@ -31,6 +31,7 @@ from agemem_jax.training.setup import (
     architecture,
     build_world,
     check_policy_mesh,
+    document_counts,
     fitted,
     program_spec,
     reference_dtype,
@@ -79,7 +80,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     source = TaskSource(small, tokenizer, scoring.hash_words)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
-    world = build_world(small, tokenizer, source, pieces, grammar, lambda: blank)
+    counts = document_counts(source, tokenizer.vocab_size)
+    world = build_world(small, tokenizer, counts, pieces, grammar, lambda: blank)
     spec = program_spec(config, world, mesh)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agemem_jax.errors import InputError
+from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
 from agemem_jax.report.trace_view import choose, count_endings
 
@@ -39,6 +40,7 @@ RESULTS = (  # metric, heading, factor it is shown with, digits
     ("reward", "Reward", 1, 3),
     ("turns", "Turns", 1, 1),
     ("generated_tokens", "Generated tokens", 1, 0),
+    ("judge_failed", "Without a judge's verdict, %", 100, 1),
 )
 SHARE = (0.0, 1.0)
 SIGNED_TERMS = ("task", "over_turns", "over_context", "malformed")  # not a share between 0 and 1
@@ -68,6 +70,7 @@ CURVES = (
         ("Gold facts stored", ("memory/coverage",), SHARE),
         ("Context tokens", ("context_tokens", "context/tokens"), None),
         ("Turns", ("turns",), None),
+        ("Answered, without the judge's verdict", ("judge_failed",), SHARE),
         ("Test tasks: F1", ("eval/f1",), SHARE),
         ("Test tasks: exact match", ("eval/exact_match",), SHARE),
     )),
@@ -156,7 +159,7 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     )
     html = templates.get_template("template.html").render(**contents(run)).lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair cannot be written
+    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
     return path
 
 
@@ -240,6 +243,7 @@ def contents(run: RunFiles) -> dict:
         "endings": endings,
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "environment": facts(summary.get("environment") or {}),
+        "identity": facts(summary.get("identity") or {}),
         "cut_texts": cut_texts(summary.get("cut_texts") or {}),
         "seconds": {name: duration(value) for name, value in (summary.get("seconds") or {}).items()},
         "command": summary.get("command") or "",

@@ -10,6 +10,7 @@ from flax import struct
 from agemem_jax.memory import context as context_lib
 from agemem_jax.memory import store as store_lib
 from agemem_jax.memory.context import ContextWindow
+from agemem_jax.memory.equality import EqualityTable
 from agemem_jax.memory.store import MemoryStore
 from agemem_jax.models import kv_cache
 from agemem_jax.sharding import LOCAL, Layout, by_rows
@@ -35,6 +36,7 @@ class RolloutSpec:
     max_top_k: int
     auto_top_k: int
     auto_min_score: float
+    min_score: float
     filter_threshold: float
     duplicates: str
     pin_query: bool
@@ -98,6 +100,7 @@ class World:
     grammar: ToolGrammar
     pieces: Pieces
     encoder: jax.Array  # [V, E] float32 token directions of the retrieval encoder
+    equality: EqualityTable  # when two entries say the same
     token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
     answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
 

@@ -251,8 +251,9 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def adding(store):
         return store_lib.add(
-            store, is_op(Op.ADD), content, tags, task.owner, task.session, rows.round, world.encoder, spec.duplicates
-        )
+            store, is_op(Op.ADD), content, tags, task.owner, task.session, rows.round, world.encoder, world.equality,
+            spec.duplicates,
+        )  # fmt: skip
 
     none = jnp.zeros((batch,), jnp.int32)
     store, s, new_id = jax.lax.cond(
@@ -262,8 +263,9 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def updating(store):
         return store_lib.update(
-            store, is_op(Op.UPDATE), memory_id, content, tags, task.owner, rows.round, world.encoder, spec.duplicates
-        )
+            store, is_op(Op.UPDATE), memory_id, content, tags, task.owner, rows.round, world.encoder, world.equality,
+            spec.duplicates,
+        )  # fmt: skip
 
     store, s = jax.lax.cond(is_op(Op.UPDATE).any(), updating, lambda store: (store, none + Status.NOT_RUN), store)
     status = jnp.where(is_op(Op.UPDATE), s, status)
@@ -277,8 +279,9 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     retrieving = is_op(Op.RETRIEVE)
     top_k = jnp.where(at(calls.top_k) > 0, at(calls.top_k), spec.default_top_k)
     store, found, s = store_lib.retrieve(
-        store, retrieving, content, top_k, tags, task.owner, world.encoder, max_k=spec.max_top_k
-    )
+        store, retrieving, content, top_k, tags, task.owner, world.encoder, max_k=spec.max_top_k,
+        min_score=spec.min_score,
+    )  # fmt: skip
     found = found.replace(found=found.found & retrieving[:, None])
     status = jnp.where(retrieving, s, status)
 

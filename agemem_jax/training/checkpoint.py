@@ -5,6 +5,7 @@
         arrays.json  their names, dtypes and shapes
         host.json    what the host needs to go on
         config.json  the config of the run
+        identity.json  fingerprints of what the run has read (identity.py), and who wrote the checkpoint
         MANIFEST     its own sha256, then sha256, size and name of every other file
 
 A checkpoint is written under `00000040.partial` and renamed when it is whole, so a kill at any moment leaves the
@@ -19,6 +20,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -29,8 +31,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from agemem_jax.config import ConfigError, difference, flatten, from_json, to_json
+from agemem_jax.config import PATH_FIELDS, ConfigError, difference, flatten, from_json, to_json
+from agemem_jax.errors import InputError, storage_problem
+from agemem_jax.training import identity as identities
 from agemem_jax.training.distributed import agree, is_leader, share_folder
+from agemem_jax.training.identity import Identity
+from agemem_jax.training.summary import environment
 
 MANIFEST = "MANIFEST"
 NAME = re.compile(r"(\d{8,})(\.partial)?")
@@ -51,17 +57,20 @@ class Checkpointer:
     directory: a local or shared folder, the same for all processes.
     config: of the run; a checkpoint of another config is refused.
     keep: how many of the newest checkpoints are kept.
+    identity: of what the run has read; a checkpoint of a run that read something else is refused. None: what was read
+      is neither known nor compared.
     """
 
-    def __init__(self, directory: str | Path, config: ConfigDict, keep: int):
+    def __init__(self, directory: str | Path, config: ConfigDict, keep: int, identity: Identity | None = None):
         if keep < 1:
             raise ValueError(f"train.keep_checkpoints = {keep}: at least 1 must be kept")
         self.directory = Path(directory).resolve()
         share_folder(self.directory)
-        self._config, self._keep = config, keep
+        self._config, self._keep, self._identity = config, keep, identity
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._writer: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._begun = 0  # update of the last save
         self._broken: set[Path] = set()
 
     def save(self, update: int, state: Any, host: dict, wait: bool = False) -> None:
@@ -75,30 +84,36 @@ class Checkpointer:
           host: what JSON can hold, to be returned by `restore_latest`.
           wait: return only when the checkpoint is on disk.
 
-        Raises RuntimeError if the save before this one failed.
+        Raises as `wait`, of the save before this one or of this one.
         """
         self.wait()
+        self._begun = update
         final = self.directory / f"{update:08d}"
         if agree(lambda: final.exists() and damage(final) is None):
             return
         partial = final.with_name(final.name + ".partial")
-        if is_leader():
-            set_aside(final)
-            set_aside(partial)
-            partial.mkdir()
-            (partial / "host.json").write_text(json.dumps(host))
-            (partial / "config.json").write_text(to_json(self._config))
-            (partial / "arrays.json").write_text(json.dumps(layout(state), indent=1))
-        synchronise("checkpoint folder")
-        with jax.transfer_guard("allow"):
-            self._orbax.save(partial / "state", args=ocp.args.StandardSave(state))
+        try:
+            if is_leader():
+                set_aside(final)
+                set_aside(partial)
+                partial.mkdir()
+                self._write_texts(partial, state, host)
+            synchronise("checkpoint folder")
+            with jax.transfer_guard("allow"):
+                self._orbax.save(partial / "state", args=ocp.args.StandardSave(state))
+        except Exception as error:
+            raise self._explained(error) from error
         self._writer = threading.Thread(target=self._finish, args=(partial, final), name="checkpoint")
         self._writer.start()
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises RuntimeError if it failed; earlier ones are then intact."""
+        """Returns when the last save is on disk.
+
+        Raises if it failed, and names the checkpoint that is whole: InputError if disk or share refused, RuntimeError
+        otherwise.
+        """
         if self._writer is None:
             return
         self._writer.join()
@@ -106,7 +121,7 @@ class Checkpointer:
         synchronise("checkpoint written")
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise RuntimeError(f"a checkpoint could not be written to {self.directory}: {failure}") from failure
+            raise self._explained(failure) from failure
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """The newest whole checkpoint as (update, state, host), or None if there is none.
@@ -119,7 +134,7 @@ class Checkpointer:
 
         Raises:
           ConfigError: the checkpoint is of another config; lists the fields that differ.
-          ValueError: its arrays are not those of `like`.
+          InputError: its run has read other files, or its arrays are not those of `like`; says which.
         """
         self.wait()
         found = agree(lambda: self._newest(like))
@@ -151,7 +166,7 @@ class Checkpointer:
                 warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=5)
                 self._broken.add(path)
                 continue
-            self._check_config(path)
+            self._check_run(path)
             check_layout(path, like)
             return path.name, json.loads((path / "host.json").read_text())
         return None
@@ -175,20 +190,46 @@ class Checkpointer:
             (path / MANIFEST).unlink()  # first, so that a half-deleted checkpoint does not look whole
             shutil.rmtree(path)
 
-    def _check_config(self, path: Path) -> None:
-        """Raises ConfigError if a checkpoint's config differs in a field that matters."""
+    def _write_texts(self, partial: Path, state: Any, host: dict) -> None:
+        """Writes what a checkpoint holds beside its arrays and the manifest."""
+        (partial / "host.json").write_text(json.dumps(host))
+        (partial / "config.json").write_text(to_json(self._config))
+        (partial / "arrays.json").write_text(json.dumps(layout(state), indent=1))
+        if self._identity is not None:
+            (partial / identities.FILE).write_text(identities.to_json(self._identity, environment()))
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error of a failed save."""
+        what = f"the checkpoint of update {self._begun} could not be written to {self.directory}"
+        intact = intact_in_words(self.directory)
+        if problem := storage_problem(error):
+            return InputError(f"{what}: {problem}; {intact}. Mend that, then start the same command again")
+        return RuntimeError(f"{what}: {error}; {intact}")
+
+    def _check_run(self, path: Path) -> None:
+        """Raises ConfigError if a checkpoint's config differs in a field that matters, InputError if its files do."""
+        was = None if self._identity is None else identities.read(path / identities.FILE)
         saved, now = from_json((path / "config.json").read_text()), from_json(to_json(self._config))
         old, new = flatten(saved), flatten(now)
-        names = [name for name in difference(saved, now) if not may_differ(name, now)]
+        names = [name for name in difference(saved, now) if not may_differ(name, now, was is not None)]
         if names:
             listed = "; ".join(f"{n} is {new.get(n, 'absent')!r}, was {old.get(n, 'absent')!r}" for n in names)
             raise ConfigError(
                 f"checkpoint {path} is of another config: {listed}. Set these fields back, or start in a new --workdir"
             )
+        if was is not None:
+            identities.check(f"checkpoint {path}", was, self._identity, now, saved, "or start in a new --workdir")
+        elif self._identity is not None:
+            print(identities.UNKNOWN.format(where=f"checkpoint {path}"), file=sys.stderr, flush=True)
 
 
-def may_differ(name: str, config: ConfigDict) -> bool:
-    """Whether a run may go on from a checkpoint in spite of another value of this field."""
+def may_differ(name: str, config: ConfigDict, content_known: bool) -> bool:
+    """Whether a run may go on from a checkpoint in spite of another value of this field.
+
+    content_known: the identity tells whether the content behind a path is the same.
+    """
+    if name in PATH_FIELDS:
+        return content_known
     if name == "rl.updates" and config.rl.schedule == "sequential":
         return False  # it decides which stage each update trains
     return name in FREE_FIELDS or name.split(".")[0] in FREE_GROUPS
@@ -201,12 +242,12 @@ def layout(state: Any) -> dict[str, str]:
 
 
 def check_layout(path: Path, like: Any) -> None:
-    """Raises ValueError if a checkpoint's arrays are not those of `like`."""
+    """Raises InputError if a checkpoint's arrays are not those of `like`."""
     saved, wanted = json.loads((path / "arrays.json").read_text()), layout(like)
     names = sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name))
     if names:
         listed = "; ".join(f"{n} is {wanted.get(n, 'absent')}, was {saved.get(n, 'absent')}" for n in names)
-        raise ValueError(f"checkpoint {path} does not hold the arrays of this run: {listed}. Start in a new --workdir")
+        raise InputError(f"checkpoint {path} does not hold the arrays of this run: {listed}. Start in a new --workdir")
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -220,6 +261,12 @@ def last_saved(directory: Path) -> int | None:
     found = checkpoints(directory) if directory.is_dir() else []
     whole = [int(path.name) for path in found if path.suffix != ".partial" and (path / MANIFEST).exists()]
     return max(whole, default=None)
+
+
+def intact_in_words(directory: Path) -> str:
+    """Which checkpoint a run can go on from."""
+    update = last_saved(directory)
+    return "there is no whole checkpoint yet" if update is None else f"checkpoint {update:08d} is whole"
 
 
 def damage(path: Path) -> str | None:

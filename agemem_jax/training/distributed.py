@@ -33,6 +33,7 @@ from agemem_jax.errors import InputError
 EXIT_INPUT = 2
 EXIT_LOST = 75  # EX_TEMPFAIL: another process is gone; start again
 EXIT_PREEMPTED = 143  # as after SIGTERM
+EXIT_INTERRUPTED = 130  # as after Ctrl-C
 BEAT_SECONDS = 2.0
 DAY_MS = 24 * 3600 * 1000
 SHARED_SECONDS = 30.0  # for a file of process 0 to appear on the other machines
@@ -43,7 +44,7 @@ _agreements = itertools.count()
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM), and has; the message says how far it came."""
+    """The run was asked to stop (SIGTERM, Ctrl-C), and has; the message says how far it came."""
 
 
 @contextlib.contextmanager
@@ -151,8 +152,11 @@ class Watch(threading.Thread):
             heard, failed = by_process(self.client, ALIVE), by_process(self.client, FAILED)
         except Exception:
             return None
-        for process, text in failed.items():
-            if process != self.me:
+        for process, told in failed.items():
+            code, _, text = told.partition(" ")
+            if process != self.me and int(code) == EXIT_INPUT:  # starting again would not help
+                self.end(f"{text} (process {process} of {self.count})", EXIT_INPUT)
+            elif process != self.me:
                 self.end(f"process {process} of {self.count} failed: {text}")
         return heard
 
@@ -176,13 +180,14 @@ class Watch(threading.Thread):
         if any(word in text for word in TALK):  # another one is gone: the watch will say which
             time.sleep(self.lost_after + 3 * self.every)
             self.end(f"process {self.me} of {self.count} lost touch with the others: {text}")
+        code = EXIT_INPUT if isinstance(error, InputError) else 1
         with contextlib.suppress(Exception):
-            self.client.key_value_set(f"{FAILED}/{self.me}", text[:2000], allow_overwrite=True)
+            self.client.key_value_set(f"{FAILED}/{self.me}", f"{code} {text[:2000]}", allow_overwrite=True)
         if not isinstance(error, InputError):
             traceback.print_exception(error)
         if self.me == 0:  # the service ends with this process: let the others read first
             time.sleep(2 * self.every)
-        self.end(text, EXIT_INPUT if isinstance(error, InputError) else 1)
+        self.end(text, code)
 
     def leave(self) -> None:
         """Waits until all have come to their end."""
@@ -219,22 +224,37 @@ def on_abort(say: Callable[[], None]) -> Iterator[None]:
 
 
 class Notice:
-    """Whether SIGTERM has come (the machine will be taken away). A context: the signal is caught inside it.
+    """Whether SIGTERM (the machine will be taken away) or Ctrl-C has come. A context: both are caught inside it.
 
-    With several processes a signal to one of them counts for all, and all learn of it at the same call.
+    With several processes a signal to one of them counts for all, and all learn of it at the same call. A second Ctrl-C
+    ends the process at once, whatever it is doing: compiling, or evaluating for minutes.
+
+    hint: words for that end, as in `session`.
     """
 
-    def __init__(self) -> None:
-        self._come, self._calls, self._before = False, 0, None
+    def __init__(self, hint: Callable[[], str] = lambda: "") -> None:
+        self._come, self._calls, self._hint = False, 0, hint
+        self.exit_code = EXIT_PREEMPTED  # of the process, once it has stopped
 
     def __enter__(self) -> "Notice":
-        if jax_distributed.global_state.client is None:  # otherwise the coordination service catches it
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        # With several processes the coordination service catches SIGTERM, and tells the others.
+        self._alone = jax_distributed.global_state.client is None
+        caught = (signal.SIGINT, signal.SIGTERM) if self._alone else (signal.SIGINT,)
+        self._before = {number: signal.signal(number, self._note) for number in caught}
+        # Python runs handlers between two steps of its own; the thread hears of signals while XLA compiles.
+        heard, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self._pipe_before = signal.set_wakeup_fd(self._pipe)
+        self._listener = threading.Thread(target=self._listen, args=(heard,), name="notice", daemon=True)
+        self._listener.start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._pipe_before)
+        os.close(self._pipe)
+        self._listener.join()
 
     def __call__(self) -> bool:
         """True once the run should stop; asked by all processes after each update."""
@@ -242,9 +262,30 @@ class Notice:
         self._come = self._come or multihost_utils.reached_preemption_sync_point(self._calls)
         return self._come
 
-    def _note(self, *_) -> None:
-        self._come = True
-        os.write(2, b"SIGTERM: the run stops after the running update\n")
+    def _note(self, number: int, _) -> None:
+        self._come = self._come or self._alone
+        if number == signal.SIGINT:
+            self.exit_code = EXIT_INTERRUPTED
+
+    def _listen(self, heard: int) -> None:
+        """The thread: says at once that a signal was heard, and ends the process on a second Ctrl-C."""
+        tell = lambda text: os.write(2, f"{text}\n".encode())  # noqa: E731
+        interrupts = 0
+        with open(heard, "rb", buffering=0) as signals:
+            for (number,) in iter(lambda: signals.read(1), b""):
+                interrupts += number == signal.SIGINT
+                if number == signal.SIGTERM:
+                    tell("SIGTERM: the run stops after the running update or evaluation")
+                elif number == signal.SIGINT and interrupts == 1:
+                    tell("Ctrl-C: the run stops after the running update or evaluation; once more stops it at once")
+                    if not self._alone:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                elif number == signal.SIGINT:
+                    hint = ""
+                    with contextlib.suppress(Exception):  # it reads files
+                        hint = self._hint()
+                    tell(f"Ctrl-C: stopped at once. Start the same command again{hint}")
+                    os._exit(EXIT_INTERRUPTED)
 
 
 def open_channels(mesh: Mesh) -> None:
@@ -301,12 +342,14 @@ def agree(decide: Callable[[], Any]) -> Any:
     return told["value"]
 
 
-def agree_on(what: str, value: str) -> None:
-    """Raises ConfigError in a process whose `value` is not that of process 0."""
-    if agree(lambda: value) != value:
+def agree_on(values: dict[str, str]) -> None:
+    """Raises ConfigError in a process one of whose `values` is not that of process 0; names it."""
+    first = agree(lambda: values)
+    others = sorted(name for name in values.keys() | first.keys() if values.get(name) != first.get(name))
+    if others:
         raise ConfigError(
-            f"process {jax.process_index()} has another {what} than process 0; give all processes the same flags, "
-            "files and version of the code"
+            f"process {jax.process_index()} has other {', '.join(others)} than process 0; give all processes the same "
+            "flags, files and version of the code"
         )
 
 

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 
 from agemem_jax import sharding
+from agemem_jax.envs.judge import SILENCE
+from agemem_jax.errors import InputError
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
@@ -36,6 +38,8 @@ def evaluate(run: Run, state: TrainState, frozen: dict, method: str, tasks: int)
     Returns:
       (state, the programs donate and return it; numbers {name: [tasks] float}; device traces of the first batch by
       stage; task indices of the traced rows). Numbers and traces are the same in every process.
+
+    Raises InputError if a judge was asked about SILENCE answers or more and gave no verdict at all.
     """
     rows = run.spec.rollout.batch
     tasks = min(tasks, run.source.num_test)
@@ -52,4 +56,20 @@ def evaluate(run: Run, state: TrainState, frozen: dict, method: str, tasks: int)
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
         if first is None:
             first = jax.device_get((traces, outcome["rows"])), task
-    return state, {name: np.concatenate(parts) for name, parts in numbers.items()}, first
+    joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
+    if "judge_failed" in joined and count_unheard(joined["judge_asked"].sum(), joined["judge_failed"].sum()) >= SILENCE:
+        refuse_silence(run, f"an evaluation of {method}")
+    return state, joined, first
+
+
+def count_unheard(asked: float, failed: float, before: int = 0) -> int:
+    """Answers in a row on which the judge gave no verdict: `before`, and those of a batch; 0 if it gave one."""
+    return before + round(failed) if round(asked) == round(failed) else 0
+
+
+def refuse_silence(run: Run, when: str) -> None:
+    """Ends a run whose judge is silent: its rewards would be nobody's opinion."""
+    raise InputError(
+        f"reward.judge = {run.config.reward.judge!r} gave no verdict on any answer of {when}; the warning before this "
+        "says why; mend it and start the same command again"
+    )

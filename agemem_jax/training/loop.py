@@ -3,26 +3,33 @@
 With several processes all run this loop alike; process 0 alone writes what is not a checkpoint, and prints.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agemem_jax import sharding
 from agemem_jax.config import difference, from_json, to_json
-from agemem_jax.metrics import Clock, MetricWriter, Progress, write_json
-from agemem_jax.training.checkpoint import Checkpointer, may_differ
+from agemem_jax.envs.judge import SILENCE
+from agemem_jax.errors import InputError
+from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, write_json
+from agemem_jax.models.weights import HF_NAMES
+from agemem_jax.training import identity as identities
+from agemem_jax.training.checkpoint import Checkpointer, intact_in_words, may_differ
 from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
-from agemem_jax.training.evaluate import METHODS, control, evaluate
+from agemem_jax.training.evaluate import METHODS, control, count_unheard, evaluate, refuse_silence
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.training.state import new_state, state_shapes
+from agemem_jax.training.summary import environment
 from agemem_jax.training.traces import render_traces
 from agemem_jax.types import TrainState
+
+GLANCE = 4096  # bytes of each tensor by which a process checks that its weights are those of process 0
 
 
 def stages_of(config, update: int) -> int:
@@ -53,9 +60,11 @@ def train(run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False) -> 
       {method: {number: [tasks] list}} for no_memory, agemem_norl and agemem; {} in other processes than 0.
     """
     config = run.config
-    agree_on("config and device tables", digest(run))
+    if jax.process_count() > 1:
+        agree_on(read_here(run))
     open_channels(run.mesh)
-    with Checkpointer(workdir / "checkpoints", config, config.train.keep_checkpoints) as checkpoints:
+    keep = config.train.keep_checkpoints
+    with Checkpointer(workdir / "checkpoints", config, keep, run.identity) as checkpoints:
         train_seed(run, workdir, checkpoints, stop)
     return {method: read_json(result_path(workdir, method))["numbers"] for method in METHODS if is_leader()}
 
@@ -66,10 +75,17 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
     frozen = run.frozen
     done, owed = 0, False
     restored = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
+    if is_leader():
+        replace_text(workdir / identities.FILE, identities.to_json(run.identity, environment()))
+    begun_with = f"policy.weights = {config.policy.weights!r}"
+    check_params(frozen, begun_with, "fetch the file again, or set a wider policy.param_dtype")
     if restored is None:
         state = new_state(run.start(), run.optimizer)
+        check_params(state.params, begun_with, "fetch the file again, or set a wider policy.param_dtype")
     else:
         done, state, host = restored
+        remedy = "it was saved after the run diverged; delete its folder to go on from the one before it"
+        check_params(state.params, f"checkpoint {checkpoints.directory / f'{done:08d}'}", remedy)
         clock.load(host["clock"])
         owed = host.get("evaluation_owed", False)
         say(f"{name}: going on from update {done}")
@@ -84,6 +100,7 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
     task = put_batch(run, done) if done < config.rl.updates else None
     if owed:
         state = evaluate_between(run, state, frozen, done, clock, writer)
+    unheard, rows = 0, run.spec.rollout.batch
     for update in range(done, config.rl.updates):
         began = time.perf_counter()
         with jax.transfer_guard("disallow" if config.train.transfer_guard else "allow"):
@@ -94,7 +111,12 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
         seconds = time.perf_counter() - began
         clock.add("train", seconds)
         record = tidy(metrics, update, stages_of(config, update), seconds, run)
-        check_finite(record)
+        if "judge_failed" in record:
+            unheard = count_unheard(record["judge_asked"] * rows, record["judge_failed"] * rows, unheard)
+        if unheard >= SILENCE:  # the program has not updated on the last of them
+            checkpoints.save(update, state, {"clock": clock.state(), "evaluation_owed": False}, wait=True)
+            refuse_silence(run, f"update {update + 1} (the state before it is saved)")
+        check_finite(record, checkpoints)
         if writer:
             writer.update(update + 1, record)
         last, stopping = update + 1 == config.rl.updates, stop()
@@ -140,12 +162,11 @@ class Writer:
         self.metrics.close()
 
 
-def digest(run: Run) -> str:
-    """A fingerprint of what every process must have made alike: config, device tables and the first batch."""
-    hashed = hashlib.sha256(to_json(run.config).encode())
-    for leaf in jax.tree.leaves(jax.device_get((run.world, run.source.batch(0)))):
-        hashed.update(np.asarray(leaf).tobytes())
-    return hashed.hexdigest()
+def read_here(run: Run) -> dict[str, str]:
+    """What every process must have read alike: the identity, with a look at this machine's weights, and the config."""
+    versions = {name: value for name, value in environment().items() if name in ("agemem_jax", "jax", "numpy")}
+    weights = {"weights": identities.of_weights(run.config.policy.weights, most=GLANCE)}
+    return run.identity | weights | {"config": to_json(run.config), "versions of libraries": json.dumps(versions)}
 
 
 def put_batch(run: Run, update: int):
@@ -182,7 +203,7 @@ def result_path(workdir: Path, method: str) -> Path:
 def evaluate_once(run: Run, state: TrainState, frozen: dict, method: str, updates: int, workdir: Path) -> TrainState:
     """Evaluates a method after `updates` updates and keeps numbers and traces; skipped where that was done before."""
     path = result_path(workdir, method)
-    if agree(lambda: is_evaluated(path, run.config, updates)):
+    if agree(lambda: is_evaluated(path, run.config, run.identity, updates)):
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {method} on {run.config.train.eval_tasks} test tasks")
@@ -190,24 +211,28 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, method: str, update
     if is_leader():
         when = "after" if method == "agemem" else "before"
         write_json(workdir / f"traces_{method}.json", render_traces(run, traced, method, when))
-        write_json(path, {"updates": updates, "config": run.config.to_dict(), "numbers": numbers})
+        kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
+        write_json(path, kept)
     shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("f1", "memory_quality", "reward"))
     say(f"{name}: {method}: {shown}")
     return state
 
 
-def is_evaluated(path: Path, config, updates: int) -> bool:
-    """Whether a file holds this evaluation: after as many updates, by a config that gives the same numbers."""
+def is_evaluated(path: Path, config, identity: identities.Identity, updates: int) -> bool:
+    """Whether a file holds this evaluation: after as many updates, by config and inputs that give the same numbers."""
     if not path.exists():
         return False
     kept = read_json(path)
+    was = kept.get("identity")  # older versions kept none: their paths must be the same
     changed = difference(config, from_json(json.dumps(kept["config"])))
-    return kept["updates"] == updates and all(free_of_evaluation(name, config) for name in changed)
+    same = kept["updates"] == updates and was in (None, identity)
+    return same and all(free_of_evaluation(name, config, was is not None) for name in changed)
 
 
-def free_of_evaluation(name: str, config) -> bool:
-    """Whether an evaluation stays valid with another value of this field."""
-    return may_differ(name, config) and name not in ("train.eval_tasks", "train.eval_temperature", "train.traces")
+def free_of_evaluation(name: str, config, content_known: bool) -> bool:
+    """Whether an evaluation stays valid with another value of this field (checkpoint.may_differ)."""
+    decides = name in ("train.eval_tasks", "train.eval_temperature", "train.traces")
+    return may_differ(name, config, content_known) and not decides
 
 
 def read_json(path: Path) -> dict:
@@ -230,11 +255,34 @@ def tidy(metrics: dict, update: int, stage: int, seconds: float, run: Run) -> di
     return out
 
 
-def check_finite(record: dict) -> None:
-    """A run that has diverged stops here, with its last good checkpoint on disk."""
-    bad = [name for name in ("loss", "grad_norm", "reward") if name in record and not np.isfinite(record[name])]
+def check_finite(record: dict, checkpoints: Checkpointer) -> None:
+    """Raises InputError if a run has diverged, before anything of the update is saved or evaluated."""
+    bad = [name for name in ("loss", "grad_norm", "reward") if not np.isfinite(record.get(name, 0.0))]
+    bad += ["parameters"] if record.get("params_finite", 1.0) < 1 else []
     if bad:
-        raise FloatingPointError(
-            f"update {record['update']}: {', '.join(bad)} not finite; the last checkpoint is intact. "
-            "Lower optim.learning_rate or optim.max_grad_norm and start again in a new workdir."
+        checkpoints.wait()
+        raise InputError(
+            f"update {record['update']}: {', '.join(bad)} not finite: the run has diverged. Nothing of this update was "
+            f"saved; {intact_in_words(checkpoints.directory)}. Lower optim.learning_rate or optim.max_grad_norm and "
+            "start again in a new --workdir"
         )
+
+
+def check_params(params: dict, origin: str, remedy: str) -> None:
+    """Raises InputError naming the first of the parameters that is not finite; looked for on the devices."""
+    for path, finite in jax.tree_util.tree_leaves_with_path(jax.device_get(finite_layers(params))):
+        name = "/".join(entry.key for entry in path)
+        if not finite.all():
+            layer = f", layer {np.flatnonzero(~finite)[0]}," if finite.ndim else ""
+            tensor = f" ({HF_NAMES[name].format(np.flatnonzero(~finite.ravel())[0])})" if name in HF_NAMES else ""
+            raise InputError(f"{origin}: {name}{layer}{tensor} holds NaN or infinity; {remedy}")
+
+
+@jax.jit
+def finite_layers(params: dict) -> dict:
+    """Whether each parameter is finite throughout; of those of the layers [L] bool, one for each layer."""
+
+    def finite(path, x):
+        return jnp.isfinite(x).all(axis=tuple(range(path[0].key == "layers", x.ndim)))
+
+    return jax.tree_util.tree_map_with_path(finite, params)

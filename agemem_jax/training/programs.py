@@ -30,7 +30,8 @@ from agemem_jax.types import NUM_OPS, Op, Task, TrainState
 
 STAGES = (1, 2, 3)
 ALL_TOOLS = (1 << (Op.FILTER + 1)) - 1  # bit mask of the six memory tools
-Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (task index, answer tokens, length) -> scores [B]
+# (task index, answer tokens, length) -> verdicts [B] in 0..1, NaN where there is none
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @struct.dataclass
@@ -81,10 +82,15 @@ def stage_program(
             jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage),
         )  # fmt: skip
         rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools)
-        judged = None
+        judged, verdicts = None, {}
         if judge is not None:  # before stage 3 there is no answer to judge
             judged = jnp.zeros((spec.rollout.batch,))
-            judged = judge_answers(judge, task, rows, spec.rollout.layout) if stage == 3 else judged
+            if stage == 3:
+                judged = judge_answers(judge, task, rows, spec.rollout.layout)
+                failed, asked = jnp.isnan(judged), rows.answer.length > 0
+                judged, verdicts = jnp.where(failed, 0.0, judged), {"judge_asked": asked, "judge_failed": failed}
+                # Without a single verdict nothing is learnt; the loop stops when that lasts (evaluate.count_unheard).
+                control = control.replace(update=control.update & ~(failed.any() & (failed == asked).all()))
         terms = rewards.terms(rows.stats, reward, spec.rollout.limit, judged)
         total, groups = rewards.combine(terms, reward)
         metrics, by_row = {}, {}
@@ -95,7 +101,7 @@ def stage_program(
             state, metrics = learn_stage(state, frozen, rows, terms, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
-            by_row = row_numbers(rows, terms, groups, total)
+            by_row = row_numbers(rows, terms, groups, total) | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
@@ -132,7 +138,7 @@ def stage_program(
 
 
 def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) -> jax.Array:
-    """Scores [B] in 0..1 of a judge on the host, called from inside the program.
+    """Verdicts [B] in 0..1 of a judge on the host, NaN where it gave none, called from inside the program.
 
     On a mesh each process asks its own judge about its own rows, once: of devices that share rows the first one asks.
     """

@@ -18,13 +18,16 @@ from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import scoring
 from agemem_jax.envs.judge import Judge
-from agemem_jax.memory import encoder
+from agemem_jax.memory import encoder, equality
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.rows import RolloutSpec, World
 from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.training import identity as identities
+from agemem_jax.training.distributed import agree
+from agemem_jax.training.identity import Identity
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
 from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
@@ -49,6 +52,7 @@ class Run:
     optimizer: object
     spec: ProgramSpec
     programs: dict[int, Callable]
+    identity: Identity  # of what was read to make all this
 
 
 def build(config: ConfigDict) -> Run:
@@ -63,7 +67,10 @@ def build(config: ConfigDict) -> Run:
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
     source = TaskSource(config, tokenizer, scoring.hash_words)
-    world = build_world(config, tokenizer, source, pieces, grammar, lambda: token_embeddings(config, model))
+    counts = document_counts(source, tokenizer.vocab_size)
+    identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
+    identity |= identities.identity_of(config, tokenizer, source, pieces, grammar, counts)
+    world = build_world(config, tokenizer, counts, pieces, grammar, lambda: token_embeddings(config, model))
     spec = program_spec(config, world, mesh)
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
@@ -79,7 +86,7 @@ def build(config: ConfigDict) -> Run:
         frozen = reference_params(config, policy)
         if frozen is policy:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
-    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs)
+    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, identity)
 
 
 def tokenizer_path(p: ConfigDict) -> str:
@@ -253,14 +260,14 @@ def execution(p: ConfigDict) -> dict:
 
 
 def build_world(
-    config, tokenizer: Tokenizer, source: TaskSource, pieces: Pieces, grammar, embeddings: Callable[[], np.ndarray]
+    config, tokenizer: Tokenizer, counts: np.ndarray, pieces: Pieces, grammar, embeddings: Callable[[], np.ndarray]
 ) -> World:
     """The device tables. Token weights are idf over the training messages, 0 for what has no letter or digit.
 
+    counts: of `document_counts`.
     embeddings: makes the policy's token embeddings [V, hidden], if the store's encoder is made of them.
     """
     token_bytes = tokenizer.token_bytes()
-    counts = document_counts(source, len(token_bytes))
     lexical = encoder.lexical_table(token_bytes, counts, config.store.embedding_size, ENCODER_SEED)
     if config.store.encoder == "policy":
         table = encoder.policy_table(embeddings()[: len(token_bytes)].astype(np.float32), counts)
@@ -271,6 +278,7 @@ def build_world(
         grammar=grammar,
         pieces=pieces,
         encoder=table.astype(np.float32),
+        equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
         answer_table=scoring.answer_table(token_bytes),
     )
@@ -308,6 +316,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         max_top_k=t.max_top_k,
         auto_top_k=config.task.auto_top_k,
         auto_min_score=config.task.auto_min_score,
+        min_score=config.store.min_score,
         filter_threshold=c.filter_threshold,
         duplicates=config.store.duplicates,
         pin_query=c.pin_query,
@@ -336,8 +345,12 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
 
 
 def host_judge(config: ConfigDict, source: TaskSource, tokenizer: Tokenizer):
-    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program."""
+    """Scores answers through the endpoint `reward.judge`, for the callback of the stage-3 program.
+
+    The endpoint is asked once. Raises InputError if it gives no verdict.
+    """
     judge = Judge(config.reward.judge, config.reward.judge_model)
+    judge.check()
 
     def score(index: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         records = [source.records[int(i)] for i in index]

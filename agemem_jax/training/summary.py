@@ -1,6 +1,7 @@
 """The table of a run: methods by metrics, each as mean and 95 % interval, and where it was made."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from agemem_jax.metrics import write_json
+from agemem_jax.training import identity as identities
 
 PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentencepiece", "numpy")
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
@@ -55,6 +57,10 @@ def summarise(results: dict[int, dict], task_metric: str) -> dict:
 def environment() -> dict:
     """Versions and devices."""
     versions = {name.split(".")[0]: getattr(importlib.import_module(name), "__version__", "") for name in PACKAGES}
+    try:
+        versions["agemem_jax"] = importlib.metadata.version("agemem_jax")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        versions["agemem_jax"] = "not installed"
     return versions | {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -68,6 +74,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
     metric = TASK_METRICS[config.reward.task_metric]
     folders = [workdir / f"seed_{seed}" for seed in results]
     seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
+    identity = identities.read(folders[0] / identities.FILE)
     summary = {
         "name": config.name,
         "command": command,
@@ -77,6 +84,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
         "methods": summarise(results, metric),
         "cut_texts": json.loads((folders[0] / "cut_texts.json").read_text()),  # of the data, the same for all seeds
         "environment": environment(),
+        "identity": identities.short(identity),  # of what was read, the same for every seed
         "seconds": {name: sum(s.get(name, 0.0) for s in seconds) for name in seconds[0]},
     }
     write_json(workdir / "summary.json", summary)

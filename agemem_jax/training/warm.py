@@ -29,7 +29,7 @@ def seed_store(rows: Rows, task: Task, world: World, spec: RolloutSpec, seeded: 
         on = seeded[:, i] & (text.length > 0)
         store, _, _ = store_lib.add(
             store, on, where_text(on, text), no_tags, task.owner, task.session, rows.round, world.encoder,
-            spec.duplicates,
+            world.equality, spec.duplicates,
         )  # fmt: skip
         return store, None
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agemem_jax.envs.scoring import CLOSED_ANSWERS, normalize_answer
+from agemem_jax.memory.equality import normal_form
 from agemem_jax.models import kv_cache
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
@@ -272,7 +273,7 @@ class Rollout:
 
     # Tools.
 
-    def nearest(self, ids: list[int], k: int, min_score: float = -1.0) -> list[Entry]:
+    def nearest(self, ids: list[int], k: int, min_score: float) -> list[Entry]:
         """The best entries for a query, highest cosine first."""
         query = self.tables.vector(ids)
         scored = [(round(float(entry.vector @ query) * 2**16) / 2**16, entry) for entry in self.store]
@@ -316,7 +317,8 @@ class Rollout:
         return Status.OK if len(ids) <= self.spec.entry_tokens else Status.TEXT_TOO_LONG
 
     def holds(self, text: str, but: Entry | None = None) -> bool:
-        return self.spec.duplicates == "refuse" and any(e.text == text and e is not but for e in self.store)
+        same = [entry for entry in self.store if normal_form(entry.text) == normal_form(text) and entry is not but]
+        return self.spec.duplicates == "refuse" and bool(same)
 
     def find(self, memory_id: str) -> Entry | None:
         return next((entry for entry in self.store if entry.id == int(memory_id)), None)
@@ -363,7 +365,7 @@ class Rollout:
         ids = self.tables.encode(query)
         if not ids:
             return Status.EMPTY_TEXT, ""
-        found = self.nearest(ids, min(self.spec.default_top_k, self.spec.max_top_k))
+        found = self.nearest(ids, min(self.spec.default_top_k, self.spec.max_top_k), self.spec.min_score)
         if not found:
             return Status.NOTHING_FOUND, ""
         for entry in found:
