@@ -104,7 +104,7 @@ def test_other_kinds_of_files_are_named(tmp_path, monkeypatch):
         (b"BZh91AY", "bzip2"),
         (b"\xfd7zXZ\x00", "xz"),
         (b"\x28\xb5\x2f\xfd", "zstandard"),
-        (gzip.compress(b"PAR1", mtime=0), "is a parquet file", mtime=0),
+        (gzip.compress(b"PAR1", mtime=0), "is a parquet file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
         (b"<!DOCTYPE html>", "is a web page"),
         ('[{"n": "é"}]'.encode("latin-1"), "is not UTF-8 text (byte 0xe9); save it as UTF-8"),
