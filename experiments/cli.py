@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from agemem_jax.config import ConfigError, check_fields, check_override, make_absolute, validate
-from agemem_jax.errors import InputError
+from agemem_jax.errors import InputError, storage_problem
 from configs import base
 from experiments import out
 
@@ -41,7 +41,6 @@ REMEDIES = {
     errno.EIO: "the storage fails",
     errno.ESTALE: "the share is gone; mount it again",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT)  # libraries pack these into errors of their own
 
 
 def run(main: Callable[..., None], takes_config: bool = True) -> None:
@@ -90,19 +89,9 @@ def explain(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}; {REMEDIES[error.errno]}"
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
         return f"{error}; set JAX_PLATFORMS to what this machine has (cpu, cuda, tpu)"
-    for cause in chain(error):
-        for number in FULL:
-            if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
-                path = getattr(cause, "filename", None) or next(iter(re.findall(r"/[^\s\"':]+", str(cause))), "")
-                return f"{path}{': ' if path else ''}{os.strerror(number)}; {REMEDIES[number]}"
+    if (problem := storage_problem(error)) is not None:
+        return f"{problem}; mend that, or give another folder"
     return None
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def parse(argv: Sequence[str], takes_config: bool = True) -> list[str]:

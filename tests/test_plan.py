@@ -67,6 +67,16 @@ def test_a_stand_in_describes_the_arrays_of_the_run():
     jax.tree.map(assert_same, planned.rows, rows)
 
 
+@pytest.mark.parametrize(("param_dtype", "size"), [("float32", 4 + 8), ("bfloat16", 2 + 4 + 8)])
+def test_a_plan_counts_master_and_moments(param_dtype, size):
+    mesh = sharding.make_mesh(1, 4, 1)
+    state = stand_in(small_config(mesh__fsdp=4, policy__param_dtype=param_dtype), mesh).arguments[0]
+    arrays = jax.tree.leaves((state.params, state.master, state.opt_state[1].mu, state.opt_state[1].nu))
+    held = lambda x: np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize  # noqa: E731
+    of_params = sum(held(x) / x.dtype.itemsize for x in jax.tree.leaves(state.params))
+    assert sum(map(held, arrays)) == size * of_params
+
+
 @pytest.mark.parametrize(("name", "variant"), PUBLISHED)
 def test_large_configs_are_valid(name, variant):
     config = MODELS[name].get_config(variant)

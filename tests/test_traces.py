@@ -81,6 +81,10 @@ def test_calls_are_shown_without_escapes_and_with_what_became_of_them(format):
 
 
 def test_turns_without_a_call_are_shown():
+    tools = base.get_config().tools
+    assert write_calls([], tools) == "<tool_call>[]</tool_call>"
+    tools.format = "hermes"
+    assert write_calls([], tools) == ""
     nothing, passed = [Op.NONE], [Op.PASS]
     assert render_calls("<tool_call>[1, oops</tool_call>", nothing, [Status.NOT_RUN]) == []  # malformed
     for said in ("<think></think>", "<think></think><tool_call>[]</tool_call>"):

@@ -175,11 +175,17 @@ def test_killed_and_started_again_ends_with_the_same_bits(whole, folder):
 
 @pytest.mark.parametrize(
     ("changes", "beside", "restored"),
-    [({}, 0, 3), ({"rl__kl_coef": 0.1}, 1, 3), ({"policy__lora_rank": 2}, 1, 0)],
-    ids=["no reference", "reference", "adapters"],
+    [
+        ({}, 0, 3),
+        ({"rl__kl_coef": 0.1}, 1, 3),
+        ({"policy__lora_rank": 2}, 1, 0),
+        ({"rl__kl_coef": 0.1, "policy__param_dtype": "bfloat16"}, 1, 4),
+    ],
+    ids=["no reference", "reference", "adapters", "master"],
 )
 def test_a_run_that_goes_on_makes_no_policy_but_a_frozen_one(monkeypatch, tmp_path, changes, beside, restored):
-    """Counted in arrays of the token embeddings' shape: of the frozen policy, and of the state (with two moments)."""
+    """Counted in arrays of the token embeddings' shape: of the frozen policy, and of the state (with two moments,
+    and a bfloat16 policy's master)."""
     config = small_config(policy__num_layers=1, rollout__history_widths=1, **changes)
     run = build(config)
     shape = run.model.vocab_size, run.model.hidden_size

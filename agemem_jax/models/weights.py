@@ -396,6 +396,14 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, Tensors]:
+    stat = path.stat()
+    config, tensors = _parsed_gguf(path, (stat.st_mtime_ns, stat.st_size))
+    return dataclasses.replace(config, dtype=dtype, param_dtype=param_dtype), tensors
+
+
+@functools.lru_cache(maxsize=1)  # the metadata holds the vocabulary: seconds, each time
+def _parsed_gguf(path: Path, stamp: tuple[int, int]) -> tuple[ModelConfig, Tensors]:
+    """What a GGUF file offers; no tensor is read, and the file is not kept open. `stamp` tells its versions apart."""
     import gguf  # only GGUF files need the package
 
     try:
@@ -415,15 +423,17 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
         for theirs, ours in GGUF_NAMES.items()
         for i in range(min(layers, len(reader.tensors)) if "{}" in theirs else 1)
     }
-    found = {}
+    found, shapes = {}, {}
     for tensor in reader.tensors:
         if tensor.name == "rope_freqs.weight":
             raise InputError(
                 f"{path}: rope_freqs.weight (Llama 3.1's positions) is not read from GGUF; use safetensors"
             )
         module, _, part = tensor.name.rpartition(".")
-        found[f"{hf_names.get(module, module)}.{part}"] = tensor
-    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in found.items()}
+        name = f"{hf_names.get(module, module)}.{part}"
+        shapes[name] = tuple(int(n) for n in reversed(tensor.shape))
+        data = Stored(path, int(tensor.data_offset), np.dtype(np.uint8), (int(tensor.n_bytes),))
+        found[name] = tensor.tensor_type, data
     for tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.values():  # one of each type is tried
         try:
             gguf.quants.dequantize(tensor.data[:1], tensor.tensor_type)
@@ -434,25 +444,22 @@ def _open_gguf(path: Path, dtype: str, param_dtype: str) -> tuple[ModelConfig, T
             ) from error
     embedding = shapes.get(HF_NAMES["embed_tokens/embedding"], ())
     tied = HF_NAMES["lm_head/kernel"] not in shapes
-    config = config_from_gguf(metadata, embedding[0] if embedding else 1, tied, dtype, param_dtype, str(path))
+    config = config_from_gguf(metadata, embedding[0] if embedding else 1, tied, "float32", "float32", str(path))
     if not embedding:
         raise InputError(f"{path}: missing token_embd.weight; fetch it again")
 
     def read(name: str) -> np.ndarray:
-        tensor = found[name]
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shapes[name])
+        kind, data = found[name]
+        rows = data[(slice(0, data.shape[0]),)].reshape(*shapes[name][:-1], -1)
+        value = gguf.quants.dequantize(rows, kind).reshape(shapes[name])
         if metadata["general.architecture"] == "llama" and name.endswith("q_proj.weight"):
             return _unpermute(value, config.num_heads)
         if metadata["general.architecture"] == "llama" and name.endswith("k_proj.weight"):
             return _unpermute(value, config.num_kv_heads)
         return value
 
-    def stored(name: str) -> tuple[str, Stored]:
-        tensor = found[name]
-        where = int(tensor.data_offset), np.dtype(np.uint8), (int(tensor.n_bytes),)
-        return tensor.tensor_type.name, Stored(path, *where)
-
-    return config, Tensors(str(path), shapes, read, stored)
+    stored = {name: (kind.name, data) for name, (kind, data) in found.items()}
+    return config, Tensors(str(path), shapes, read, stored.__getitem__)
 
 
 def _split(path: Path) -> InputError:

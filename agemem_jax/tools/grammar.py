@@ -22,9 +22,6 @@ backslash before them, and a lone one leads to a state of its own. What is store
 token for token: a token that holds some is in the language only if the vocabulary has its unescaped text as one token.
 """
 
-import enum
-import re
-import string
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,39 +30,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from agemem_jax.config import refuse
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
-from agemem_jax.tools.schemas import CALL_MARKS, MAX_ID_DIGITS, Argument, Kind, Tool, active_tools
+from agemem_jax.tools import fields
+from agemem_jax.tools.fields import FAR, NOTHING, NUM_SUBS, Spelling
+from agemem_jax.tools.layout import END, START, SUMMARY, THINK, TYPE_KEY, Exit, Layout, Part, Place
+from agemem_jax.tools.schemas import MAX_ID_DIGITS, Kind
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
 
 ANY_OP = (1 << NUM_OPS) - 1
-FAR = np.iinfo(np.int16).max  # more tokens than any budget
 MAX_BUDGET = FAR - 1  # the largest `remaining` that is told apart from FAR
-TYPE_KEY = "memory_type"
-NOTHING = -1  # in place of a token: none is stored
 END_MARK = "\u0100"  # the end of a turn in a token's text; the other characters are bytes 0 .. 255
-
-
-class Part(enum.IntEnum):
-    """Which field of a turn a state is in. TAGS + 2 * slot + side is the key (side 0) or value (1) of a tag slot."""
-
-    NONE = 0  # inside a literal
-    THINK = 1
-    CONTENT = 2
-    MEMORY_ID = 3
-    TOP_K = 4
-    SPAN = 5
-    CONFIRMED = 6
-    TAGS = 7
-
-
-class Spelling(enum.IntEnum):
-    """How the field that a state is in spells its text."""
-
-    PLAIN = 0
-    JSON = 1  # as a JSON string
-    ESCAPED = 2  # the same, right after a lone backslash
 
 
 @struct.dataclass
@@ -117,7 +92,7 @@ def literals(config, end: str) -> list[str]:
 
     Bare values (" true", " 3") are not among them: as symbols they would cut words and numbers of ordinary text.
     """
-    layout = _Layout(config, end)
+    layout = Layout(config, end)
     texts = [exit.text for place in layout.places() for exit in layout.exits(place) if not exit.text[1:].isalnum()]
     return list(dict.fromkeys([*texts, *([TYPE_KEY] if config.optional_arguments else [])]))
 
@@ -286,231 +261,6 @@ def _with_type_key(grammar: ToolGrammar, tags: Text, width: int) -> Text:
     )
 
 
-# Host: the layout of a turn, as places between literals.
-
-
-class Place(NamedTuple):
-    """Where the policy writes or chooses next."""
-
-    name: str  # "start", "think", "answer", "summary", "argument" or "end"
-    call: int = -1
-    op: Op = Op.NONE
-    argument: int = 0  # index among the tool's arguments
-    side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value
-    value: int = -1  # of an argument with listed values, once chosen
-
-
-class Exit(NamedTuple):
-    """A literal that may follow a place."""
-
-    text: str
-    target: Place
-    op: Op | None  # the operation that it begins
-
-
-START, THINK, ANSWER = Place("start"), Place("think"), Place("answer", 0, Op.ANSWER)
-SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
-_LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
-
-
-class _Layout:
-    """The turn format: which literals may follow a place, and where they lead."""
-
-    def __init__(self, config, end: str):
-        if config.format not in ("paper", "hermes"):
-            refuse("tools.format", config.format, "must be 'paper' or 'hermes'")
-        if config.max_calls < 1:
-            refuse("tools.max_calls", config.max_calls, "must be at least 1")
-        if not 0 <= config.min_calls <= config.max_calls:
-            refuse("tools.min_calls", config.min_calls, f"must be between 0 and tools.max_calls = {config.max_calls}")
-        if config.max_tags < 0:
-            refuse("tools.max_tags", config.max_tags, "must not be negative")
-        self.config, self.end = config, end
-        self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
-        self.open, self.between, self.close = CALL_MARKS[config.format]
-        # Without a call the models' chat templates, whose format hermes is, print nothing.
-        self.no_calls = "" if config.format == "hermes" else self.open + self.close
-
-    def places(self) -> list[Place]:
-        """Every place of the format, breadth first from the starts of a turn and of a summary."""
-        found = dict.fromkeys([START, SUMMARY])
-        queue = list(found)
-        for place in queue:
-            new = [exit.target for exit in self.exits(place) if exit.target not in found]
-            queue += dict.fromkeys(new)
-            found |= dict.fromkeys(new)
-        return queue
-
-    def argument(self, place: Place) -> Argument:
-        return self.tools[place.op].arguments[place.argument]
-
-    def exits(self, place: Place) -> list[Exit]:
-        """The literals that may follow a place. No text is a beginning of another."""
-        if place == START:
-            return [Exit("<think>", THINK, None)] if self.config.think else self._bodies("<think></think>")
-        if place == THINK:
-            return self._bodies("</think>")
-        if place == ANSWER:
-            return [Exit(f"</answer>{self.end}", END, None)]
-        if place == SUMMARY:
-            return [Exit(self.end, END, None)]
-        if place == END:
-            return []
-        kind = self.argument(place).kind
-        if kind in _LISTED and place.value < 0:
-            return [Exit(text, place._replace(value=value), None) for text, value in self._values(kind)]
-        if kind is Kind.TAGS:
-            if place.side % 2 == 0:
-                return [Exit('": "', place._replace(side=place.side + 1), None)]
-            more = [Exit('", "', place._replace(side=place.side + 1), None)]
-            return more[: place.side + 1 < 2 * self.config.max_tags] + self._after(place, '"}')
-        return self._after(place, "" if kind in (Kind.FLAG, Kind.COUNT) else '"')
-
-    def _bodies(self, before: str) -> list[Exit]:
-        """What a turn does after its think block."""
-        exits = [self._call(before + self.open, tool, 0) for tool in self.tools.values()]
-        if self.config.min_calls == 0:
-            exits.append(Exit(before + self.no_calls + self.end, END, Op.PASS))
-        return [*exits, Exit(before + "<answer>", ANSWER, Op.ANSWER)]
-
-    def _call(self, before: str, tool: Tool, call: int) -> Exit:
-        opening = before + f'{{"name": "{tool.name}", "arguments": {{' + self._key(tool.arguments[0])
-        return Exit(opening, Place("argument", call, tool.op), tool.op)
-
-    def _after(self, place: Place, close: str) -> list[Exit]:
-        """What follows a finished argument: a later argument of the call, another call, or the end of the turn."""
-        exits, arguments = [], self.tools[place.op].arguments
-        for i in range(place.argument + 1, len(arguments)):
-            exits.append(Exit(f"{close}, {self._key(arguments[i])}", Place("argument", place.call, place.op, i), None))
-            if arguments[i].required:
-                return exits
-        following = place.call + 1
-        if following < self.config.max_calls:
-            exits += [self._call(close + "}}" + self.between, tool, following) for tool in self.tools.values()]
-        if following >= self.config.min_calls:
-            exits.append(Exit(f"{close}}}}}{self.close}{self.end}", END, None))
-        return exits
-
-    def _key(self, argument: Argument) -> str:
-        """An argument's name up to its value; listed values bring their own space and quotation mark."""
-        return f'"{argument.name}":' + {Kind.TAGS: ' {"'}.get(argument.kind, "" if argument.kind in _LISTED else ' "')
-
-    def _values(self, kind: Kind) -> list[tuple[str, int]]:
-        if kind is Kind.FLAG:
-            return [(" true", 1), (" false", 0)]
-        if kind is Kind.COUNT:
-            return [(f" {k}", k) for k in range(1, self.config.max_top_k + 1)]
-        return [(' "all', 0), *((f' "{n}', n) for n in range(1, 10))]
-
-    def part(self, place: Place) -> int:
-        """The Part that a place belongs to; a choice that is still to be made belongs to none."""
-        if place.name in ("think", "answer", "summary"):
-            return Part.THINK if place == THINK else Part.CONTENT
-        if place.name != "argument":
-            return Part.NONE
-        kind = self.argument(place).kind
-        if kind in _LISTED:
-            of = {Kind.FLAG: Part.CONFIRMED, Kind.COUNT: Part.TOP_K, Kind.SPAN: Part.SPAN}
-            return of[kind] if place.value >= 0 else Part.NONE
-        if kind is Kind.TAGS:
-            return Part.TAGS + 2 + place.side
-        return {Kind.TEXT: Part.CONTENT, Kind.ID: Part.MEMORY_ID, Kind.LABEL: Part.TAGS + 1}[kind]
-
-
-# Host: what a field may hold.
-
-MARK, ESCAPE = 8, 9  # states of a field beside those of UTF-8: after a "<", after a lone backslash
-NUM_SUBS = 10
-WHOLE = (0, MARK)  # states in which a field may end
-_BEGINS_MARK = b"/|!" + string.ascii_letters.encode() + bytes(range(0x80, 0x100))  # behind a "<"
-
-
-def _utf8_table() -> np.ndarray:
-    """[8, 256] int8 UTF-8 automaton (RFC 3629): 0 = between characters, 1..3 = so many continuation bytes to come,
-    4..7 = the next byte is restricted (after E0, ED, F0, F4); -1 = not UTF-8."""
-    table = np.full((8, 256), -1, np.int8)
-    table[0, :0x80] = 0
-    table[0, 0xC2:0xE0] = 1
-    table[0, 0xE0:0xF0] = 2
-    table[0, 0xF0:0xF5] = 3
-    table[0, [0xE0, 0xED, 0xF0, 0xF4]] = [4, 5, 6, 7]
-    for state in (1, 2, 3):
-        table[state, 0x80:0xC0] = state - 1
-    table[4, 0xA0:0xC0] = 1
-    table[5, 0x80:0xA0] = 1
-    table[6, 0x90:0xC0] = 2
-    table[7, 0x80:0x90] = 2
-    return table
-
-
-def _field_table(json_string: bool) -> np.ndarray:
-    """[NUM_SUBS + 1, 256] int8 automaton of a field's bytes, -1 = not allowed; the last row is that of -1."""
-    table = np.full((NUM_SUBS + 1, 256), -1, np.int8)
-    table[:8] = _utf8_table()
-    table[0, ord("<")] = MARK
-    if json_string:
-        table[0, [*range(0x20), ord('"')]] = -1
-        table[0, ord("\\")] = ESCAPE
-        table[ESCAPE, [*b'"\\']] = 0
-    table[MARK] = table[0]
-    table[MARK, list(_BEGINS_MARK)] = -1
-    return table
-
-
-def _paths(table: np.ndarray, pieces: list[bytes | None]) -> np.ndarray:
-    """[V, NUM_SUBS] state of a field after each token, by the state before it; -1 = not allowed there.
-
-    Control tokens and empty ones are allowed nowhere.
-    """
-    text = np.frombuffer(b"".join(piece or b"" for piece in pieces), np.uint8)
-    size = np.array([len(piece or b"") for piece in pieces])
-    start = np.cumsum(size) - size
-    paths = np.where(size[:, None] > 0, np.arange(NUM_SUBS), -1)
-    for i in range(size.max()):
-        on = np.flatnonzero(size > i)
-        paths[on] = table[paths[on], text[start[on] + i, None]]
-    return paths
-
-
-def _unescape(written: bytes) -> bytes:
-    """What a piece of a JSON string says; a lone backslash at its end says nothing yet."""
-    return re.sub(rb'\\(["\\]|\Z)', rb"\1", written)
-
-
-def _stored(pieces: list[bytes | None], paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The table `ToolGrammar.stored`, and the paths in JSON strings of the tokens for which it has an entry."""
-    token_of = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece} | {b"": NOTHING}
-    stored, paths = np.tile(np.arange(len(pieces), dtype=np.int32), (len(Spelling), 1)), paths.copy()
-    behind = np.arange(NUM_SUBS) == ESCAPE
-    for spelling, subs, before in ((Spelling.JSON, ~behind, b""), (Spelling.ESCAPED, behind, b"\\")):
-        for token in np.flatnonzero((paths[:, subs] >= 0).any(1)):
-            said = _unescape(before + pieces[token])
-            if said not in token_of:
-                paths[token, subs] = -1
-            elif said != pieces[token]:
-                stored[spelling, token] = token_of[said]
-    return stored, paths
-
-
-def _reached(paths: np.ndarray) -> list[int]:
-    """The states that a field can come to in this vocabulary (only 0 without byte tokens, "<" and backslashes)."""
-    reached, size = {0}, 0
-    while size < len(reached):
-        size = len(reached)
-        reached |= set(np.unique(paths[:, sorted(reached)]).tolist()) - {-1}
-    return sorted(reached)
-
-
-def _tokens_to_whole(paths: np.ndarray) -> list[int]:
-    """[NUM_SUBS] fewest tokens from each state to one in which a field may end, FAR if the vocabulary has none."""
-    fewest = [0 if sub in WHOLE else FAR for sub in range(NUM_SUBS)]
-    for _ in range(NUM_SUBS):
-        for path in np.unique(paths, axis=0):
-            for sub in np.flatnonzero(path >= 0):
-                fewest[sub] = min(fewest[sub], fewest[path[sub]] + 1)
-    return fewest
-
-
 # Host: literals as tokens, and the automaton.
 
 
@@ -558,12 +308,13 @@ class _Builder:
 
     def __init__(self, config, tokenizer: Tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.layout = _Layout(config, tokenizer.end_of_turn)
+        self.layout = Layout(config, tokenizer.end_of_turn)
         self.pieces = tokenizer.token_bytes()
-        self.stored, strings = _stored(self.pieces, _paths(_field_table(json_string=True), self.pieces))
-        self.paths = {"text": _paths(_field_table(json_string=False), self.pieces), "string": strings}
-        self.subs = {kind: _reached(paths) for kind, paths in self.paths.items()}
-        self.whole = {kind: _tokens_to_whole(paths) for kind, paths in self.paths.items()}
+        string = fields.token_paths(fields.field_table(json_string=True), self.pieces)
+        self.stored, string = fields.stored_tokens(self.pieces, string)
+        self.paths = {"text": fields.token_paths(fields.field_table(json_string=False), self.pieces), "string": string}
+        self.subs = {kind: fields.reachable(paths) for kind, paths in self.paths.items()}
+        self.whole = {kind: fields.tokens_to_whole(paths) for kind, paths in self.paths.items()}
         self.by_text: dict[str, list[int]] = {}
         for token, text in enumerate(map(self._text_of, range(len(self.pieces)))):
             if text:
@@ -602,7 +353,7 @@ class _Builder:
             return state.rests
         if state.place not in self.rests_of_place:
             self.rests_of_place[state.place] = frozenset(map(self._rest, self.layout.exits(state.place)))
-        may_end = state.sub > 0 if self._kind(state.place) == "digits" else state.sub in WHOLE
+        may_end = state.sub > 0 if self._kind(state.place) == "digits" else state.sub in fields.WHOLE
         return (self.rests_of_place[state.place] if may_end else frozenset()) | state.rests
 
     def _kind(self, place: Place) -> str:
@@ -734,7 +485,7 @@ class _Builder:
     def _spelling(self, state: State) -> Spelling:
         if state.place is None or self._kind(state.place) != "string":
             return Spelling.PLAIN
-        return Spelling.ESCAPED if state.sub == ESCAPE else Spelling.JSON
+        return Spelling.ESCAPED if state.sub == fields.ESCAPE else Spelling.JSON
 
     def build(self) -> ToolGrammar:
         index, steps = self._explore()

@@ -183,7 +183,12 @@ def _schema(argument: Argument, config) -> dict:
 
 
 def write_calls(calls: list[dict], config) -> str:
-    """Calls `{"name": ..., "arguments": {...}}` as a turn writes them in the configured format."""
+    """Calls `{"name": ..., "arguments": {...}}` as a turn writes them in the configured format.
+
+    None are an empty array; in hermes nothing, as in the models' chat templates.
+    """
+    if not calls and config.format == "hermes":
+        return ""
     first, between, last = CALL_MARKS[config.format]
     return first + between.join(json.dumps(call, ensure_ascii=False) for call in calls) + last
 

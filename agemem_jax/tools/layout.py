@@ -1,0 +1,150 @@
+"""The layout of a turn, as places where the policy writes or chooses and the literals between them."""
+
+import enum
+from typing import NamedTuple
+
+from agemem_jax.config import refuse
+from agemem_jax.tools.schemas import CALL_MARKS, Argument, Kind, Tool, active_tools, write_calls
+from agemem_jax.types import Op
+
+TYPE_KEY = "memory_type"
+
+
+class Part(enum.IntEnum):
+    """Which field of a turn a state is in. TAGS + 2 * slot + side is the key (side 0) or value (1) of a tag slot."""
+
+    NONE = 0  # inside a literal
+    THINK = 1
+    CONTENT = 2
+    MEMORY_ID = 3
+    TOP_K = 4
+    SPAN = 5
+    CONFIRMED = 6
+    TAGS = 7
+
+
+class Place(NamedTuple):
+    """Where the policy writes or chooses next."""
+
+    name: str  # "start", "think", "answer", "summary", "argument" or "end"
+    call: int = -1
+    op: Op = Op.NONE
+    argument: int = 0  # index among the tool's arguments
+    side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value
+    value: int = -1  # of an argument with listed values, once chosen
+
+
+class Exit(NamedTuple):
+    """A literal that may follow a place."""
+
+    text: str
+    target: Place
+    op: Op | None  # the operation that it begins
+
+
+START, THINK, ANSWER = Place("start"), Place("think"), Place("answer", 0, Op.ANSWER)
+SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
+_LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
+
+
+class Layout:
+    """The turn format: which literals may follow a place, and where they lead."""
+
+    def __init__(self, config, end: str):
+        if config.format not in ("paper", "hermes"):
+            refuse("tools.format", config.format, "must be 'paper' or 'hermes'")
+        if config.max_calls < 1:
+            refuse("tools.max_calls", config.max_calls, "must be at least 1")
+        if not 0 <= config.min_calls <= config.max_calls:
+            refuse("tools.min_calls", config.min_calls, f"must be between 0 and tools.max_calls = {config.max_calls}")
+        if config.max_tags < 0:
+            refuse("tools.max_tags", config.max_tags, "must not be negative")
+        self.config, self.end = config, end
+        self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
+        self.open, self.between, self.close = CALL_MARKS[config.format]
+        self.no_calls = write_calls([], config)
+
+    def places(self) -> list[Place]:
+        """Every place of the format, breadth first from the starts of a turn and of a summary."""
+        found = dict.fromkeys([START, SUMMARY])
+        queue = list(found)
+        for place in queue:
+            new = [exit.target for exit in self.exits(place) if exit.target not in found]
+            queue += dict.fromkeys(new)
+            found |= dict.fromkeys(new)
+        return queue
+
+    def argument(self, place: Place) -> Argument:
+        return self.tools[place.op].arguments[place.argument]
+
+    def exits(self, place: Place) -> list[Exit]:
+        """The literals that may follow a place. No text is a beginning of another."""
+        if place == START:
+            return [Exit("<think>", THINK, None)] if self.config.think else self._bodies("<think></think>")
+        if place == THINK:
+            return self._bodies("</think>")
+        if place == ANSWER:
+            return [Exit(f"</answer>{self.end}", END, None)]
+        if place == SUMMARY:
+            return [Exit(self.end, END, None)]
+        if place == END:
+            return []
+        kind = self.argument(place).kind
+        if kind in _LISTED and place.value < 0:
+            return [Exit(text, place._replace(value=value), None) for text, value in self._values(kind)]
+        if kind is Kind.TAGS:
+            if place.side % 2 == 0:
+                return [Exit('": "', place._replace(side=place.side + 1), None)]
+            more = [Exit('", "', place._replace(side=place.side + 1), None)]
+            return more[: place.side + 1 < 2 * self.config.max_tags] + self._after(place, '"}')
+        return self._after(place, "" if kind in (Kind.FLAG, Kind.COUNT) else '"')
+
+    def _bodies(self, before: str) -> list[Exit]:
+        """What a turn does after its think block."""
+        exits = [self._call(before + self.open, tool, 0) for tool in self.tools.values()]
+        if self.config.min_calls == 0:
+            exits.append(Exit(before + self.no_calls + self.end, END, Op.PASS))
+        return [*exits, Exit(before + "<answer>", ANSWER, Op.ANSWER)]
+
+    def _call(self, before: str, tool: Tool, call: int) -> Exit:
+        opening = before + f'{{"name": "{tool.name}", "arguments": {{' + self._key(tool.arguments[0])
+        return Exit(opening, Place("argument", call, tool.op), tool.op)
+
+    def _after(self, place: Place, close: str) -> list[Exit]:
+        """What follows a finished argument: a later argument of the call, another call, or the end of the turn."""
+        exits, arguments = [], self.tools[place.op].arguments
+        for i in range(place.argument + 1, len(arguments)):
+            exits.append(Exit(f"{close}, {self._key(arguments[i])}", Place("argument", place.call, place.op, i), None))
+            if arguments[i].required:
+                return exits
+        following = place.call + 1
+        if following < self.config.max_calls:
+            exits += [self._call(close + "}}" + self.between, tool, following) for tool in self.tools.values()]
+        if following >= self.config.min_calls:
+            exits.append(Exit(f"{close}}}}}{self.close}{self.end}", END, None))
+        return exits
+
+    def _key(self, argument: Argument) -> str:
+        """An argument's name up to its value; listed values bring their own space and quotation mark."""
+        return f'"{argument.name}":' + {Kind.TAGS: ' {"'}.get(argument.kind, "" if argument.kind in _LISTED else ' "')
+
+    def _values(self, kind: Kind) -> list[tuple[str, int]]:
+        if kind is Kind.FLAG:
+            return [(" true", 1), (" false", 0)]
+        if kind is Kind.COUNT:
+            return [(f" {k}", k) for k in range(1, self.config.max_top_k + 1)]
+        return [(' "all', 0), *((f' "{n}', n) for n in range(1, 10))]
+
+    def part(self, place: Place) -> int:
+        """The Part that a place belongs to; a choice that is still to be made belongs to none."""
+        if place.name in ("think", "answer", "summary"):
+            return Part.THINK if place == THINK else Part.CONTENT
+        if place.name != "argument":
+            return Part.NONE
+        kind = self.argument(place).kind
+        if kind in _LISTED:
+            of = {Kind.FLAG: Part.CONFIRMED, Kind.COUNT: Part.TOP_K, Kind.SPAN: Part.SPAN}
+            return of[kind] if place.value >= 0 else Part.NONE
+        if kind is Kind.TAGS:
+            return Part.TAGS + 2 + place.side
+        return {Kind.TEXT: Part.CONTENT, Kind.ID: Part.MEMORY_ID, Kind.LABEL: Part.TAGS + 1}[kind]
