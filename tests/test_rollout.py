@@ -183,8 +183,7 @@ def test_recorded_log_probabilities_equal_a_plain_forward(name):
 
 def test_the_exported_model_gives_the_recorded_log_probabilities(tmp_path):
     run = chained()
-    params = save_run(tmp_path / "run", run.config, jax.device_get(run.frozen))
-    jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(run.frozen))
+    save_run(tmp_path / "run", run.config, jax.tree.map(jnp.array, run.frozen))
     export(tmp_path / "run" / "seed_0", tmp_path / "out", None, 1 << 30)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     segments = played()[1][-1].segments
