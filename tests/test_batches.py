@@ -165,16 +165,17 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
             TaskSource(tiny_config(path=str(path), test_fraction=fraction), tokenizer, hash_answer)
 
 
-def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer, caplog):
+def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer):
     path, records = tmp_path / "records.json", questions.generate(0, 20, "train")
     again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
     path.write_text(json.dumps(records + records[:2] + again))
-    source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
-    assert "left out 5 of 22 training records that are in the test split too" in caplog.text
+    with pytest.warns(UserWarning, match="left out 5 of 22 training records that are in the test split too"):
+        source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
     assert (source.num_train, source.num_test) == (17, 5)
     assert source.records == records[:3] + records[8:] + records[:2] + again
     path.write_text(json.dumps(records[:2] * 2))
-    with pytest.raises(InputError, match="2 records give 0 training and 2 test tasks"):
+    none_left = pytest.raises(InputError, match="2 records give 0 training and 2 test tasks")
+    with none_left, pytest.warns(UserWarning, match="left out 2 of 2"):
         TaskSource(tiny_config(path=str(path), test_fraction=0.5), tokenizer, hash_answer)
 
 
@@ -187,10 +188,10 @@ def test_padding_refuses_what_does_not_fit():
         pad_texts([[1], [2]], 1, 2)
 
 
-def test_cut_texts_are_counted_by_kind(tokenizer, caplog):
+def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
     source = TaskSource(tiny_config(), tokenizer, hash_answer)
     cuts = source.cut_texts
-    assert all(cut["share"] == 0 for cut in cuts.values()) and not caplog.records
+    assert all(cut["share"] == 0 for cut in cuts.values()) and not recwarn.list
     assert cuts["queries"]["holds_99"] == max(len(source.encode(r["question"])) for r in source.records)
 
     config = tiny_config(message_tokens=8, answer_tokens=1)
@@ -203,7 +204,7 @@ def test_cut_texts_are_counted_by_kind(tokenizer, caplog):
     answers = [len(source.encode(record["answer"])) for record in source.records]
     assert source.cut_texts["answers"]["share"] == np.mean(np.array(answers) > 1) > 0
     assert source.cut_texts["supporting facts"]["share"] == 0 < source.cut_texts["supporting facts as entries"]["share"]
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [str(warning.message) for warning in recwarn.list]
     for kind, field in (("queries", "task.message_tokens = 8"), ("answers", "task.answer_tokens = 1")):
         cut = source.cut_texts[kind]
         assert f"{cut['share']:.1%} of {kind} ({field}; 99 % need {cut['holds_99']})" in message
@@ -266,7 +267,7 @@ def bpe_source(tmp_path_factory):
     return TaskSource(tiny_config(message_tokens=64, answer_tokens=16), tokenizer, hash_words)
 
 
-@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.filterwarnings("ignore:.*left out", "ignore:cut to their limits")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(json_records(), max_size=3) | JSON_VALUES, st.integers(0, 3))
 def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_source, rows, epoch):

@@ -1,7 +1,7 @@
 """Batches of tasks as padded arrays, each a function of (seed, update) alone: a resumed run needs no cursor."""
 
-import logging
 import random
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -115,10 +115,11 @@ class TaskSource:
         tested = {key for record in self.records[num_train:] for key in hotpotqa.identities(record)}
         kept = [record for record in self.records[:num_train] if tested.isdisjoint(hotpotqa.identities(record))]
         if len(kept) < num_train:
-            logging.warning(
-                "%s: left out %d of %d training records that are in the test split too",
-                self.config.task.path, num_train - len(kept), num_train,
-            )  # fmt: skip
+            warnings.warn(
+                f"{self.config.task.path}: left out {num_train - len(kept)} of {num_train} training records that are "
+                "in the test split too",
+                stacklevel=3,
+            )
         self.records = kept + self.records[num_train:]
 
     def _measure(self) -> dict[str, dict]:
@@ -162,7 +163,7 @@ class TaskSource:
                 f"{cut['share']:.1%} of {kind} ({cut['field'] or 'fixed'} = {cut['limit']}; 99 % need "
                 f"{cut['holds_99']})" for kind, cut in cuts.items()
             )  # fmt: skip
-            logging.warning("cut to their limits: %s", ", ".join(told))
+            warnings.warn(f"cut to their limits: {', '.join(told)}", stacklevel=3)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.config.seed, epoch]).permutation(self.num_train)
