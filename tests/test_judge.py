@@ -1,7 +1,6 @@
 """The host judge against servers on this machine: what it asks, what it takes for a verdict, what it never tells."""
 
 import json
-import logging
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -190,7 +189,7 @@ NO_COMPLETIONS = [
 
 
 @pytest.mark.parametrize("status, text, message", NO_COMPLETIONS)
-def test_no_reply_ends_a_run_but_the_first_question_tells(endpoint, monkeypatch, caplog, status, text, message):
+def test_no_reply_ends_a_run_but_the_first_question_tells(endpoint, monkeypatch, status, text, message):
     """No verdict is NaN and a warning of one line; before a run it is an InputError. The key is in neither."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     tries = []
@@ -200,13 +199,12 @@ def test_no_reply_ends_a_run_but_the_first_question_tells(endpoint, monkeypatch,
         return status, text
 
     url = endpoint(answer_of)
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(UserWarning, match=f"no verdict on 1 of 1 answers; the first: .*{message}") as warned:
         assert np.isnan(one(url))
     assert len(tries) == (1 if 400 <= status < 500 else ATTEMPTS)
-    assert re.search(f"no verdict on 1 of 1 answers; the first: .*{message}", caplog.text)
     with pytest.raises(InputError, match=message) as caught:
         Judge(url, "m").check()
-    for said in (caplog.messages[-1], str(caught.value)):
+    for said in (str(warned[0].message), str(caught.value)):
         assert "\n" not in said and KEY not in said and url in said and len(said) < 600
 
 

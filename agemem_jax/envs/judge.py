@@ -8,7 +8,6 @@ A judge that obeys what it reads in an answer is not kept from it by that; choos
 import hashlib
 import http.client
 import json
-import logging
 import os
 import re
 import threading
@@ -16,6 +15,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,7 +92,7 @@ class Judge:
     def score(self, questions: Sequence[str], golds: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Verdicts on B answers, `[B]` float32 in [0, 1], NaN where there is none whatever was tried.
 
-        An empty answer gets 0 and is not sent. How many are without a verdict, and why the first of them is, is logged.
+        An empty answer gets 0 and is not sent. A warning says how many have no verdict, and why the first has none.
 
         Raises ValueError if the three sequences differ in length.
         """
@@ -114,10 +114,8 @@ class Judge:
         with ThreadPoolExecutor(PARALLEL) as pool:
             verdicts = list(pool.map(grade, questions, golds, answers))
         if failures := [verdict for verdict in verdicts if isinstance(verdict, NoVerdict)]:
-            logging.getLogger(__name__).warning(
-                "the judge at %s: no verdict on %d of %d answers; the first: %s",
-                self.base, len(failures), len(verdicts), failures[0],
-            )  # fmt: skip
+            told = f"no verdict on {len(failures)} of {len(verdicts)} answers; the first: {failures[0]}"
+            warnings.warn(f"the judge at {self.base}: {told}", stacklevel=2)
         return np.array([np.nan if isinstance(v, NoVerdict) else v for v in verdicts], np.float32)
 
     def _grade(self, question: str, gold: str, answer: str) -> float | NoVerdict:
