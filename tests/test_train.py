@@ -1,6 +1,7 @@
 """The training command from end to end: what it writes, killed and started again, and what it refuses."""
 
 import gc
+import itertools
 import json
 import signal
 import subprocess
@@ -121,7 +122,12 @@ def test_everything_else_is_written(whole):
             for trace in traces:
                 assert trace["method"] == method and trace["question"] and trace["gold"] and trace["turns"]
                 assert {turn["stage"] for turn in trace["turns"]} == {1, 2, 3}
-                assert all(turn["saw"][0]["text"] and turn["said"] and turn["context"] for turn in trace["turns"])
+                assert all(turn["said"] and turn["context"] for turn in trace["turns"])
+                assert all(message["text"] for turn in trace["turns"] for message in turn["saw"])
+                # Nothing is seen only after a turn that let stage 3 pass.
+                for before, turn in itertools.pairwise([{"calls": []}, *trace["turns"]]):
+                    passed = turn["stage"] == 3 and [call["op"] for call in before["calls"]] == ["pass"]
+                    assert turn["saw"] or passed
     lines = records(workdir)
     assert [line["update"] for line in lines] == list(range(1, UPDATES + 1))
     for line in lines:
