@@ -93,6 +93,7 @@ def test_turns_without_a_call_are_shown():
     assert answered == [{"op": "answer", "arguments": {"answer": "1 < 2"}, "status": "OK"}]
 
 
+@pytest.mark.heavy
 def test_hermes_turns_of_several_blocks_are_run_block_by_block():
     """Stage 1 of a random policy: each block is a call that ran, or failed, in its place; segments hold the turns."""
     run = build_small(tools__format="hermes", tools__max_calls=2, tools__min_calls=0, policy__num_layers=1)
