@@ -130,7 +130,7 @@ COMMON = dict(
     rl__tasks_per_update=2, rl__group_size=6, train__traces=12, policy__num_layers=1, task__facts=3,
     tools__max_calls=3, context__filter_threshold=0.6, context__max_segments=4, context__limit=LIMIT,
     context__capacity=160, rollout__action_tokens=40, rollout__summary_tokens=8, rollout__stage3_turns=TURNS,
-    store__entry_tokens=9, task__chatter=0,
+    store__entry_tokens=9, store__min_score=0.1, task__chatter=0,
 )  # fmt: skip
 VARIANTS = {
     "paper": COMMON,
