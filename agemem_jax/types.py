@@ -8,6 +8,7 @@ Axes, one letter each in the whole package:
     C  context tokens         M  messages in a context        W  tokens of a piece of text (any fixed width)
     A  tokens of one action   S  segments of a trajectory     P  tokens of the shared prompt (prefix)
     D  model width            V  vocabulary                   F  facts (stage-1 messages) of a task
+    R  revisions of a task
 
 Every array is padded to a static shape; what is real is told by a `length`, a `valid` mask or a count beside it.
 """
@@ -105,8 +106,18 @@ class Task:
     answer_words: jax.Array  # [B, Wa, 2] uint32 hashes of the gold answer's normalised words (envs/scoring.py)
     num_answer_words: jax.Array  # [B] int32
     answer_is_closed: jax.Array  # [B] bool: the normalised answer is yes, no or noanswer
-    owner: jax.Array  # [B] int32 whose memory this is
+    fact_owner: jax.Array  # [B, F] int32 who speaks, and whose memory it is in that turn
+    fact_session: jax.Array  # [B, F] int32
+    distractor_owner: jax.Array  # [B, D2] int32
+    distractor_session: jax.Array  # [B, D2] int32
+    owner: jax.Array  # [B] int32 who asks the query
     session: jax.Array  # [B] int32
+    keep: Text  # [B, F, W] what holds and is open when stage 1 ends, and is worth keeping
+    num_keep: jax.Array  # [B] int32
+    stale: Text  # [B, R, W] what stage 1 tells and then revises
+    present: Text  # [B, R, W] what holds instead; length 0 = it was taken back, and nothing does
+    num_revisions: jax.Array  # [B] int32
+    kind: jax.Array  # [B] int32 part of the mix (data/questions.py: KINDS), -1 of a file's records
     index: jax.Array  # [B] int32 row of the record in its file, for traces
 
 

@@ -106,6 +106,14 @@ def get_config() -> ConfigDict:
     c.task.path = ""
     c.task.seed = 0
     c.task.train_size = 4096  # generated questions
+    # Their kinds (data/questions.py), each by its share of any sum. They fill the store and more than fill a context
+    # only where store.entries, task.distractors and context.capacity are as small as in configs/tiny.py.
+    c.task.share_recall = 1.0  # what was told is asked for
+    c.task.share_changed = 1.0  # facts change
+    c.task.share_closed = 1.0  # topics are taken back, and somebody else speaks
+    c.task.share_misled = 1.0  # long talk about one wrong subject
+    c.task.share_bids = 1.0  # what only a summary keeps
+    c.task.share_split = 1.0  # one hop in the store, one in the context
     c.task.test_size = 512
     c.task.test_fraction = 0.2  # of a file's records, the last ones; what is among them is never trained on
     c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter

@@ -41,6 +41,8 @@ def small_config(**changes) -> ConfigDict:
     c.task.train_size = 32
     c.task.test_size = 16
     c.task.facts = 4
+    for kind in ("changed", "closed", "misled", "bids", "split"):  # which take more messages
+        c.task[f"share_{kind}"] = 0.0
     c.task.chatter = 1
     c.task.distractors = 1
     c.context.limit = 104

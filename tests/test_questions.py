@@ -1,4 +1,4 @@
-"""Generated questions: layout, splits without a common entity, and answers that follow from the gold facts alone."""
+"""Generated questions: layout, splits without a common entity, and answers that follow from what was told and holds."""
 
 import random
 from collections import Counter
@@ -6,8 +6,15 @@ from collections import Counter
 import pytest
 
 from agemem_jax.data import questions
+from agemem_jax.data.words import FIRST_NAMES, LAST_NAMES, PLACE_WORDS, YEARS
 
+SIZES = questions.Sizes()
 RECORDS = {split: questions.generate(0, 1500, split) for split in questions.SPLITS}
+ALL = [record for records in RECORDS.values() for record in records]
+
+
+def of_kind(kind):
+    return [record for record in ALL if record["kind"] == kind]
 
 
 def gold_sentences(record):
@@ -15,127 +22,176 @@ def gold_sentences(record):
     return [paragraphs[title][index] for title, index in record["supporting_facts"]]
 
 
-def entities(record):
-    """The titles: every person and work that has a paragraph, and the authors who have none."""
-    names = {title for title, _ in record["context"]}
-    for _, sentences in record["context"]:
-        names |= {sentence.split(" was written by ")[1] for sentence in sentences if " was written by " in sentence}
-    return names
+def names_of(text):
+    """The pairs of neighbouring words that are a person or a work."""
+    words = text.split()
+    pairs = list(zip(words, words[1:], strict=False))
+    people = [p for p in pairs if p[0] in FIRST_NAMES and p[1] in LAST_NAMES]
+    works = [p for p in pairs if p[0] in questions.WORK_FIRST and p[1] in questions.WORK_SECOND]
+    return people + works
 
 
 def solve(question, facts):
-    """Answers a question from a list of facts, or gives None."""
-    author, births = {}, {}
-    for fact in facts:
-        if " was written by " in fact:
-            work, person = fact.split(" was written by ")
-            author[work] = person
-        elif " was born in " in fact:
-            person, where = fact.split(" was born in ")
-            births.setdefault((person, where.isdigit()), where)
+    """Answers a question from texts that hold, or gives None: a reader of its own, not the generator's."""
     words = question.split()
-    if words[0] in ("Where", "When"):
-        return births.get((author.get(" ".join(words[5:7])), words[0] == "When"))
-    if words[0] == "Who":
+    asked = " ".join(words)
+
+    def find(start, end=""):
+        hits = [f[len(start) :] for f in facts if f.startswith(start) and (not end or f.endswith(end))]
+        return hits[0] if hits else None
+
+    def born(name, year):
+        hits = [f.split(" was born in ")[1] for f in facts if f.removeprefix("no ").startswith(f"{name} was born in ")]
+        return next((hit for hit in hits if hit.isdigit() == year), None)
+
+    if asked.startswith(("Where was the author of ", "When was the author of ")):
+        author = find(f"{words[5]} {words[6]} was written by ")
+        return born(author, words[0] == "When")
+    if asked.startswith("Who was born first"):
         one, other = " ".join(words[4:6]), " ".join(words[7:9])
-        years = births.get((one, True)), births.get((other, True))
+        years = born(one, True), born(other, True)
         return None if None in years else one if years[0] < years[1] else other
-    places = births.get((" ".join(words[1:3]), False)), births.get((" ".join(words[4:6]), False))
-    return None if None in places else "yes" if places[0] == places[1] else "no"
+    if asked.startswith("Do "):
+        places = born(" ".join(words[1:3]), False), born(" ".join(words[4:6]), False)
+        return None if None in places else "yes" if places[0] == places[1] else "no"
+    if asked.startswith("Who bid most"):
+        bids = [f.split() for f in facts if " bid " in f]
+        return " ".join(max(bids, key=lambda b: questions.NUMBERS.index(b[3]))[:2]) if bids else None
+    name = " ".join(words[2:4])
+    if asked.endswith("born"):
+        return born(name, words[0] == "When")
+    if asked.endswith("published"):
+        return find(f"no {name} was published in ") or find(f"{name} was published in ")
+    if asked.endswith("written by"):
+        return find(f"{name} was written by ")
+    past = asked.endswith("before")
+    change = find(f"{name} moved from " if "live" in asked else f"{name} left ")
+    if change:
+        before, after = change.split(" to " if "live" in asked else " for ")
+        return before if past else after
+    return None if past else find(f"{name} lives in " if "live" in asked else f"{name} works for ")
 
 
 @pytest.mark.parametrize("split", questions.SPLITS)
-def test_layout_is_hotpotqas(split):
+def test_layout_is_hotpotqas_with_a_few_fields_more(split):
+    published = {"_id", "question", "answer", "type", "level", "supporting_facts", "context"}
     for record in RECORDS[split]:
-        assert set(record) == {"_id", "question", "answer", "type", "level", "supporting_facts", "context"}
+        assert set(record) - published == {"kind", "told", "later", "asker", "keep", "revisions"}
+        assert published < set(record)
         assert record["type"] in ("bridge", "comparison")
-        assert len(record["context"]) == 10
         paragraphs = dict(record["context"])
-        assert len(paragraphs) == 10, "titles are distinct"
-        assert len(record["supporting_facts"]) == 2
+        assert len(paragraphs) == len(record["context"]), "titles are distinct"
         assert all(0 <= index < len(paragraphs[title]) for title, index in record["supporting_facts"])
-        assert len({title for title, _ in record["supporting_facts"]}) == 2
+        told = {text for _, text in record["told"] + record["later"]}
+        assert set(gold_sentences(record)) <= told
+        assert len(record["told"]) <= SIZES.facts and 1 <= len(record["later"]) <= SIZES.distractors
     assert len({record["_id"] for record in RECORDS[split]}) == 1500
 
 
-def test_every_kind_of_question_and_the_share_of_comparisons():
-    kinds = Counter(record["question"].split()[0] for record in RECORDS["train"])
-    assert set(kinds) == {"Where", "When", "Who", "Do"}
-    assert 0.2 < (kinds["Who"] + kinds["Do"]) / 1500 < 0.3
-    assert all(r["type"] == "bridge" for r in questions.generate(1, 50, "train", comparison_share=0.0))
-    assert all(r["type"] == "comparison" for r in questions.generate(1, 50, "train", comparison_share=1.0))
-    answers = Counter(r["answer"] for r in RECORDS["train"] if r["question"].startswith("Do "))
-    assert 0.35 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.65
+def test_answers_follow_from_what_holds_and_belongs_to_the_asker():
+    for record in ALL:
+        texts = record["keep"] + [text for _, text in record["later"]]
+        speakers = {text: speaker for speaker, text in record["told"] + record["later"]}
+        answer = solve(record["question"], [text for text in texts if speakers[text] == record["asker"]])
+        assert (answer or questions.UNKNOWN) == record["answer"], record
+        if record["answer"] != questions.UNKNOWN:
+            assert solve(record["question"], gold_sentences(record)) == record["answer"]
 
 
-@pytest.mark.parametrize("split", questions.SPLITS)
-def test_gold_facts_suffice_and_are_needed(split):
-    for record in RECORDS[split]:
-        gold = gold_sentences(record)
-        everything = [sentence for _, sentences in record["context"] for sentence in sentences]
-        assert solve(record["question"], gold) == record["answer"]
-        assert solve(record["question"], everything) == record["answer"], "no paragraph contradicts the gold"
-        for missing in gold:
-            assert solve(record["question"], [fact for fact in everything if fact != missing]) is None
+def test_stale_values_are_wrong_answers():
+    for record in of_kind("changed"):
+        stale = [text for text, _ in record["revisions"]]
+        told = [text for _, text in record["told"]]
+        assert len(stale) == questions.REVISIONS and all(told.index(a) < told.index(b) for a, b in record["revisions"])
+        assert not set(stale) & set(record["keep"])
+        assert all(present in record["keep"] for _, present in record["revisions"])
+    asked = [r for r in of_kind("changed") if "before" not in r["question"] and r["revisions"]]
+    wrong = [solve(r["question"], [stale for stale, _ in r["revisions"]]) for r in asked]
+    hit = [(w, r["answer"]) for w, r in zip(wrong, asked, strict=True) if w is not None]
+    assert len(hit) > len(asked) / 3 and all(w != right for w, right in hit)
+    relations = {text.split()[2] for r in of_kind("changed") for text, _ in r["revisions"]}
+    assert {"lives", "works", "was"} == relations
+    assert sum("before" in r["question"] for r in of_kind("changed")) > 50
 
 
-def test_the_splits_share_no_entity_pair():
-    seen = {split: set().union(*map(entities, RECORDS[split])) for split in questions.SPLITS}
-    other_seed = set().union(*map(entities, questions.generate(7, 1500, "train")))
-    assert len(seen["train"]) > 3000 and len(seen["test"]) > 800
-    assert not (seen["train"] | other_seed) & seen["test"]
+def test_closed_records_need_the_places_back_and_keep_people_apart():
+    records = of_kind("closed")
+    for record in records:
+        own = [text for speaker, text in record["told"] if speaker == 0 and not text.startswith(("forget", "never"))]
+        others = [text for speaker, text in record["told"] if speaker == 1]
+        assert len(own) == SIZES.places and len(others) == questions.REVISIONS
+        assert len(own) + len(others) > SIZES.places == len(record["keep"])
+    answers = Counter(record["answer"] == questions.UNKNOWN for record in records)
+    assert 0.2 < answers[True] / len(records) < 0.5
+    asked_of_others = [r for r in records if r["answer"] == questions.UNKNOWN and solve(r["question"], r["keep"])]
+    assert len(asked_of_others) > 50
+
+
+def test_stage_two_is_long_where_it_has_to_be():
+    for record in of_kind("misled"):
+        texts = [text for _, text in record["later"]]
+        subject = Counter(" ".join(text.split()[:2]) for text in texts).most_common(1)[0]
+        assert len(texts) == SIZES.distractors and subject[1] == SIZES.distractors - questions.TRUE_FACTS
+        assert subject[0] not in record["question"]
+    for record in of_kind("bids"):
+        texts = [text for _, text in record["later"]]
+        assert len(texts) == SIZES.distractors and all(" bid " in text for text in texts)
+        best = max(texts, key=lambda text: questions.NUMBERS.index(text.split()[3]))
+        assert texts.index(best) < SIZES.distractors // 2
+    for record in of_kind("split"):
+        first, second = gold_sentences(record)
+        assert first in [text for _, text in record["told"]] and second in [text for _, text in record["later"]]
+
+
+def test_shares_of_the_mix():
+    kinds = Counter(record["kind"] for record in ALL)
+    assert set(kinds) == set(questions.KINDS) and min(kinds.values()) > 0.8 * len(ALL) / len(kinds)
+    only = questions.generate(1, 50, "train", {"changed": 3.0, "bids": 0.0})
+    assert {record["kind"] for record in only} == {"changed"}
+    assert {kind for kinds in questions.MADE_FOR.values() for kind in kinds} == set(questions.KINDS)
+
+
+def test_splits_share_no_person_and_no_work():
+    seen = {
+        split: {pair for r in records for _, text in r["told"] + r["later"] for pair in names_of(text)}
+        for split, records in RECORDS.items()
+    }
     for split, names in seen.items():
-        assert all(questions.split_of(tuple(name.split())) == split for name in names)
+        assert len(names) > 500
+        assert all(questions.split_of(pair) == split for pair in names)
 
 
-def test_distractors_share_words_with_the_gold_facts():
-    for record in RECORDS["train"]:
-        gold_titles = {title for title, _ in record["supporting_facts"]}
-        gold_words = {word for title in gold_titles for word in title.split()}
-        near = [title for title, _ in record["context"] if title not in gold_titles and gold_words & set(title.split())]
-        assert len(near) >= 4
+def test_vocabulary_holds_every_word():
+    known, rng = set(questions.vocabulary()), random.Random(0)
+    for record in ALL[::7]:
+        for text in [t for _, t in record["told"] + record["later"]] + [record["question"], record["answer"]]:
+            assert set(text.split()) <= known
+    assert set(questions.chatter(rng).split()) <= known
+    assert len(known) == len(questions.vocabulary())
 
 
-def test_the_gold_fact_matches_a_precise_query_best():
-    for record in RECORDS["train"][:300]:
-        everything = [sentence for _, sentences in record["context"] for sentence in sentences]
-        for title, index in record["supporting_facts"]:
-            gold = dict(record["context"])[title][index]
-            query = set(title.split()) | {"born" if "born" in gold else "written"}
-            overlap = {sentence: len(query & set(sentence.split())) for sentence in everything}
-            assert overlap[gold] == max(overlap.values())
-
-
-def test_sentences_are_short_and_use_the_vocabulary_only():
-    known = set(questions.vocabulary())
-    assert len(known) <= 450
-    rng = random.Random(0)
-    for record in RECORDS["train"][:300] + RECORDS["test"][:300]:
-        sentences = [sentence for _, paragraph in record["context"] for sentence in paragraph]
-        for text in [*sentences, questions.chatter(rng)]:
-            assert len(text.split()) <= 7 and set(text.split()) <= known
-        assert len(record["question"].split()) <= 9 and set(record["question"].split()) <= known
-        assert set(record["answer"].split()) <= known
-    lower = [word.lower() for word in known]
-    assert len(set(lower)) == len(lower), "no two words that a lower-casing scorer would take for one"
-
-
-def test_deterministic_and_independent_of_count():
+def test_records_are_a_function_of_seed_split_and_number():
     assert questions.generate(3, 40, "test") == questions.generate(3, 60, "test")[:40]
     assert questions.generate(3, 40, "test") != questions.generate(4, 40, "test")
-    assert questions.generate(0, 1, "train")[0]["_id"] == "58fa7e8757e422b43d8bef7f"  # the same in every process
 
 
-def test_small_talk_names_no_entity():
-    named = set(questions.FIRST_NAMES + questions.LAST_NAMES + questions.PLACE_WORDS + questions.YEARS)
-    rng = random.Random(1)
+def test_small_talk_holds_no_name():
+    rng, named = random.Random(0), set(FIRST_NAMES + LAST_NAMES + PLACE_WORDS + YEARS)
     texts = {questions.chatter(rng) for _ in range(500)}
-    assert len(texts) > 250
-    assert not named & {word for text in texts for word in text.split()}
+    assert len(texts) > 200 and not any(set(text.split()) & named for text in texts)
 
 
-def test_wrong_arguments_are_named():
+@pytest.mark.parametrize("sizes", [(2, 6, 2), (3, 8, 10), (64, 8, 4), (5, 9, 12)])
+def test_other_sizes_are_told_in_full(sizes):
+    for record in questions.generate(2, 200, "train", sizes=questions.Sizes(*sizes)):
+        assert len(record["told"]) <= sizes[1] and 1 <= len(record["later"]) <= sizes[2]
+        assert record["kind"] == "closed" or len(record["keep"]) <= sizes[0]
+
+
+def test_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="split is 'dev'"):
         questions.generate(0, 1, "dev")
-    with pytest.raises(ValueError, match="comparison_share is 2"):
-        questions.generate(0, 1, "train", comparison_share=2)
+    with pytest.raises(ValueError, match="shares of"):
+        questions.generate(0, 1, "train", {"recalled": 1.0})
+    with pytest.raises(ValueError, match="too small for 'closed'"):
+        questions.generate(0, 1, "train", sizes=questions.Sizes(3, 5, 10))

@@ -58,8 +58,10 @@ class TaskSource:
             self.num_test = round(len(self.records) * task.test_fraction)
             self._leave_out_test_tasks()
         else:
-            self.records = questions.generate(task.seed, task.train_size, "train")
-            self.records += questions.generate(task.seed, task.test_size, "test")
+            mix = {kind: task[f"share_{kind}"] for kind in questions.KINDS}
+            sizes = questions.Sizes(config.store.entries, task.facts, task.distractors)
+            self.records = questions.generate(task.seed, task.train_size, "train", mix, sizes)
+            self.records += questions.generate(task.seed, task.test_size, "test", mix, sizes)
             self.num_test = task.test_size
         self.num_train = len(self.records) - self.num_test
         if self.num_train < 1 or self.num_test < 1:
@@ -70,7 +72,7 @@ class TaskSource:
             )
         check_spelling(tokenizer, self.records, task.path)
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
-        self.max_gold = min(task.facts, max(len(record["supporting_facts"]) for record in self.records))
+        self.max_gold = max(1, min(task.facts, max(len(record["supporting_facts"]) for record in self.records)))
         self.cut_texts = self._measure()
         self._check_cuts()
 
@@ -173,6 +175,10 @@ class TaskSource:
         task, staged = self.config.task, self.staged(index, epoch)
         hashes, closed = self.hash_answer(staged.answer)
         hashes = hashes[: task.answer_tokens]
+
+        def owners(speakers: list[int]) -> list[int]:
+            return [index % task.owners + task.owners * speaker for speaker in speakers]
+
         return Task(
             facts=self._messages(staged.facts, task.facts),
             num_facts=np.int32(len(staged.facts)),
@@ -187,8 +193,18 @@ class TaskSource:
             answer_words=np.pad(hashes, ((0, task.answer_tokens - len(hashes)), (0, 0))),
             num_answer_words=np.int32(len(hashes)),
             answer_is_closed=np.bool_(closed),
-            owner=np.int32(index % task.owners),
+            fact_owner=_padded(owners(staged.fact_speakers), task.facts, np.int32),
+            fact_session=np.full((task.facts,), index, np.int32),
+            distractor_owner=_padded(owners(staged.distractor_speakers), task.distractors, np.int32),
+            distractor_session=np.full((task.distractors,), index, np.int32),
+            owner=np.int32(owners([staged.asker])[0]),
             session=np.int32(index),
+            keep=self._messages(staged.keep, task.facts),
+            num_keep=np.int32(len(staged.keep)),
+            stale=self._messages([stale for stale, _ in staged.revisions], questions.REVISIONS),
+            present=self._messages([present for _, present in staged.revisions], questions.REVISIONS),
+            num_revisions=np.int32(len(staged.revisions)),
+            kind=np.int32(questions.KINDS.index(staged.kind) if staged.kind else -1),
             index=np.int32(index),
         )
 
@@ -199,7 +215,7 @@ class TaskSource:
     def _messages(self, texts: list[str], count: int) -> Text:
         """Pieces of text as Text [count, message_tokens]."""
         width = self.config.task.message_tokens
-        return pad_texts([self._cut(text, width) for text in texts], count, width)
+        return pad_texts([self._cut(text, width) if text else [] for text in texts], count, width)
 
     def _key_tokens(self, words: list[str]) -> list[int]:
         """Distinct token ids of the words as they appear inside a sentence, after a space."""

@@ -34,6 +34,7 @@ MAX_CHARACTERS = 100_000  # of one text: a sentence, a question or an answer is 
 UNSUPPORTED = "supporting facts that name a title or sentence which the context lacks, or has blank or twice"
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # all but white space
 LEAD_INS = ("I read this: ", "By the way: ", "Something I learned: ", "Someone told me: ", "Did you know? ")
+SPEAKERS = ("Host", "Guest")  # of records in which several people speak
 QUESTION_WORDS = set(
     """a an and are at by can could did do does for from had has have how if in is of on or the to was were what when
     where which who whom whose why with""".split()
@@ -51,6 +52,12 @@ class StagedRecord:
     query: str
     answer: str
     key_words: list[str]  # the query's names, titles, places and dates, word by word
+    keep: list[str]  # what holds and is open when stage 1 ends, without a conversational opening
+    revisions: list[tuple[str, str]]  # (what no longer holds, what holds instead or "") as stage 1 tells it
+    fact_speakers: list[int]  # who tells each message of stage 1
+    distractor_speakers: list[int]
+    asker: int = 0  # whose question it is
+    kind: str = ""  # of questions.KINDS; "" of a file's records
 
 
 def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
@@ -179,7 +186,15 @@ def stages(
     messages, in turn misleading (of the untold sentences of those paragraphs the one most like the gold facts),
     irrelevant (small talk) and related (any untold sentence of those paragraphs). With `casual` every message is
     worded as conversation; without it it is the bare sentence.
+
+    A record that says itself what is told (questions.py: `told`, `later`) is told so.
     """
+
+    def tell(text: str) -> str:
+        return rng.choice(LEAD_INS) + text if casual else text
+
+    if "told" in record:
+        return _as_told(record, tell, casual)
     paragraphs = dict(record["context"])
     told = {tuple(fact): told_sentence(fact[0], paragraphs[fact[0]][fact[1]]) for fact in record["supporting_facts"]}
     gold = list(told.values())[:facts]
@@ -192,9 +207,6 @@ def stages(
         if not is_blank(sentence)
     ]
     rng.shuffle(others)
-
-    def tell(text: str) -> str:
-        return rng.choice(LEAD_INS) + text if casual else text
 
     def talk() -> str:
         text = small_talk(rng)
@@ -222,6 +234,36 @@ def stages(
         query=record["question"].strip(),
         answer=record["answer"].strip(),
         key_words=key_words(record["question"]),
+        keep=gold,
+        revisions=[],
+        fact_speakers=[0] * len(messages),
+        distractor_speakers=[0] * len(later),
+    )
+
+
+def _as_told(record: dict, tell: Callable[[str], str], casual: bool) -> StagedRecord:
+    """A record whose messages are given. Who speaks is told, in conversation, where more than one does."""
+    paragraphs = dict(record["context"])
+    gold = [paragraphs[title][index] for title, index in record["supporting_facts"]]
+    several = casual and len({speaker for speaker, _ in record["told"] + record["later"]} | {record["asker"]}) > 1
+
+    def spoken(speaker: int, text: str) -> str:
+        return f"{SPEAKERS[speaker]}: {text}" if several else text
+
+    return StagedRecord(
+        facts=[spoken(speaker, tell(text)) for speaker, text in record["told"]],
+        is_gold=[text in gold for _, text in record["told"]],
+        gold=gold,
+        distractors=[spoken(speaker, tell(text)) for speaker, text in record["later"]],
+        query=spoken(record["asker"], record["question"]),
+        answer=record["answer"],
+        key_words=key_words(record["question"]),
+        keep=record["keep"],
+        revisions=[(stale, present) for stale, present in record["revisions"]],
+        fact_speakers=[speaker for speaker, _ in record["told"]],
+        distractor_speakers=[speaker for speaker, _ in record["later"]],
+        asker=record["asker"],
+        kind=record["kind"],
     )
 
 

@@ -1,72 +1,154 @@
-"""Multi-hop questions made from word lists, in HotpotQA's published record layout.
+"""Questions made from word lists, in HotpotQA's published record layout; each kind needs memory in a way of its own.
 
-Every record is a small world of its own: ten paragraphs, two of them gold, about people (a first and a last name),
-works (two words), places and years. Facts of one record mean nothing in another, so an answer cannot be learnt by
-heart.
+Every record is a small world: people (a first and a last name), works (two words), places and years. Facts of one
+record mean nothing in another, so an answer cannot be learnt by heart. With n places in the store:
 
-    bridge      Where was the author of Silver River born
-                    <work> was written by <person>, <person> was born in <place>
-                When was the author of Silver River born
-                    <work> was written by <person>, <person> was born in <year>
-    comparison  Who was born first Ada Keller or Hugo Novak
-                    <person> was born in <year>, twice
-                Do Ada Keller and Hugo Novak share a birthplace
-                    <person> was born in <place>, twice
+    recall   two supporting facts and others, n in all, among small talk (stage 1); stage 2 misleads
+                 Where was the author of Silver River born         <work> was written by, <person> was born in
+                 Who was born first Ada Keller or Hugo Novak       <person> was born in <year>, twice
+                 Do Ada Keller and Hugo Novak share a birthplace
+    changed  n facts, some of which change (moved, changed employers, a year is corrected)
+                 Where does Ada Keller live / ... live before      the stale value is a plausible wrong answer
+    closed   n facts of one speaker, who takes some back ("forget Ada Keller"); another speaker tells as many new ones
+                 asked by either speaker; what was taken back, or told by the other one, is `unknown`
+    misled   n facts in stage 1; in stage 2 a few more, and long talk about one wrong subject, more than a context holds
+                 asks for any of the facts
+    bids     n facts in stage 1; in stage 2 bids of many people, more than a context holds
+                 asks for one of the facts, or for whoever bid most
+    split    who wrote what in stage 1, where these were born in stage 2
+                 Where was the author of Silver River born         one hop in the store, one in the context
 
-Distractors share a name, a word of the work or a word of the place with the gold facts, never the whole.
+A record has these fields beside the published ones: `kind`; `told` and `later`, the messages of stages 1 and 2 as
+[speaker, text]; `asker`, the speaker of the question; `keep`, the texts that hold and are open when stage 1 ends;
+`revisions`, [stale text, present text, or "" if nothing holds instead].
+
+Why each tool is needed, one call a turn: a revision by DELETE and ADD takes a turn more than there is. UPDATE gives no
+place back, and an entry belongs to its speaker: only DELETE makes room for the other's facts. What stage 2 tells is
+more than a context holds, and the store is full: FILTER keeps the facts in view, which are more than a summary holds;
+SUMMARY keeps the highest bid, whatever falls out of the context.
 """
 
 import hashlib
 import random
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
-SPLITS = ("train", "test")
-TEST_SHARE = 5  # one entity pair in so many belongs to the test split
-
-FIRST_NAMES = """Ada Ben Cora Dario Elsa Felix Greta Hugo Ines Jonas Karin Leon Marta Nils Olga Pavel Quinn Rosa Stefan
-Tilda Ulrich Vera Walter Xenia Yusuf Zora Amir Bianca Cyril Dalia Edgar Freya Gideon Hanna Igor Judith Kaspar Lydia Milo
-Nadia Oscar Petra Rafael Selma Tobias Ursula Viktor Wanda Yara Zeno Alma Bruno Clara Dmitri Emil Fiona""".split()
-LAST_NAMES = """Abbott Barlow Castell Dunmore Eklund Farrow Galloway Hartmann Iverson Jansen Keller Lindqvist
-Marchetti Novak Okafor Pereira Quigley Renard Sorensen Takeda Underhill Vasquez Whitlock Yamada Zeller Ashby Brandt
-Corvin Delgado Ellery Fischer Grimaldi Holloway Ishida Jovanovic Kowalski Larsen Moreau Nakamura Ortega Petrov
-Rasmussen Sandoval Thorne Ulloa Varga Winslow Yilmaz Zimmer Archer Bellamy Calder Drummond Esposito Fontaine
-Gallagher""".split()
-WORK_FIRST = """Silver Crimson Golden Hidden Broken Silent Distant Frozen Burning Hollow Scarlet Velvet Wandering
-Endless Forgotten Bitter Gentle Savage Sacred Shattered Midnight Winter Summer Autumn Amber Ivory Copper Emerald
-Marble Paper Glass Iron Stone Crystal Thunder Shadow Painted Restless Secret Ancient Lonely Radiant Sunken Twisted
-Vanishing Whispering Weeping Electric""".split()
-WORK_SECOND = """River Garden Mirror Tower Bridge Lantern Forest Empire Journey Letter Mountain Ocean Orchard Palace
-Road Sparrow Storm Tide Valley Voyage Window Wolf Crown Desert Dream Echo Feather Flame Fortress Horizon Island Key
-Labyrinth Meadow Moon Needle Oath Prophet Quarry Raven Shore Temple Throne Umbrella Violin Wheel Compass
-Anchor""".split()
-PLACE_WORDS = """Halden Brindle Corvale Dunford Elmsworth Farholt Glenmoor Harrowby Inverley Jarnsund Kestwick Lorvik
-Marnby Northam Oakmere Pellworth Quarndon Rothwick Selbourne Tarnholm Ulverby Vellmar Westmark Yarlow Zandrick
-Ashcombe Belmere Crannock Drayholm Eastvale Fenwater Garrick Hythe Ilmere Jutholm Kelbrook""".split()
-PLACE_PREFIXES = "New Port Old Upper Lake Saint".split()
-PLACES = PLACE_WORDS + [f"{PLACE_PREFIXES[i % len(PLACE_PREFIXES)]} {word}" for i, word in enumerate(PLACE_WORDS[:24])]
-YEARS = [str(year) for year in range(1900, 2000)]
-
-CHATTER = (
-    ("we", "they", "you", "my friend", "the kids", "our neighbor"),
-    ("enjoyed", "wanted", "missed", "liked", "remembered"),
-    ("warm soup", "fresh bread", "loud music", "long walks", "funny films", "good coffee", "nice weather"),
-    ("today", "yesterday", "last night", "this morning", "again"),
+from agemem_jax.data.words import (
+    CHATTER,
+    FIRST_NAMES,
+    LAST_NAMES,
+    NUMBERS,
+    PLACE_PREFIXES,
+    PLACE_WORDS,
+    PLACES,
+    WORK_FIRST,
+    WORK_SECOND,
+    YEARS,
 )
+
+KINDS = ("recall", "changed", "closed", "misled", "bids", "split")
+# The tools by the kinds whose questions are made for them.
+MADE_FOR = {
+    "Add_memory": ("recall", "split"),
+    "Update_memory": ("changed",),
+    "Delete_memory": ("closed",),
+    "Retrieve_memory": ("recall", "split"),
+    "Summary_context": ("bids",),
+    "Filter_context": ("misled",),
+}
+UNKNOWN = "unknown"  # the answer to what was taken back, or is another's
+# The least that each kind needs: places of the store, messages of stage 1, messages of stage 2.
+LEAST = {
+    "recall": (2, 2, 1),
+    "changed": (2, 4, 1),
+    "closed": (2, 6, 1),
+    "misled": (1, 1, 2),
+    "bids": (1, 1, 2),
+    "split": (2, 2, 2),
+}
+SPLITS = ("train", "validation", "test")
+SHARES = 10  # so many parts of all entity pairs: two are the test split's, one is the validation split's
+TRUE_FACTS = 4  # of stage 2 in "misled"
+REVISIONS = 2  # in "changed" and "closed"
 
 Pair = tuple[str, str]
 
 
-def generate(seed: int, count: int, split: str, comparison_share: float = 0.25) -> list[dict]:
-    """`count` records of `split` ("train" or "test"); record i is a function of (seed, split, i) alone.
+@dataclass(frozen=True)
+class Sizes:
+    """What the messages have to fit."""
+
+    places: int = 3  # of the store
+    facts: int = 7  # most messages of stage 1
+    distractors: int = 10  # most messages of stage 2
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A kind of fact: how it is told, asked for, revised, and asked for as it was before."""
+
+    subject: str  # "person" or "work"
+    object: str  # "place", "year" or "person"
+    told: str
+    asked: str
+    revised: str  # "" = it never is
+    asked_before: str = ""  # "" = a correction: what was said before never held
+
+
+RELATIONS = (
+    Relation("person", "place", "{s} was born in {o}", "Where was {s} born", ""),
+    Relation("person", "year", "{s} was born in {o}", "When was {s} born", "no {s} was born in {o}"),
+    Relation("work", "year", "{s} was published in {o}", "When was {s} published", "no {s} was published in {o}"),
+    Relation("work", "person", "{s} was written by {o}", "Who was {s} written by", ""),
+    Relation("person", "place", "{s} lives in {o}", "Where does {s} live", "{s} moved from {b} to {o}",
+             "Where did {s} live before"),
+    Relation("person", "person", "{s} works for {o}", "Who does {s} work for", "{s} left {b} for {o}",
+             "Who did {s} work for before"),
+)  # fmt: skip
+WRITTEN = RELATIONS[3]
+BORN_WHERE = RELATIONS[0]
+REVISED = tuple(relation for relation in RELATIONS if relation.revised)
+CLOSINGS = ("forget {s}", "never mind {s}")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact of a record's world."""
+
+    relation: Relation
+    subject: str
+    object: str
+
+    @property
+    def text(self) -> str:
+        return self.relation.told.format(s=self.subject, o=self.object)
+
+    @property
+    def question(self) -> str:
+        return self.relation.asked.format(s=self.subject)
+
+
+def generate(
+    seed: int, count: int, split: str, mix: dict[str, float] | None = None, sizes: Sizes | None = None
+) -> list[dict]:
+    """`count` records of `split`; record i is a function of (seed, split, i), mix and sizes alone.
 
     The splits share no person (first and last name together) and no work; single names, places and years are common
-    to both. A share of `comparison_share` of the questions compares two people, the others are bridge questions.
+    to all.
+
+    Args:
+      mix: {kind: its share}, of any sum; without it all kinds of KINDS alike.
+      sizes: what the messages have to fit; without it those of Sizes.
     """
+    mix, sizes = mix or dict.fromkeys(KINDS, 1.0), sizes or Sizes()
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {SPLITS}")
-    if not 0 <= comparison_share <= 1:
-        raise ValueError(f"comparison_share is {comparison_share}; it must lie between 0 and 1")
-    return [_record(f"{seed}/{split}/{i}", split, comparison_share) for i in range(count)]
+    if set(mix) - set(KINDS) or min(mix.values()) < 0 or not sum(mix.values()):
+        raise ValueError(f"mix is {mix}; it must give shares of {KINDS}, at least 0 and not all 0")
+    for kind in (kind for kind, share in mix.items() if share):
+        if any(size < least for size, least in zip(astuple(sizes), LEAST[kind], strict=True)):
+            raise ValueError(f"{sizes} are too small for {kind!r}, which needs {Sizes(*LEAST[kind])}")
+    return [_record(f"{seed}/{split}/{i}", split, mix, sizes) for i in range(count)]
 
 
 def chatter(rng: random.Random) -> str:
@@ -76,13 +158,16 @@ def chatter(rng: random.Random) -> str:
 
 def split_of(pair: Pair) -> str:
     """The split to which a person or a work belongs, by a hash of its two words."""
-    return "test" if hashlib.sha256(" ".join(pair).encode()).digest()[0] % TEST_SHARE == 0 else "train"
+    share = hashlib.sha256(" ".join(pair).encode()).digest()[0] % SHARES
+    return ("test", "test", "validation")[share] if share < 3 else "train"
 
 
 def vocabulary() -> list[str]:
     """Every word that `generate` and `chatter` can write, without repetition, in a fixed order."""
-    fixed = "was written by born in published Where When the author of Who first or Do and share a birthplace yes no"
-    words = fixed.split() + FIRST_NAMES + LAST_NAMES + WORK_FIRST + WORK_SECOND + PLACE_PREFIXES + PLACE_WORDS + YEARS
+    templates = [text for r in RELATIONS for text in (r.told, r.asked, r.revised, r.asked_before)] + [*CLOSINGS]
+    fixed = " ".join(templates).replace("{s}", "").replace("{o}", "").replace("{b}", "").split()
+    fixed += f"author of first or Do and share a birthplace yes no bid coins for most {UNKNOWN}".split()
+    words = fixed + FIRST_NAMES + LAST_NAMES + WORK_FIRST + WORK_SECOND + PLACE_PREFIXES + PLACE_WORDS + YEARS + NUMBERS
     return list(dict.fromkeys(words + " ".join(text for part in CHATTER for text in part).split()))
 
 
@@ -99,90 +184,254 @@ class _World:
 
     def __init__(self, rng: random.Random, split: str):
         self.rng, self.split, self.used = rng, split, set()
-        self.years = rng.sample(YEARS, 16)
-        self.paragraphs = []
+        self.years, self.places = rng.sample(YEARS, 40), rng.sample(PLACES, 40)
 
-    def draw(self, kind: str, sharing: str = "") -> Pair:
+    def draw(self, kind: str, sharing: str = "") -> str:
         """A new person or work of the split, one that holds the word `sharing` if there still is any."""
         pairs, by_word = _pairs(kind, self.split)
         fresh = [pair for pair in by_word.get(sharing, ()) if pair not in self.used]
-        fresh = fresh or [pair for pair in pairs if pair not in self.used]
+        while not fresh:  # few of thousands are used
+            fresh = [pair for pair in self.rng.sample(pairs, 20) if pair not in self.used]
         pair = self.rng.choice(fresh)
         self.used.add(pair)
-        return pair
+        return " ".join(pair)
 
-    def person(self, person: Pair, place: str) -> str:
-        """Adds the paragraph of a person, with a year of birth that nobody else has; returns that year."""
-        name, year = " ".join(person), self.years.pop()
-        self.paragraphs.append([name, [f"{name} was born in {place}", f"{name} was born in {year}"]])
-        return year
+    def value(self, kind: str) -> str:
+        """A new place, year or person."""
+        return {"place": self.places.pop, "year": self.years.pop}[kind]() if kind != "person" else self.draw(kind)
 
-    def work(self, work: Pair, author: Pair) -> None:
-        """Adds the paragraph of a work."""
-        title = " ".join(work)
-        sentences = [f"{title} was written by {' '.join(author)}", f"{title} was published in {self.years.pop()}"]
-        self.paragraphs.append([title, sentences])
+    def fact(self, relation: Relation, subject: str = "", sharing: str = "") -> Fact:
+        """A fact with new entities, but for the subject if one is given."""
+        return Fact(relation, subject or self.draw(relation.subject, sharing), self.value(relation.object))
 
-    def place(self, other_than: str, alike: bool = False) -> str:
-        """A place that is not `other_than`; with `alike` one that has a word in common with it, if there is any."""
-        words = set(other_than.split())
-        near = [place for place in PLACES if place != other_than and words & set(place.split())]
-        return self.rng.choice(near if alike and near else [place for place in PLACES if place != other_than])
+    def near(self, place: str) -> str:
+        """Another place, one that has a word in common with it if there is any."""
+        words = set(place.split())
+        near = [other for other in PLACES if other != place and words & set(other.split())]
+        return self.rng.choice(near or [other for other in PLACES if other != place])
 
 
-def _record(key: str, split: str, comparison_share: float) -> dict:
+@dataclass
+class _Scene:
+    """What a record tells and asks."""
+
+    question: str
+    answer: str
+    gold: list[str]  # texts told that the answer follows from
+    told: list[tuple[int, str]]
+    later: list[tuple[int, str]]
+    keep: list[str]
+    revisions: list[tuple[str, str]]
+    asker: int = 0
+    type: str = "bridge"
+
+
+def _record(key: str, split: str, mix: dict[str, float], sizes: Sizes) -> dict:
     rng = random.Random(key)
-    world = _World(rng, split)
-    make = _comparison if rng.random() < comparison_share else _bridge
-    question, answer, kind, gold = make(world)
-    rng.shuffle(world.paragraphs)
+    kind = rng.choices(KINDS, [mix.get(kind, 0.0) for kind in KINDS])[0]
+    scene: _Scene = _SCENES[kind](_World(rng, split), sizes)
+    scene.later = scene.later[: sizes.distractors]
+    paragraphs: dict[str, list[str]] = {}
+    for _, text in scene.told + scene.later:
+        if title := _title(text):
+            paragraphs.setdefault(title, []).append(text)
     return {
         "_id": hashlib.sha256(key.encode()).hexdigest()[:24],
-        "question": question,
-        "answer": answer,
-        "type": kind,
+        "question": scene.question,
+        "answer": scene.answer,
+        "type": scene.type,
         "level": "medium",
-        "supporting_facts": [[" ".join(entity), sentence] for entity, sentence in gold],
-        "context": world.paragraphs,
+        "supporting_facts": [[_title(text), paragraphs[_title(text)].index(text)] for text in scene.gold],
+        "context": [[title, sentences] for title, sentences in paragraphs.items()],
+        "kind": kind,
+        "told": [list(message) for message in scene.told],
+        "later": [list(message) for message in scene.later],
+        "asker": scene.asker,
+        "keep": scene.keep,
+        "revisions": [list(revision) for revision in scene.revisions],
     }
 
 
-def _bridge(world: _World) -> tuple[str, str, str, list]:
-    """Question, answer, type, and gold facts as (entity, sentence): work -> author -> place or year of birth."""
-    rng = world.rng
-    author, work, place = world.draw("person"), world.draw("work"), rng.choice(PLACES)
-    world.work(work, author)
-    year = world.person(author, place)
-    # Two works and their authors that each look like the gold pair, a third work, and two namesakes of the author.
-    for word, name in ((work[0], author[0]), (work[1], author[1])):
-        namesake = world.draw("person", name)
-        world.work(world.draw("work", word), namesake)
-        world.person(namesake, world.place(place, alike=rng.random() < 0.5))
-    world.work(world.draw("work", rng.choice(work)), world.draw("person"))
-    for name in author:
-        world.person(world.draw("person", name), world.place(place, alike=rng.random() < 0.5))
-    world.person(world.draw("person"), world.place(place))
-    asks_place = rng.random() < 0.5
-    question = f"{'Where' if asks_place else 'When'} was the author of {' '.join(work)} born"
-    return question, place if asks_place else year, "bridge", [(work, 0), (author, 0 if asks_place else 1)]
+def _title(text: str) -> str:
+    """What a text is about: its first two names; "" of small talk."""
+    return " ".join([word for word in text.split() if word[0].isupper()][:2])
 
 
-def _comparison(world: _World) -> tuple[str, str, str, list]:
-    """Question, answer, type, and gold facts as (entity, sentence): two people's years or places of birth."""
+def _talk(world: _World, most: int) -> list[str]:
+    """Up to so many sentences of small talk."""
+    return [chatter(world.rng) for _ in range(world.rng.randint(0, max(0, most)))]
+
+
+def _shuffled(world: _World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
+    texts = list(texts)
+    world.rng.shuffle(texts)
+    return [(speaker, text) for text in texts]
+
+
+def _facts(world: _World, count: int) -> list[Fact]:
+    """Facts about different people and works."""
+    return [world.fact(world.rng.choice(RELATIONS)) for _ in range(count)]
+
+
+def _recall(world: _World, sizes: Sizes) -> _Scene:
     rng = world.rng
-    pair = one, other = world.draw("person"), world.draw("person")
-    place = rng.choice(PLACES)
-    other_place = place if rng.random() < 0.5 else world.place(place, alike=rng.random() < 0.5)
-    years = world.person(one, place), world.person(other, other_place)
-    for person in pair:
-        for name in person:
-            world.person(world.draw("person", name), world.place(place, alike=rng.random() < 0.5))
-        world.work(world.draw("work"), person)
-    for word in rng.sample(pair, 2):
-        world.work(world.draw("work"), world.draw("person", rng.choice(word)))
-    names = [" ".join(person) for person in pair]
+    if rng.random() < 0.3:
+        question, answer, gold, misleading, kind = _comparison(world)
+    else:
+        question, answer, gold, misleading, kind = _bridge(world)
+    count = min(sizes.places, sizes.facts)
+    others = [fact.text for fact in _facts(world, count - len(gold))]
+    told = _shuffled(world, gold + others + _talk(world, sizes.facts - count))
+    later = _shuffled(world, [misleading, chatter(rng)])
+    return _Scene(question, answer, gold, told, later, gold + others, [], type=kind)
+
+
+def _bridge(world: _World) -> tuple[str, str, list[str], str, str]:
+    """Question, answer, gold facts, a misleading one, type: work -> author -> place or year of birth."""
+    rng, author, work = world.rng, world.draw("person"), world.draw("work")
+    born = world.fact(RELATIONS[rng.random() < 0.5], author)
+    namesake = world.draw("person", rng.choice(author.split()))
+    wrong = world.near(born.object) if born.relation is BORN_WHERE else world.value("year")
+    question = f"{born.question.split()[0]} was the author of {work} born"
+    gold = [Fact(WRITTEN, work, author).text, born.text]
+    return question, born.object, gold, Fact(born.relation, namesake, wrong).text, "bridge"
+
+
+def _comparison(world: _World) -> tuple[str, str, list[str], str, str]:
+    """Question, answer, gold facts, a misleading one, type: two people's years or places of birth."""
+    rng, names = world.rng, [world.draw("person"), world.draw("person")]
+    namesake = world.draw("person", rng.choice(names[0].split()))
     if rng.random() < 0.5:
-        answer = names[0] if years[0] < years[1] else names[1]
-        return f"Who was born first {names[0]} or {names[1]}", answer, "comparison", [(one, 1), (other, 1)]
-    answer = "yes" if place == other_place else "no"
-    return f"Do {names[0]} and {names[1]} share a birthplace", answer, "comparison", [(one, 0), (other, 0)]
+        one, other = (world.fact(RELATIONS[1], name) for name in names)
+        question = f"Who was born first {names[0]} or {names[1]}"
+        answer = min(one, other, key=lambda fact: fact.object).subject
+    else:
+        one = world.fact(BORN_WHERE, names[0])
+        alike = rng.random() < 0.5
+        other = Fact(BORN_WHERE, names[1], one.object if alike else world.near(one.object))
+        question, answer = f"Do {names[0]} and {names[1]} share a birthplace", "yes" if alike else "no"
+    return question, answer, [one.text, other.text], world.fact(one.relation, namesake).text, "comparison"
+
+
+def _changed(world: _World, sizes: Sizes) -> _Scene:
+    rng, count = world.rng, min(sizes.places, sizes.facts - REVISIONS)
+    facts = [world.fact(relation) for relation in rng.choices(REVISED, k=count)]
+    if facts[0].relation.subject == "person" and rng.random() < 0.4:  # two relations of one person
+        other = rng.choice([r for r in REVISED if r.subject == "person" and r is not facts[0].relation])
+        facts[-1] = world.fact(other, facts[0].subject)
+    rng.shuffle(facts)
+    revised = facts[:REVISIONS]
+    present = [Fact(fact.relation, fact.subject, world.value(fact.relation.object)) for fact in revised]
+    texts = [
+        fact.relation.revised.format(s=fact.subject, o=new.object, b=fact.object)
+        for fact, new in zip(revised, present, strict=True)
+    ]
+    told = _shuffled(world, [fact.text for fact in facts] + _talk(world, sizes.facts - count - REVISIONS))
+    told += [(0, text) for text in texts]
+    namesake = world.draw("person", rng.choice(facts[0].subject.split()))
+    later = _shuffled(world, [f"{namesake} moved from {world.value('place')} to {world.value('place')}", chatter(rng)])
+    keep = [fact.text for fact in facts[REVISIONS:]] + texts
+    revisions = list(zip([fact.text for fact in revised], texts, strict=True))
+    scene = lambda question, answer, gold: _Scene(question, answer, [gold], told, later, keep, revisions)  # noqa: E731
+    if rng.random() < 0.4 and count > REVISIONS:
+        fact = rng.choice(facts[REVISIONS:])
+        return scene(fact.question, fact.object, fact.text)
+    i = rng.randrange(REVISIONS)
+    if revised[i].relation.asked_before and rng.random() < 0.4:
+        return scene(revised[i].relation.asked_before.format(s=revised[i].subject), revised[i].object, texts[i])
+    return scene(present[i].question, present[i].object, texts[i])
+
+
+def _closed(world: _World, sizes: Sizes) -> _Scene:
+    rng = world.rng
+    facts = _facts(world, min(sizes.places, sizes.facts - 2 * REVISIONS))
+    new = _facts(world, REVISIONS)
+    order = list(facts)
+    rng.shuffle(order)
+    shut, kept = order[:REVISIONS], order[REVISIONS:]
+    closing = [(0, rng.choice(CLOSINGS).format(s=fact.subject)) for fact in shut]
+    fresh = [(1, fact.text) for fact in new]
+    told = [(0, fact.text) for fact in facts]
+    if rng.random() < 0.5:
+        told += closing + fresh
+    else:
+        told += [message for pair in zip(closing, fresh, strict=True) for message in pair]
+    later = _shuffled(world, [world.fact(rng.choice(RELATIONS)).text, chatter(rng)])
+    keep = [fact.text for fact in kept + new]
+    revisions = [(fact.text, "") for fact in shut]
+
+    def scene(fact: Fact, asker: int, known: bool = True) -> _Scene:
+        answer, gold = (fact.object, [fact.text]) if known else (UNKNOWN, [])
+        return _Scene(fact.question, answer, gold, told, later, keep, revisions, asker)
+
+    chance = rng.random()
+    if chance < 0.4 or not kept:
+        return scene(rng.choice(new), 1)
+    if chance < 0.6:
+        return scene(rng.choice(shut), 0, known=False)
+    if chance < 0.85:
+        return scene(rng.choice(kept), 0)
+    fact, asker = rng.choice([(rng.choice(kept), 1), (rng.choice(new), 0)])
+    return scene(fact, asker, known=False)
+
+
+def _misled(world: _World, sizes: Sizes) -> _Scene:
+    rng, count = world.rng, min(sizes.places, sizes.facts)
+    facts, true = _facts(world, count), _facts(world, min(TRUE_FACTS, sizes.distractors - 1))
+    subject, place = world.draw("person", rng.choice(true).subject.split()[0]), world.value("place")
+    who, did, what, when = CHATTER
+    talk = [
+        f"{subject} {rng.choice(did)} {rng.choice(what)} in {place} {rng.choice(when)}"
+        for _ in range(sizes.distractors - len(true))
+    ]
+    early = _shuffled(world, [fact.text for fact in true] + talk[:1])
+    told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - count)))
+    fact = rng.choice(facts) if rng.random() < 0.3 else rng.choice(true)
+    later = early + [(0, text) for text in talk[1:]]
+    return _Scene(fact.question, fact.object, [fact.text], told, later, [f.text for f in facts], [])
+
+
+def _bids(world: _World, sizes: Sizes) -> _Scene:
+    rng, work = world.rng, world.draw("work")
+    facts, count = _facts(world, min(sizes.places, sizes.facts)), min(sizes.distractors, len(NUMBERS))
+    amounts = sorted(rng.sample(range(len(NUMBERS)), count))
+    best = amounts.pop()
+    rng.shuffle(amounts)
+    amounts.insert(rng.randrange(max(1, count // 2)), best)  # among those that fall out of the context
+    bidders = [world.draw("person") for _ in amounts]
+    bids = [
+        f"{name} bid {NUMBERS[amount]} coins for {work} {rng.choice(CHATTER[-1])}"
+        for name, amount in zip(bidders, amounts, strict=True)
+    ]
+    told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - len(facts))))
+    later, keep = [(0, text) for text in bids], [fact.text for fact in facts]
+    if rng.random() < 0.4:
+        fact = rng.choice(facts)
+        return _Scene(fact.question, fact.object, [fact.text], told, later, keep, [])
+    place = amounts.index(best)
+    return _Scene(f"Who bid most for {work}", bidders[place], [bids[place]], told, later, keep, [])
+
+
+def _split(world: _World, sizes: Sizes) -> _Scene:
+    rng = world.rng
+    works = [world.fact(WRITTEN) for _ in range(min(sizes.places, sizes.facts))]
+    births = [world.fact(BORN_WHERE, fact.object) for fact in works[:2]]
+    namesake = world.draw("person", rng.choice(works[0].object.split()))
+    wrong = Fact(BORN_WHERE, namesake, world.near(births[0].object))
+    told = _shuffled(world, [fact.text for fact in works] + _talk(world, sizes.facts - len(works)))
+    more = [wrong.text, chatter(rng)][: sizes.distractors - 2]
+    later = _shuffled(world, [fact.text for fact in births] + more)
+    i = rng.randrange(2)
+    question = f"Where was the author of {works[i].subject} born"
+    gold = [works[i].text, births[i].text]
+    return _Scene(question, births[i].object, gold, told, later, [fact.text for fact in works], [])
+
+
+_SCENES = {
+    "recall": _recall,
+    "changed": _changed,
+    "closed": _closed,
+    "misled": _misled,
+    "bids": _bids,
+    "split": _split,
+}

@@ -63,6 +63,19 @@ def message(task: Task, spec: RolloutSpec, stage: int, turn: jax.Array) -> tuple
     return task.query, turn == 0
 
 
+def speaker(task: Task, stage: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whose turn it is: owner and session `[B]`. After the last message of a stage its speaker is still meant."""
+    if stage == 3:
+        return task.owner, task.session
+    owners, sessions, count = (
+        (task.fact_owner, task.fact_session, task.num_facts)
+        if stage == 1
+        else (task.distractor_owner, task.distractor_session, task.num_distractors)
+    )
+    i = jnp.clip(turn, 0, jnp.maximum(count - 1, 0))[:, None]
+    return jnp.take_along_axis(owners, i, 1)[:, 0], jnp.take_along_axis(sessions, i, 1)[:, 0]
+
+
 def turns_of(task: Task, spec: RolloutSpec, stage: int) -> jax.Array:
     """[B] int32 turns after which a stage ends."""
     if stage == 1:
@@ -91,7 +104,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
         empty = Text(jnp.zeros_like(rows.calls.tags.tokens[:, 0]), jnp.zeros_like(rows.calls.tags.length[:, 0]))
         wanted = jnp.full((spec.batch,), spec.auto_top_k, jnp.int32)
         store, found, _ = store_lib.retrieve(
-            store, present, body, wanted, empty, task.owner, world.encoder,
+            store, present, body, wanted, empty, speaker(task, stage, rows.turn)[0], world.encoder,
             max_k=spec.auto_top_k, min_score=spec.auto_min_score, count_hits=False,
         )  # fmt: skip
         found = found.replace(found=found.found & present[:, None])
@@ -248,10 +261,11 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     is_op = lambda o: run & (op == o)  # noqa: E731
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
+    owner, session = speaker(task, stage, rows.turn)
 
     def adding(store):
         return store_lib.add(
-            store, is_op(Op.ADD), content, tags, task.owner, task.session, rows.round, world.encoder, world.equality,
+            store, is_op(Op.ADD), content, tags, owner, session, rows.round, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -263,7 +277,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def updating(store):
         return store_lib.update(
-            store, is_op(Op.UPDATE), memory_id, content, tags, task.owner, rows.round, world.encoder, world.equality,
+            store, is_op(Op.UPDATE), memory_id, content, tags, owner, rows.round, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -271,7 +285,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     status = jnp.where(is_op(Op.UPDATE), s, status)
 
     def deleting(store):
-        return store_lib.delete(store, is_op(Op.DELETE), memory_id, at(calls.confirmed), task.owner)
+        return store_lib.delete(store, is_op(Op.DELETE), memory_id, at(calls.confirmed), owner)
 
     store, s = jax.lax.cond(is_op(Op.DELETE).any(), deleting, lambda store: (store, none + Status.NOT_RUN), store)
     status = jnp.where(is_op(Op.DELETE), s, status)
@@ -279,7 +293,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     retrieving = is_op(Op.RETRIEVE)
     top_k = jnp.where(at(calls.top_k) > 0, at(calls.top_k), spec.default_top_k)
     store, found, s = store_lib.retrieve(
-        store, retrieving, content, top_k, tags, task.owner, world.encoder, max_k=spec.max_top_k,
+        store, retrieving, content, top_k, tags, owner, world.encoder, max_k=spec.max_top_k,
         min_score=spec.min_score,
     )  # fmt: skip
     found = found.replace(found=found.found & retrieving[:, None])

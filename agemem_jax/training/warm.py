@@ -28,8 +28,8 @@ def seed_store(rows: Rows, task: Task, world: World, spec: RolloutSpec, seeded: 
         text = Text(task.facts.tokens[:, i], task.facts.length[:, i])
         on = seeded[:, i] & (text.length > 0)
         store, _, _ = store_lib.add(
-            store, on, where_text(on, text), no_tags, task.owner, task.session, rows.round, world.encoder,
-            world.equality, spec.duplicates,
+            store, on, where_text(on, text), no_tags, task.fact_owner[:, i], task.fact_session[:, i], rows.round,
+            world.encoder, world.equality, spec.duplicates,
         )  # fmt: skip
         return store, None
 
