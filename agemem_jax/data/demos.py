@@ -1,9 +1,9 @@
 """Scripted demonstrations for the supervised warm start, told as text and tokenised like everything else.
 
-They show the tool format and how to answer from facts in view. *Which* operation is called, on what and when, is
-drawn at random: what is worth storing, and that it must be retrieved before it is needed, is left to reinforcement
-learning. In stage 3 the store is filled by the script's own draw, whatever stage 1 stored, so that an answer from
-retrieved facts is shown often.
+They show the tool format, each tool used on sense and on nonsense alike, and how to answer from what is in view.
+*Which* operation is called is drawn without a look at the message: what is worth storing, revising, forgetting, summing
+up or filtering out, and when, is left to reinforcement learning. In stage 3 the store is filled by the script's own
+draw, whatever stage 1 stored, so that an answer from retrieved facts is shown often.
 """
 
 import random
@@ -11,163 +11,198 @@ import random
 import numpy as np
 from flax import struct
 
-from agemem_jax.config import refuse
-from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
+from agemem_jax.data.batches import TaskSource, pad_texts
 from agemem_jax.data.hotpotqa import StagedRecord
-from agemem_jax.tools.schemas import write_calls
-from agemem_jax.types import TOOL_NAMES, Op, Task, Text
+from agemem_jax.data.questions import UNKNOWN
+from agemem_jax.data.scripts import Lines, Script, Shadow, Writer, names, write_turn
+from agemem_jax.data.words import NUMBERS
+from agemem_jax.types import Op, Task, Text
 
-RELATIONS = ("by", "in")  # the words after which a generated fact names its object
-ADD_SHARE = 0.4  # of stage-1 turns
-SEEDED_GOLD = 0.9  # chance of each gold fact to be in the store of stage 3
-OFF_PLAN = 0.2  # chance of a random operation in a turn of stage 3
-GUESS = 0.07  # chance of an answer without the facts, a turn
+# Which operation a turn calls, by its share; Op.PASS lets the message pass.
+LISTEN = {Op.PASS: 0.22, Op.ADD: 0.38, Op.UPDATE: 0.16, Op.DELETE: 0.12, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.04,
+          Op.FILTER: 0.04}  # fmt: skip
+WANDER = {Op.PASS: 0.62, Op.ADD: 0.08, Op.UPDATE: 0.04, Op.DELETE: 0.04, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.09,
+          Op.FILTER: 0.09}  # fmt: skip
+SENSE = 0.7  # chance that a call's arguments suit the moment
+SEEDED = 0.85  # chance of each fact that holds to be in the store of stage 3
+OFF_PLAN = 0.15  # chance of any operation in a turn of stage 3
+GUESS = 0.05  # chance of an answer without the facts, a turn
 
 
 @struct.dataclass
-class Script:
-    """What B scripted agents write, turn by turn."""
+class Demonstration:
+    """Scripts, and the store that they find in stages 2 and 3."""
 
-    stages: tuple[Text, Text, Text]  # each [B, turns, A]
-    summary: Text  # [B, A] written whenever a summary is asked for
-    seeded: np.ndarray  # [B, F] bool stage-1 messages in the store of stage 3
-
-
-def write_turn(tools, calls: list[tuple[Op, dict]], answer: str | None = None) -> str:
-    """A turn in the format of the grammar: an answer, or calls."""
-    think = "<think></think>"
-    if answer is not None:
-        return f"{think}<answer> {answer}</answer>"
-    made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
-    return think + write_calls(made, tools)
+    script: Script
+    entries: Text  # [B, N, W] texts in the store from stage 2 on
+    owners: np.ndarray  # [B, N] int32
 
 
 class Demonstrator:
     """Writes scripts for the training tasks of a source; script i is a function of (seed, i)."""
 
     def __init__(self, source: TaskSource, config, end_of_turn: str):
-        self.source, self.config, self.end = source, config, end_of_turn
+        self.source, self.config = source, config
+        self.writer = Writer(source, config, end_of_turn)
 
-    def batch(self, step: int, size: int) -> tuple[Task, Script]:
-        """Tasks and scripts of one warm-start step, numpy arrays of `size` rows."""
+    def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
+        """Tasks and demonstrations of one warm-start step, numpy arrays of `size` rows."""
         places = range(step * size, (step + 1) * size)
-        indices = [place % self.source.num_train for place in places]
-        told = [place // self.source.num_train for place in places]
-        parts = [self._script(i, epoch) for i, epoch in zip(indices, told, strict=True)]
-        r, width = self.config.rollout, max(self.config.rollout.action_tokens, self.config.rollout.summary_tokens)
-        turns = (self.config.task.facts, max(1, self.config.task.distractors), r.stage3_turns)
+        picks = [(place % self.source.num_train, place // self.source.num_train) for place in places]
+        told = [self.tell(index, epoch) for index, epoch in picks]
+        owner = self.source.config.task.owners
+        count, width = self.config.store.entries, self.config.task.message_tokens
+        entries = [pad_texts([self.source.encode(text)[:width] for _, text in held], count, width) for _, held in told]
+        owners = np.zeros((size, count), np.int32)
+        for row, (index, _), (_, held) in zip(owners, picks, told, strict=True):
+            row[: len(held)] = [index % owner + owner * speaker for speaker, _ in held]
+        stacked = Text(np.stack([t.tokens for t in entries]), np.stack([t.length for t in entries]))
+        demonstration = Demonstration(self.writer.script([lines for lines, _ in told]), stacked, owners)
+        return self.source.rows(picks), demonstration
 
-        def stack(rows: list[list[str]], count: int) -> Text:
-            encoded = [
-                pad_texts([self._encode(text, "action_tokens") for text in row[:count]], count, width) for row in rows
-            ]
-            return Text(np.stack([t.tokens for t in encoded]), np.stack([t.length for t in encoded]))
-
-        summaries = [pad_text(self._encode(part[3], "summary_tokens"), width) for part in parts]
-        script = Script(
-            stages=tuple(stack([part[s] for part in parts], turns[s]) for s in range(3)),
-            summary=Text(np.stack([t.tokens for t in summaries]), np.stack([t.length for t in summaries])),
-            seeded=np.stack([part[4] for part in parts]),
-        )
-        return self.source.rows(list(zip(indices, told, strict=True))), script
-
-    def _encode(self, text: str, limit: str) -> list[int]:
-        """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
-        ids, most = self.source.tokenizer.encode_markup(text + self.end), self.config.rollout[limit]
-        if len(ids) > most:
-            refuse(f"rollout.{limit}", most, f"a demonstration has a turn of {len(ids)} tokens; allow at least as many")
-        return ids
-
-    def _script(self, index: int, epoch: int) -> tuple[list[str], list[str], list[str], str, np.ndarray]:
+    def tell(self, index: int, epoch: int) -> tuple[Lines, list[tuple[int, str]]]:
+        """What one agent writes, and what its store holds from stage 2 on as (speaker, text)."""
         rng = random.Random(f"{self.config.seed}/demo/{index}/{epoch}")
         staged = self.source.staged(index, epoch)
-        one = [self._listen(rng, text, staged) for text in staged.facts]
-        two = [self._listen(rng, text, staged, add=0.1) for text in staged.distractors] or [self._turn([])]
-        seeded = self._seed(rng, staged)
-        three = self._reason(rng, staged, seeded)
-        return one, two, three, f" {rng.choice(staged.facts)}", seeded
+        lines, shadow = Lines(([], [], [])), Shadow(self.config)
+        for text, speaker in zip(staged.facts, staged.fact_speakers, strict=True):
+            self._listen(rng, text, speaker, shadow, lines, 0, LISTEN)
+        held = self._seed(rng, staged)
+        shadow = Shadow(self.config)  # the context is emptied
+        for speaker, text in held:
+            shadow.add(speaker, text)
+        for text, speaker in zip(staged.distractors, staged.distractor_speakers, strict=True):
+            self._listen(rng, text, speaker, shadow, lines, 1, WANDER)
+        self._reason(rng, staged, shadow, lines)
+        return lines, held
 
     def _turn(self, calls: list[tuple[Op, dict]], answer: str | None = None) -> str:
         return write_turn(self.config.tools, calls, answer)
 
-    def _listen(self, rng: random.Random, text: str, staged: StagedRecord, add: float = ADD_SHARE) -> str:
+    def _listen(
+        self, rng: random.Random, text: str, speaker: int, shadow: Shadow, lines: Lines, stage: int, shares: dict
+    ) -> None:
         """A turn of stage 1 or 2 after message `text`."""
-        if rng.random() < add:
-            calls = [(Op.ADD, {"content": f" {text}"})]
-            if self.config.tools.max_calls > 1 and rng.random() < 0.1:
-                calls.append((Op.RETRIEVE, {"query": f" {some_words(rng, text)}"}))
-            return self._turn(calls)
-        if rng.random() < 0.7:
-            return self._idle(rng, text)
-        return self._turn([self._any_call(rng, text, staged)])
+        op = rng.choices(list(shares), list(shares.values()))[0]
+        slots = self.config.rollout.summary_slots
+        if op == Op.SUMMARY and (len(lines.summaries[stage]) == slots or len(shadow.view) < 2):
+            op = Op.PASS
+        if op == Op.PASS and self.config.tools.min_calls:
+            op = Op.RETRIEVE
+        shadow.see(text, 0 if op == Op.PASS else 8)
+        if op == Op.PASS:
+            lines.stages[stage].append(self._turn([]))
+            return
+        call = self._call(rng, op, text, speaker, shadow)
+        lines.stages[stage].append(self._turn([call]))
+        self._carry_out(rng, call, speaker, shadow, lines, stage)
 
-    def _idle(self, rng: random.Random, text: str) -> str:
-        if self.config.tools.min_calls == 0:
-            return self._turn([])
-        return self._turn([(Op.RETRIEVE, {"query": f" {some_words(rng, text)}"})])
+    def _call(self, rng: random.Random, op: Op, text: str, speaker: int, shadow: Shadow) -> tuple[Op, dict]:
+        """A call of an operation, with arguments that suit the moment or not."""
+        limit = self.config.store.entry_tokens  # a summary in view may be longer than an entry
+        seen = [told for told in shadow.texts() if len(told.split()) < limit] or [text]
+        content = text if rng.random() < SENSE else rng.choice(seen)
+        related = shadow.related(speaker, text)
+        number = rng.randint(1, self.config.store.entries + 1)
+        if related is not None and rng.random() < SENSE:
+            number = related
+        if op == Op.ADD:
+            return op, {"content": f" {content}"}
+        if op == Op.UPDATE:
+            return op, {"memory_id": str(number), "content": f" {content}"}
+        if op == Op.DELETE:
+            return op, {"memory_id": str(number), "confirmation": rng.random() < 0.85}
+        if op == Op.RETRIEVE:
+            return op, {"query": f" {some_words(rng, content)}"}
+        if op == Op.SUMMARY:
+            return op, {"span": "all" if rng.random() < SENSE else rng.choice(["1", "2"])}
+        return op, {"criteria": f" {subject(text) if rng.random() < SENSE else some_words(rng, rng.choice(seen))}"}
 
-    def _any_call(self, rng: random.Random, text: str, staged: StagedRecord) -> tuple[Op, dict]:
-        number = str(rng.randint(1, 4))
-        return rng.choice(
-            [
-                (Op.UPDATE, {"memory_id": number, "content": f" {text}"}),
-                (Op.DELETE, {"memory_id": number, "confirmation": rng.random() < 0.7}),
-                (Op.RETRIEVE, {"query": f" {some_words(rng, text)}"}),
-                (Op.SUMMARY, {"span": rng.choice(["all", "1", "2"])}),
-                (Op.FILTER, {"criteria": f" {some_words(rng, rng.choice(staged.facts + staged.distractors))}"}),
-            ]
-        )
+    def _carry_out(self, rng, call: tuple[Op, dict], speaker: int, shadow: Shadow, lines: Lines, stage: int) -> None:
+        """What a call does to store and context, and the summary that it asks for."""
+        op, arguments = call
+        if op == Op.ADD:
+            shadow.add(speaker, arguments["content"].strip())
+        elif op == Op.UPDATE:
+            shadow.update(speaker, int(arguments["memory_id"]), arguments["content"].strip())
+        elif op == Op.DELETE and arguments["confirmation"]:
+            shadow.delete(speaker, int(arguments["memory_id"]))
+        elif op == Op.FILTER:
+            shadow.filter(arguments["criteria"])
+        elif op == Op.SUMMARY:
+            seen = shadow.texts()
+            text = digest(seen) if rng.random() < SENSE else rng.choice(seen)
+            lines.summaries[stage].append(text)
+            if arguments["span"] == "all":
+                shadow.summarise(text)
 
-    def _seed(self, rng: random.Random, staged: StagedRecord) -> np.ndarray:
-        """Which messages the store holds in stage 3: mostly the gold ones, and a few others, as many as fit."""
-        seeded = np.zeros((self.config.task.facts,), bool)
-        order = list(range(len(staged.facts)))
-        rng.shuffle(order)
-        for i in sorted(order, key=lambda i: not staged.is_gold[i]):
-            share = SEEDED_GOLD if staged.is_gold[i] else 0.5
-            if seeded.sum() < self.config.store.entries and rng.random() < share:
-                seeded[i] = True
-        return seeded
+    def _seed(self, rng: random.Random, staged: StagedRecord) -> list[tuple[int, str]]:
+        """What the store holds from stage 2 on: mostly what holds, at times what does not, as many as fit."""
+        speakers = dict(zip(staged.facts, staged.fact_speakers, strict=True))
+        told = {text: self._speaker(text, speakers) for text in staged.keep}
+        held = [(speaker, text) for text, speaker in told.items() if rng.random() < SEEDED]
+        others = [(speaker, text) for text, speaker in speakers.items() if text not in told]
+        rng.shuffle(others)
+        if rng.random() < 1 - SEEDED:
+            held += others[:1]
+        rng.shuffle(held)
+        return held[: self.config.store.entries]
 
-    def _reason(self, rng: random.Random, staged: StagedRecord, seeded: np.ndarray) -> list[str]:
-        """Stage 3: retrieve what the question names, then what that leads to, then answer; at times something else."""
-        stored = {text for text, here in zip(staged.facts, seeded, strict=False) if here}
-        known = [text in stored or any(text in s for s in stored) for text in staged.gold]
-        plan = [f" {question_part(rng, text)}" for text in staged.gold]
-        turns, step, limit = [], 0, self.config.rollout.stage3_turns
-        in_view = True
+    def _speaker(self, text: str, speakers: dict[str, int]) -> int:
+        """Who told a text; a message may say it after an opening."""
+        return next((who for told, who in speakers.items() if text in told), 0)
+
+    def _reason(self, rng: random.Random, staged: StagedRecord, shadow: Shadow, lines: Lines) -> None:
+        """Stage 3: retrieve what the question names and is not in view, then what that leads to, then answer."""
+        mine = [text for who, text in shadow.entries.values() if who == staged.asker]
+        shadow.see(staged.query)
+        seen = shadow.texts()
+        where = {text: text in seen or any(text in s for s in seen) for text in staged.gold}
+        plan = [text for text in staged.gold if not where[text] or rng.random() < 0.25]
+        known = {text: where[text] or any(text in held for held in mine) for text in staged.gold}
+        if staged.answer == UNKNOWN:
+            plan = [staged.query]
+        if "bid most" in staged.query:
+            plan = []
+        turns, limit = lines.stages[2], self.config.rollout.stage3_turns
+        independent = staged.query.split()[0] == "Do" or "first" in staged.query  # both are named in the question
         while len(turns) < limit:
             chance = rng.random()
             if chance < GUESS:
                 turns.append(self._turn([], self._guess(rng, staged)))
-                break
-            if step >= len(plan):
-                answer = staged.answer if in_view and all(known) else self._guess(rng, staged)
-                turns.append(self._turn([], answer))
-                break
+                return
+            if not plan:
+                turns.append(self._turn([], self._answer(rng, staged, known, shadow.texts())))
+                return
             if chance < GUESS + OFF_PLAN:
-                call = self._any_call(rng, rng.choice(staged.facts), staged)
-                in_view = in_view and (call[0] != Op.SUMMARY or step == 0) and call[0] != Op.FILTER
-                turns.append(self._turn([call]))
+                op = rng.choice([Op.ADD, Op.UPDATE, Op.DELETE, Op.RETRIEVE, Op.FILTER])
+                turns.append(self._turn([self._call(rng, op, rng.choice(staged.facts), staged.asker, shadow)]))
                 continue
-            calls = [(Op.RETRIEVE, {"query": plan[step]})]
-            independent = staged.query.split()[0] in ("Who", "Do")  # both people are named in the question
-            if self.config.tools.max_calls > 1 and independent and step == 0 and rng.random() < 0.4:
-                calls.append((Op.RETRIEVE, {"query": plan[1]}))
-            step += len(calls)
-            turns.append(self._turn(calls))
-            if not known[step - 1] and not independent:
-                step = len(plan)  # the chain is broken: what follows can only be a guess
-        return turns
+            text = plan.pop(0)
+            query = subject(text) if text == staged.query else question_part(rng, text)
+            turns.append(self._turn([(Op.RETRIEVE, {"query": f" {query}"})]))
+            if not known.get(text, True) and not independent:
+                plan = []  # the chain is broken: what follows can only be a guess
+
+    def _answer(self, rng: random.Random, staged: StagedRecord, known: dict[str, bool], seen: list[str]) -> str:
+        """The right answer if what it takes was in view, what a look at the bids in view gives, or none."""
+        if "bid most" in staged.query:
+            best = digest([text for text in seen if " bid " in text])
+            return " ".join(best.split()[:2]) if best else UNKNOWN
+        if all(known.values()):
+            return staged.answer
+        return UNKNOWN if rng.random() < 0.7 else self._guess(rng, staged)
 
     def _guess(self, rng: random.Random, staged: StagedRecord) -> str:
         """An answer of the right kind that nothing in view supports."""
         if staged.answer in ("yes", "no"):
             return rng.choice(["yes", "no"])
-        same = split_fact(staged.gold[-1])[0].split()[-1]  # the relation that the answer stands behind
-        heads = [split_fact(text) for text in staged.facts + staged.distractors]
-        kind = [o for h, o in heads if o and h.endswith(same) and o[0].isdigit() == staged.answer[0].isdigit()]
+        objects = [split_fact(text)[1] for text in staged.facts + staged.distractors]
+        kind = [o for o in objects if o and o[0].isdigit() == staged.answer[0].isdigit()]
         return rng.choice(kind or [staged.answer])
+
+
+RELATIONS = ("by", "in", "for", "to")  # the words after which a generated fact names its object
 
 
 def split_fact(text: str) -> tuple[str, str]:
@@ -177,10 +212,25 @@ def split_fact(text: str) -> tuple[str, str]:
     return " ".join(words[: at + 1]), " ".join(words[at + 1 :])
 
 
+def subject(text: str) -> str:
+    """The first two names of a text, as one would search or filter by; a text without names as it is."""
+    named = [word for word in text.split() if word in names(text) and word not in ("Where", "When", "Who", "Do")]
+    return " ".join(named[:2]) or text
+
+
 def question_part(rng: random.Random, text: str) -> str:
     """What one would search a fact by: its subject, mostly with the relation."""
     head = split_fact(text)[0]
-    return head if rng.random() < 0.7 else " ".join(head.split()[:2])
+    return head if rng.random() < 0.7 else subject(text)
+
+
+def digest(seen: list[str]) -> str:
+    """What is worth keeping of messages in few words: the highest bid, or the first two facts that are told."""
+    bids = [text.split()[:4] for text in seen if " bid " in text and text.split()[3] in NUMBERS]
+    if bids:
+        return " ".join(max(bids, key=lambda bid: NUMBERS.index(bid[3])))
+    told = [text for text in seen if len(names(text)) >= 3]
+    return " ".join(told[:2]) if told else " ".join(seen[:1])
 
 
 def some_words(rng: random.Random, text: str) -> str:

@@ -365,9 +365,9 @@ def _closed(world: _World, sizes: Sizes) -> _Scene:
         return _Scene(fact.question, answer, gold, told, later, keep, revisions, asker)
 
     chance = rng.random()
-    if chance < 0.4 or not kept:
+    if chance < 0.35 or not kept:
         return scene(rng.choice(new), 1)
-    if chance < 0.6:
+    if chance < 0.5:
         return scene(rng.choice(shut), 0, known=False)
     if chance < 0.85:
         return scene(rng.choice(kept), 0)
@@ -397,7 +397,7 @@ def _bids(world: _World, sizes: Sizes) -> _Scene:
     amounts = sorted(rng.sample(range(len(NUMBERS)), count))
     best = amounts.pop()
     rng.shuffle(amounts)
-    amounts.insert(rng.randrange(max(1, count // 2)), best)  # among those that fall out of the context
+    amounts.insert(rng.randrange(max(1, count // 3)), best)  # among those that fall out of the context
     bidders = [world.draw("person") for _ in amounts]
     bids = [
         f"{name} bid {NUMBERS[amount]} coins for {work} {rng.choice(CHATTER[-1])}"
@@ -405,7 +405,7 @@ def _bids(world: _World, sizes: Sizes) -> _Scene:
     ]
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - len(facts))))
     later, keep = [(0, text) for text in bids], [fact.text for fact in facts]
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         fact = rng.choice(facts)
         return _Scene(fact.question, fact.object, [fact.text], told, later, keep, [])
     place = amounts.index(best)

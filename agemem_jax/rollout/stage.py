@@ -55,10 +55,14 @@ def policy_writer(policy: Policy, world: World, spec: RolloutSpec, temperature: 
     return write
 
 
-def scripted_writer(world: World, spec: RolloutSpec, script: Text, summary: Text) -> Writer:
-    """Turns are read from a script ([B, turns, A] tokens; summaries [B, A]), in the very same environment."""
+def scripted_writer(world: World, spec: RolloutSpec, script: Text, summaries: Text) -> Writer:
+    """Turns are read from a script, in the very same environment.
+
+    script: [B, turns, A] what is written in each turn; summaries: [B, S, A] the S-th summary that is asked for.
+    """
 
     def write(rows: Rows, slot, on, start, ops, budget):
+        summary = turn_lib.take(summaries, rows.summaries - 1)
         line = select(rows.mode == Mode.SUMMARIZE, summary, turn_lib.take(script, rows.turn))
         count = jnp.where(on, jnp.minimum(line.length, budget), 0)
         tokens = jnp.pad(line.tokens, ((0, 0), (0, spec.width - line.tokens.shape[1])))

@@ -4,49 +4,54 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agemem_jax.data.demos import Script
+from agemem_jax.data.demos import Demonstration
+from agemem_jax.data.scripts import Script
 from agemem_jax.memory import store as store_lib
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
-from agemem_jax.rollout.turn import where_text
 from agemem_jax.training.learn import LearnSpec, gradients, imitation_loss
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.state import Optimizer, adamw, descend
 from agemem_jax.types import Segments, Task, Text, TrainState
 
 
-def seed_store(rows: Rows, task: Task, world: World, spec: RolloutSpec, seeded: jax.Array) -> Rows:
-    """Fills emptied stores with the stage-1 messages `seeded` [B, F], in their order."""
+def seed_store(rows: Rows, told: Demonstration, world: World, spec: RolloutSpec) -> Rows:
+    """Fills emptied stores with the entries of a demonstration, in their order."""
     store = store_lib.empty(
         spec.batch, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens
     )
     no_tags = Text(jnp.zeros_like(store.tags.tokens[:, 0]), jnp.zeros_like(store.tags.length[:, 0]))
 
     def add(store, i):
-        text = Text(task.facts.tokens[:, i], task.facts.length[:, i])
-        on = seeded[:, i] & (text.length > 0)
+        text = Text(told.entries.tokens[:, i], told.entries.length[:, i])
         store, _, _ = store_lib.add(
-            store, on, where_text(on, text), no_tags, task.fact_owner[:, i], task.fact_session[:, i], rows.round,
+            store, text.length > 0, text, no_tags, told.owners[:, i], jnp.zeros_like(rows.round), rows.round,
             world.encoder, world.equality, spec.duplicates,
         )  # fmt: skip
         return store, None
 
-    store, _ = jax.lax.scan(add, store, jnp.arange(seeded.shape[1]))
+    store, _ = jax.lax.scan(add, store, jnp.arange(told.owners.shape[1]))
     return rows.replace(store=store)
 
 
-def demonstrate(spec: RolloutSpec, world: World, task: Task, script: Script) -> tuple[Segments, Rows]:
+def demonstrate(spec: RolloutSpec, world: World, task: Task, told: Demonstration) -> tuple[Segments, Rows]:
     """Plays the scripts through the three stages; returns what was recorded, and the rows at the end."""
     tools = jnp.int32(ALL_TOOLS)
     rows = new_rows(spec)
     for stage in (1, 2, 3):
         if stage == 2:
-            rows = seed_store(rows, task, world, spec, script.seeded)
-        write = scripted_writer(world, spec, script.stages[stage - 1], script.summary)
-        rows, _ = run_stage(rows, task, world, spec, stage, write, tools)
+            rows = seed_store(rows, told, world, spec)
+        rows, _ = run_stage(rows, task, world, spec, stage, script_writer(world, spec, told.script, stage), tools)
     return rows.segments, rows
+
+
+def script_writer(world: World, spec: RolloutSpec, script: Script, stage: int):
+    """Who writes what a script says in a stage."""
+    return scripted_writer(
+        world, spec, script.stages[stage - 1], jax.tree.map(lambda x: x[:, stage - 1], script.summaries)
+    )
 
 
 def warm_optimizer(warm, max_grad_norm: float) -> Optimizer:
@@ -61,10 +66,10 @@ def warm_optimizer(warm, max_grad_norm: float) -> Optimizer:
 
 
 def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One warm-start step, to be jitted with `state` donated: (state, task, script, world) -> (state, metrics)."""
+    """One warm-start step, to be jitted with `state` donated: (state, task, told, world) -> (state, metrics)."""
 
-    def step(state: TrainState, task: Task, script: Script, world: World):
-        segments, rows = demonstrate(spec, world, task, script)
+    def step(state: TrainState, task: Task, told: Demonstration, world: World):
+        segments, rows = demonstrate(spec, world, task, told)
         weight = losses.token_weights(segments.trainable, "token")
         batch = learner_batch(segments, jnp.zeros((spec.batch, 3)), weight, learn.micro_batch)
         used = (batch.length > 0).sum()

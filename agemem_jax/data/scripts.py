@@ -1,0 +1,155 @@
+"""What scripted agents write, turn by turn, and a plain model of what their memory then holds.
+
+Scripts play real rollouts (rollout.stage.scripted_writer): demonstrations, oracles, farmers. They are written before
+anything is played, so whoever writes one has to know the ids of entries and what is still in view: `Shadow` follows
+both as far as scripts need it.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from flax import struct
+
+from agemem_jax.config import refuse
+from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
+from agemem_jax.tools.schemas import write_calls
+from agemem_jax.types import TOOL_NAMES, Op, Text
+
+RESERVED_TOKENS = 10  # chat marks of a turn and of a summary after it, for which a context keeps room
+QUIET_TOKENS = 4  # of a round beside its message in the tiny vocabulary: chat marks and an empty turn
+
+
+@struct.dataclass
+class Script:
+    """What B scripted agents write."""
+
+    stages: tuple[Text, Text, Text]  # each [B, turns, A]
+    summaries: Text  # [B, 3, S, A] the S-th summary that is asked for in a stage
+
+
+@dataclass
+class Lines:
+    """What one agent writes, as text."""
+
+    stages: tuple[list[str], list[str], list[str]]
+    summaries: tuple[list[str], list[str], list[str]] = field(default_factory=lambda: ([], [], []))
+
+
+def write_turn(tools, calls: list[tuple[Op, dict]], answer: str | None = None) -> str:
+    """A turn in the format of the grammar: an answer, or calls."""
+    think = "<think></think>"
+    if answer is not None:
+        return f"{think}<answer> {answer}</answer>"
+    made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
+    return think + write_calls(made, tools)
+
+
+class Writer:
+    """Scripts as arrays."""
+
+    def __init__(self, source: TaskSource, config, end_of_turn: str):
+        self.source, self.config, self.end = source, config, end_of_turn
+        r = config.rollout
+        self.width = max(r.action_tokens, r.summary_tokens)
+        self.turns = (
+            config.task.facts + r.stage1_extra_turns,
+            max(1, config.task.distractors + r.stage2_extra_turns),
+            r.stage3_turns,
+        )
+
+    def script(self, rows: list[Lines]) -> Script:
+        """One row for each agent; after its last line an agent lets every message pass."""
+        nothing = write_turn(self.config.tools, [])
+
+        def stage(s: int) -> Text:
+            said = [row.stages[s] + [nothing] * (self.turns[s] - len(row.stages[s])) for row in rows]
+            return _stack([pad_texts([self.encode(text) for text in row], self.turns[s], self.width) for row in said])
+
+        slots = max(1, self.config.rollout.summary_slots)
+
+        def summaries(row: Lines) -> Text:
+            told = [texts[:slots] + [""] * (slots - len(texts)) for texts in row.summaries]
+            return _stack([_stack([self._summary(text) for text in texts]) for texts in told])
+
+        return Script(tuple(stage(s) for s in range(3)), _stack([summaries(row) for row in rows]))
+
+    def encode(self, text: str, limit: str = "action_tokens") -> list[int]:
+        """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
+        ids, most = self.source.tokenizer.encode_markup(text + self.end), self.config.rollout[limit]
+        if len(ids) > most:
+            refuse(f"rollout.{limit}", most, f"a script has a turn of {len(ids)} tokens; allow at least as many")
+        return ids
+
+    def _summary(self, text: str) -> Text:
+        words = text.split()
+        while words and len(self.source.tokenizer.encode_markup(f" {' '.join(words)}{self.end}")) > (
+            self.config.rollout.summary_tokens
+        ):
+            words.pop()  # a summary ends where its tokens do
+        return pad_text(self.encode(f" {' '.join(words)}", "summary_tokens"), self.width)
+
+
+class Shadow:
+    """The store and the context of one scripted agent, as far as scripts need them.
+
+    Ids and places of the store are exact where texts differ and fit; which messages are still in view is an estimate.
+    """
+
+    def __init__(self, config):
+        self.places, self.capacity = config.store.entries, config.context.capacity
+        self.low_water = int(config.context.capacity * config.context.get("low_water", 1.0))
+        self.reserve = config.rollout.action_tokens + config.rollout.summary_tokens + RESERVED_TOKENS
+        self.entries: dict[int, tuple[int, str]] = {}  # id: (owner, text)
+        self.next_id = 1
+        self.view: list[tuple[str, int]] = []  # (text, tokens) in the context, oldest first
+
+    def add(self, owner: int, text: str) -> None:
+        if len(self.entries) < self.places and (owner, text) not in self.entries.values():
+            self.entries[self.next_id] = (owner, text)
+            self.next_id += 1
+
+    def update(self, owner: int, number: int, text: str) -> None:
+        if self.entries.get(number, (None,))[0] == owner and (owner, text) not in self.entries.values():
+            self.entries[number] = (owner, text)
+
+    def delete(self, owner: int, number: int) -> None:
+        if self.entries.get(number, (None,))[0] == owner:
+            del self.entries[number]
+
+    def related(self, owner: int, text: str) -> int | None:
+        """The id of the owner's entry that has most words in common with a text; None if none has two names."""
+        words, named = set(text.split()), names(text)
+        about = [(i, e) for i, (who, e) in self.entries.items() if who == owner and len(named & names(e)) >= 2]
+        return max(about, key=lambda entry: len(words & set(entry[1].split())), default=(None,))[0]
+
+    def see(self, text: str, extra: int = 0) -> None:
+        """A message and the turn after it, of `extra` more tokens than an empty one."""
+        size = len(text.split()) + QUIET_TOKENS + extra
+        if self.used() + len(text.split()) + self.reserve > self.capacity:
+            while self.view and self.used() + len(text.split()) + self.reserve > self.low_water:
+                self.view.pop(0)
+        self.view.append((text, size))
+
+    def used(self) -> int:
+        return sum(size for _, size in self.view)
+
+    def filter(self, criteria: str) -> None:
+        """What names the same as the criteria goes; the turns after it stay."""
+        wanted = names(criteria)
+        gone = [len(wanted) >= 2 and wanted <= names(text) for text, _ in self.view]
+        self.view = [("", QUIET_TOKENS // 2) if g else item for g, item in zip(gone, self.view, strict=True)]
+
+    def summarise(self, text: str) -> None:
+        self.view = [(text, len(text.split()) + 2)]
+
+    def texts(self) -> list[str]:
+        return [text for text, _ in self.view if text]
+
+
+def names(text: str) -> set[str]:
+    """The words of a text that name something."""
+    return {word for word in text.split() if word[0].isupper() or word.isdigit()}
+
+
+def _stack(texts: list[Text]) -> Text:
+    return Text(np.stack([t.tokens for t in texts]), np.stack([t.length for t in texts]))
