@@ -143,6 +143,8 @@ WITHIN = {
     "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
     "task.test_fraction": (0, 1),
+    "task.revised": (0, 1),
+    "task.strangers": (0, 1),
     "reward.good_entry": (0, 1),
 }
 

@@ -116,6 +116,10 @@ def get_config() -> ConfigDict:
     c.task.share_split = 1.0  # one hop in the store, one in the context
     c.task.test_size = 512
     c.task.test_fraction = 0.2  # of a file's records, the last ones; what is among them is never trained on
+    # Of a file's records: the share of which a changed copy of a supporting fact is told before the true one, and the
+    # share told by somebody else than who asks, so that the answer is "unknown".
+    c.task.revised = 0.0
+    c.task.strangers = 0.0
     c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter
     c.task.chatter = 0  # of these, messages with no fact at all
     c.task.distractors = 4  # stage-2 messages

@@ -36,6 +36,7 @@ def small_config(**changes) -> ConfigDict:
     c.policy.num_kv_heads = 1
     c.policy.head_dim = 16
     c.mesh.fsdp = 1
+    c.tools.max_calls = 2
     c.store.entries = 3
     c.store.embedding_size = 64
     c.task.train_size = 32
@@ -74,6 +75,7 @@ def small_config(**changes) -> ConfigDict:
 def vocabulary_file(summary_by: str = "policy", optional_arguments: bool = False, format: str = "paper") -> str:
     """A sentencepiece model whose symbols are the literals of the small config's grammar."""
     tools = tiny.get_config().tools
+    tools.max_calls = 2
     tools.summary_by, tools.optional_arguments, tools.format = summary_by, optional_arguments, format
     path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{summary_by}-{optional_arguments}-{format}-{vocabulary.FILE_NAME}"
     if not path.exists():

@@ -30,7 +30,7 @@ def hash_answer(text):
 def tiny_config(**task):
     config = base.get_config()
     config.task.update({"train_size": 30, "test_size": 10, "facts": 6, "chatter": 1, "distractors": 3, "owners": 4})
-    config.task.update({"message_tokens": 9, "answer_tokens": 3} | task)
+    config.task.update({"message_tokens": 10, "answer_tokens": 3} | task)
     config.rl.update({"tasks_per_update": 4, "group_size": 3})
     return config
 
@@ -63,9 +63,9 @@ def equal(one, other):
 def test_every_word_is_one_piece(tokenizer):
     rng, texts, pieces = random.Random(5), [], tokenizer.token_bytes()
     for record in questions.generate(99, 250, "train"):
-        texts += [sentence for _, paragraph in record["context"] for sentence in paragraph]
+        texts += [text for _, text in record["told"] + record["later"]]
         texts += [record["question"], record["answer"], questions.chatter(rng)]
-    assert len(texts) > 5000
+    assert len(texts) > 3000
     for text in texts:
         ids = tokenizer.encode(" " + text)
         assert len(ids) == len(text.split())
@@ -107,10 +107,15 @@ def test_arrays_hold_the_staged_record(source, tokenizer):
         hashes, closed = hash_answer(staged.answer)
         assert np.array_equal(task.answer_words[b, : task.num_answer_words[b]], hashes)
         assert task.answer_is_closed[b] == closed
-        assert task.owner[b] == index % 4
-    assert task.facts.tokens.shape == (8, 6, 9) and task.gold.tokens.shape == (8, 2, 9)
+        assert task.owner[b] == index % 4 + 4 * staged.asker
+        assert task.fact_owner[b, : task.num_facts[b]].tolist() == [index % 4 + 4 * who for who in staged.fact_speakers]
+        assert [text(task.keep, b, i) for i in range(task.num_keep[b])] == staged.keep
+        revisions = [(text(task.stale, b, i), text(task.present, b, i)) for i in range(task.num_revisions[b])]
+        assert revisions == staged.revisions
+        assert questions.KINDS[task.kind[b]] == staged.kind
+    assert task.facts.tokens.shape == (8, 6, 10) and task.gold.tokens.shape == (8, 2, 10)
     assert task.facts.tokens.dtype == np.int32 and task.answer_words.dtype == np.uint32
-    places = np.arange(9) >= task.facts.length[..., None]
+    places = np.arange(10) >= task.facts.length[..., None]
     assert (task.facts.tokens[places] == PAD_ID).all() and (task.facts.tokens[~places] != PAD_ID).all()
     assert source.encode("Ada Keller") == tokenizer.encode(" Ada Keller")
 
@@ -155,7 +160,7 @@ def test_test_batches_cover_the_split_once(source):
 
 def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     path = tmp_path / "records.json"
-    path.write_text(json.dumps(questions.generate(0, 20, "train")))
+    path.write_text(json.dumps(questions.generate(0, 20, "train", sizes=questions.Sizes(2, 6, 3))))
     source = TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, hash_answer)
     assert (source.num_train, source.num_test) == (15, 5)
     trained = {i for update in range(8) for i in source.batch(update).index.tolist()}
@@ -165,8 +170,15 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
             TaskSource(tiny_config(path=str(path), test_fraction=fraction), tokenizer, hash_answer)
 
 
+def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(questions.generate(0, 20, "train", {"bids": 1.0})))
+    with pytest.raises(ConfigError, match=r"task.distractors = 3: record 0 tells 10 messages of stage 2; .* >= 10"):
+        TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, hash_answer)
+
+
 def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer):
-    path, records = tmp_path / "records.json", questions.generate(0, 20, "train")
+    path, records = tmp_path / "records.json", questions.generate(0, 20, "train", sizes=questions.Sizes(2, 6, 3))
     again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
     path.write_text(json.dumps(records + records[:2] + again))
     with pytest.warns(UserWarning, match="left out 5 of 22 training records that are in the test split too"):
@@ -194,27 +206,27 @@ def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
     assert all(cut["share"] == 0 for cut in cuts.values()) and not recwarn.list
     assert cuts["queries"]["holds_99"] == max(len(source.encode(r["question"])) for r in source.records)
 
-    config = tiny_config(message_tokens=8, answer_tokens=1)
+    config = tiny_config(message_tokens=7, answer_tokens=1, share_bids=0.0)
     config.store.entry_tokens = 5
     source = TaskSource(config, tokenizer, hash_answer)
     lengths = [len(source.encode(record["question"])) for record in source.records]
     assert source.cut_texts["queries"] == {
-        "field": "task.message_tokens", "limit": 8, "share": np.mean(np.array(lengths) > 8), "holds_99": max(lengths)
+        "field": "task.message_tokens", "limit": 7, "share": np.mean(np.array(lengths) > 7), "holds_99": max(lengths)
     }  # fmt: skip
     answers = [len(source.encode(record["answer"])) for record in source.records]
     assert source.cut_texts["answers"]["share"] == np.mean(np.array(answers) > 1) > 0
-    assert source.cut_texts["supporting facts"]["share"] == 0 < source.cut_texts["supporting facts as entries"]["share"]
+    assert source.cut_texts["supporting facts"]["share"] < source.cut_texts["supporting facts as entries"]["share"]
     (message,) = [str(warning.message) for warning in recwarn.list]
-    for kind, field in (("queries", "task.message_tokens = 8"), ("answers", "task.answer_tokens = 1")):
+    for kind, field in (("queries", "task.message_tokens = 7"), ("answers", "task.answer_tokens = 1")):
         cut = source.cut_texts[kind]
         assert f"{cut['share']:.1%} of {kind} ({field}; 99 % need {cut['holds_99']})" in message
     task = source.batch(0, tasks=16, group_size=1)
-    assert task.query.length.max() == 8 and task.answer.length.max() == 1 == task.num_answer_words.max()
+    assert task.query.length.max() == 7 and task.answer.length.max() == 1 == task.num_answer_words.max()
 
 
 def test_a_limit_that_cuts_most_of_what_must_be_whole_is_refused(tmp_path, tokenizer):
     path = tmp_path / "records.json"
-    most = questions.generate(0, 9, "train")
+    most = questions.generate(0, 9, "train", sizes=questions.Sizes(2, 6, 3))
     path.write_text(json.dumps([record | {"answer": "Ada Keller was born in Halden"} for record in most]))
     for change, told in (
         ({"message_tokens": 4}, r"task.message_tokens = 4: cuts \d+% of the queries, .* have at most \d+ tokens"),

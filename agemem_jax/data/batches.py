@@ -71,6 +71,7 @@ class TaskSource:
                 "without a file task.train_size, task.test_size)"
             )
         check_spelling(tokenizer, self.records, task.path)
+        self._check_telling()
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
         self.max_gold = max(1, min(task.facts, max(len(record["supporting_facts"]) for record in self.records)))
         self.cut_texts = self._measure()
@@ -102,7 +103,11 @@ class TaskSource:
         """Record `index` as it is told in an epoch."""
         task = self.config.task
         rng = random.Random(f"{task.seed}/{index}/{epoch}")
-        return hotpotqa.stages(self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual)
+        always = random.Random(f"{task.seed}/{index}")  # the answer is the same in every epoch
+        revise, stranger = (always.random() < share for share in (task.revised, task.strangers))
+        return hotpotqa.stages(
+            self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual, revise, stranger
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text; a mark of chat or tools in it is text too.
@@ -110,6 +115,15 @@ class TaskSource:
         In the tiny vocabulary a word's piece begins with its space (vocabulary.py).
         """
         return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
+
+    def _check_telling(self) -> None:
+        """Raises ConfigError if a record that says itself what is told tells more than fits."""
+        task = self.config.task
+        limits = ("told", "task.facts", task.facts, 1), ("later", "task.distractors", task.distractors, 2)
+        for number, record in enumerate(self.records):
+            for field, name, limit, stage in limits:
+                if (count := len(record.get(field, ()))) > limit:
+                    refuse(name, limit, f"record {number} tells {count} messages of stage {stage}; set >= {count}")
 
     def _leave_out_test_tasks(self) -> None:
         """Removes the training records of a file that the test split has as well."""

@@ -7,6 +7,8 @@ A record, in the official layout, which is the one used everywhere else:
 
 The Hugging Face and TensorFlow Datasets layout has "id" for "_id" and columns for the two lists:
 "supporting_facts": {"title": [...], "sent_id": [...]}, "context": {"title": [...], "sentences": [[...], ...]}.
+
+A record may also say itself what is told (data/questions.py): `kind`, `told`, `later`, `asker`, `keep`, `revisions`.
 """
 
 import random
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agemem_jax.data import files
+from agemem_jax.data.questions import KINDS, UNKNOWN
 from agemem_jax.data.questions import chatter as small_talk
 from agemem_jax.errors import InputError
 
@@ -76,7 +79,7 @@ def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
         read = number + 1
         facts = [fact for fact in record["supporting_facts"] if supports(record, *fact)]
         left_out[UNSUPPORTED] += len(record["supporting_facts"]) - len(facts)
-        if not facts:
+        if not facts and "told" not in record:
             left_out["records without a supporting fact"] += 1
         elif not can_score(record["answer"]):
             left_out["records whose answer has no word to score, articles and punctuation aside"] += 1
@@ -158,6 +161,36 @@ def normalise(row, where: str, left_out: Counter) -> dict:
         "level": label(row.get("level"), "level"),
         "supporting_facts": [list(fact) for fact in facts],
         "context": context,
+    } | _telling(row, where, text)
+
+
+def _telling(row: dict, where: str, text: Callable) -> dict:
+    """The fields of a record that says itself what is told; none of any other."""
+    if "told" not in row:
+        return {}
+
+    def pairs(field: str, first: Callable, second: Callable, shape: str) -> list:
+        value = row.get(field)
+        if not isinstance(value, list) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in value):
+            raise InputError(f"{where}: {field} must be {shape}, beside the field told")
+        return [[first(a, field), second(b, field)] for a, b in value]
+
+    def speaker(value, field: str) -> int:
+        if not _is_whole(value) or not 0 <= value < len(SPEAKERS):
+            raise InputError(f"{where}: {field} has the speaker {value!r:.40}; 0 to {len(SPEAKERS) - 1} are known")
+        return value
+
+    if not isinstance(row.get("keep"), list):
+        raise InputError(f"{where}: keep must be a list of texts, beside the field told")
+    if row.get("kind") not in KINDS:
+        raise InputError(f"{where}: kind is {row.get('kind')!r:.40}; it must be one of {', '.join(KINDS)}")
+    messages = {field: pairs(field, speaker, text, "[[speaker, text], ...]") for field in ("told", "later")}
+    return {
+        "kind": row["kind"],
+        **messages,
+        "asker": speaker(row.get("asker"), "asker"),
+        "keep": [text(value, "keep") for value in row["keep"]],
+        "revisions": pairs("revisions", text, text, '[[stale text, present text or ""], ...]'),
     }
 
 
@@ -177,7 +210,14 @@ def identities(record: dict) -> list[tuple]:
 
 
 def stages(
-    record: dict, rng: random.Random, facts: int, chatter: int = 0, distractors: int = 0, casual: bool = False
+    record: dict,
+    rng: random.Random,
+    facts: int,
+    chatter: int = 0,
+    distractors: int = 0,
+    casual: bool = False,
+    revise: bool = False,
+    stranger: bool = False,
 ) -> StagedRecord:
     """Tells a record in three stages; all choices come from `rng`.
 
@@ -187,7 +227,9 @@ def stages(
     irrelevant (small talk) and related (any untold sentence of those paragraphs). With `casual` every message is
     worded as conversation; without it it is the bare sentence.
 
-    A record that says itself what is told (questions.py: `told`, `later`) is told so.
+    With `revise` a changed copy of a supporting fact is told first, where one can be made (`changed_copy`) and `facts`
+    has room, and the true one later. With `stranger` somebody else tells all of stage 1, so that the answer is
+    `unknown`. A record that says itself what is told (questions.py: `told`, `later`) is told so.
     """
 
     def tell(text: str) -> str:
@@ -212,11 +254,17 @@ def stages(
         text = small_talk(rng)
         return text.capitalize() + "." if casual else text
 
-    num_talk = min(chatter, facts - len(gold))
-    num_others = facts - len(gold) - num_talk
+    revise = revise and len(gold) < facts
+    copies = [(copy, text) for text in gold if revise and (copy := changed_copy(text, record, rng))]
+    revisions = [rng.choice(copies)] if copies else []
+    num_talk = min(chatter, facts - len(gold) - len(revisions))
+    num_others = facts - len(gold) - len(revisions) - num_talk
     messages = [(tell(text), True) for text in gold] + [(tell(text), False) for text in others[:num_others]]
     messages += [(talk(), False) for _ in range(num_talk)]
     rng.shuffle(messages)
+    for stale, present in revisions:
+        true = next(i for i, (text, is_gold) in enumerate(messages) if is_gold and text.endswith(present))
+        messages.insert(rng.randint(0, true), (tell(stale), False))
 
     about = set(_words(" ".join(gold)))
     untold = sorted(others[num_others:], key=lambda text: -len(about & set(_words(text))))  # most misleading first
@@ -228,17 +276,30 @@ def stages(
             later.append(tell(untold.pop(0 if i % 3 == 0 else rng.randrange(len(untold)))))
     return StagedRecord(
         facts=[text for text, _ in messages],
-        is_gold=[is_gold for _, is_gold in messages],
-        gold=gold,
+        is_gold=[is_gold and not stranger for _, is_gold in messages],
+        gold=[] if stranger else gold,
         distractors=later,
         query=record["question"].strip(),
-        answer=record["answer"].strip(),
+        answer=UNKNOWN if stranger else record["answer"].strip(),
         key_words=key_words(record["question"]),
         keep=gold,
-        revisions=[],
-        fact_speakers=[0] * len(messages),
+        revisions=revisions,
+        fact_speakers=[int(stranger)] * len(messages),
         distractor_speakers=[0] * len(later),
     )
+
+
+def changed_copy(text: str, record: dict, rng: random.Random) -> str:
+    """A sentence with its answer, else a year or number, replaced by another of the record; "" if there is none."""
+    answer = record["answer"].strip()
+    told = " ".join(sentence for _, paragraph in record["context"] for sentence in paragraph)
+    if any(c.isdigit() for c in answer) or answer not in text:
+        numbers = re.findall(r"\b\d{2,4}\b", answer if answer in text else text)
+        others = sorted(set(re.findall(r"\b\d{2,4}\b", told)) - set(re.findall(r"\d+", text)))
+        others = [other for other in others if numbers and len(other) == len(numbers[0])]
+        return re.sub(rf"\b{numbers[0]}\b", rng.choice(others), text) if others else ""
+    others = [title for title, _ in record["context"] if title not in text and title != answer]
+    return text.replace(answer, rng.choice(others)) if others else ""
 
 
 def _as_told(record: dict, tell: Callable[[str], str], casual: bool) -> StagedRecord:

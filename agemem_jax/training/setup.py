@@ -354,8 +354,9 @@ def host_judge(config: ConfigDict, source: TaskSource, tokenizer: Tokenizer):
 
     def score(index: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         records = [source.records[int(i)] for i in index]
+        expected = [source.staged(int(i)).answer for i in index]
         rows = zip(np.asarray(tokens), np.asarray(length), strict=True)
         answers = [tokenizer.decode(row[:n].tolist()) for row, n in rows]
-        return judge.score([r["question"] for r in records], [r["answer"] for r in records], answers)
+        return judge.score([r["question"] for r in records], expected, answers)
 
     return score

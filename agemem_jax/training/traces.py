@@ -36,7 +36,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     return {
         "task": index,
         "question": record["question"],
-        "answer": record["answer"],
+        "answer": run.source.staged(index).answer,
         "gold": [decode(gold.tokens[row, i], gold.length[row, i]).strip() for i in range(int(task.num_gold[row]))],
         "said_answer": said_answer,
         "reward": float(numbers["reward"][row]),
