@@ -116,7 +116,7 @@ class Demonstrator:
             return op, {"query": f" {some_words(rng, content)}"}
         if op == Op.SUMMARY:
             return op, {"span": "all" if rng.random() < SENSE else rng.choice(["1", "2"])}
-        return op, {"criteria": f" {subject(text) if rng.random() < SENSE else some_words(rng, rng.choice(seen))}"}
+        return op, {"criteria": f" {named(text) if rng.random() < SENSE else some_words(rng, rng.choice(seen))}"}
 
     def _carry_out(self, rng, call: tuple[Op, dict], speaker: int, shadow: Shadow, lines: Lines, stage: int) -> None:
         """What a call does to store and context, and the summary that it asks for."""
@@ -216,6 +216,11 @@ def subject(text: str) -> str:
     """The first two names of a text, as one would search or filter by; a text without names as it is."""
     named = [word for word in text.split() if word in names(text) and word not in ("Where", "When", "Who", "Do")]
     return " ".join(named[:2]) or text
+
+
+def named(text: str) -> str:
+    """The names in a text, in their order; a text without names as it is."""
+    return " ".join(word for word in text.split() if word in names(text)) or text
 
 
 def question_part(rng: random.Random, text: str) -> str:

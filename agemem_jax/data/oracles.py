@@ -6,7 +6,7 @@ messages so far. Its answer is read off what is in view at the end (`read_answer
 
 from dataclasses import dataclass
 
-from agemem_jax.data.demos import digest, subject
+from agemem_jax.data.demos import digest, named, subject
 from agemem_jax.data.hotpotqa import StagedRecord
 from agemem_jax.data.questions import CLOSINGS, UNKNOWN
 from agemem_jax.data.scripts import Lines, Shadow, names, write_turn
@@ -102,6 +102,7 @@ class Oracle:
                 brim = self._brim(shadow, text, staged.distractors[i + 1])
             bids = " bid " in text
             wrong = subject_of_talk(seen)
+            talk = next((told for told in reversed(seen) if wrong and told.startswith(wrong)), "")
             if bids and strategy.track_bids:
                 best = digest([t for t in seen if " bid " in t])
                 held = next((n for n, (_, entry) in shadow.entries.items() if " bid " in entry), None)
@@ -115,7 +116,7 @@ class Oracle:
             elif not bids and strategy.store_later and len(names(text)) >= 3 and text.split()[:2] != wrong.split():
                 call = (Op.ADD, text)
             elif not bids and brim and wrong and strategy.has(Op.FILTER):
-                call = (Op.FILTER, wrong)
+                call = (Op.FILTER, named(talk))
             elif not bids and brim and strategy.summarise:
                 call = (Op.SUMMARY, "all")
             self._do(call, text, who, shadow, lines.stages[1], strategy, lines.summaries[1])
