@@ -234,8 +234,10 @@ def in_groups(values: np.ndarray, size: int = 4) -> np.ndarray:
     return ((groups - groups.mean(1, keepdims=True)) / (spread + 1e-6)).reshape(values.shape)
 
 
-def terms_of(run, stats) -> dict:
-    return rewards.terms(stats, run.config.reward, run.config.context.limit)
+def earned_by(run, stats) -> tuple[dict, dict]:
+    """What the stages earned of each term, and the weights."""
+    factors = rewards.factors(run.config.reward)
+    return rewards.earned(stats, run.config.reward, factors, run.config.context.limit), factors
 
 
 @pytest.mark.parametrize("credit", ["per_stage", "return_to_go"])
@@ -243,7 +245,7 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     run = capture(monkeypatch, (3,), {"credit": credit, "zero_variance": "drop" if credit == "per_stage" else "keep"})
     _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
     stats, seg = after[-1].stats, after[-1].segments
-    parts = np.asarray(rewards.stage_rewards(terms_of(run, stats), run.config.reward))
+    parts = np.asarray(rewards.stage_rewards(*earned_by(run, stats)))
     np.testing.assert_allclose(parts.sum(1), outcomes[-1]["rows"]["reward"], atol=1e-5)
     returns = parts if credit == "per_stage" else np.cumsum(parts[:, ::-1], 1)[:, ::-1]
     advantage = in_groups(returns)
@@ -267,7 +269,7 @@ def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeyp
     task = jax.device_put(run.source.batch(0))
     _, after, outcomes = play(run, task, settings(run, update=True))
     for stage, (rows, outcome) in enumerate(zip(after, outcomes, strict=True), 1):
-        objective = np.asarray(rewards.stage_objective(stage, terms_of(run, rows.stats), run.config.reward))
+        objective = np.asarray(rewards.stage_objective(stage, *earned_by(run, rows.stats)))
         np.testing.assert_allclose(outcome["metrics"]["reward"], objective.mean(), rtol=1e-5)
         batch = outcome["metrics"]["batch"]
         seg = rows.segments

@@ -32,7 +32,7 @@ OPENS, CLOSES, SAYS, KEEPS = 1, 2, 4, 8
 class EqualityTable:
     """What each token adds to the key of a text."""
 
-    polynomial: jax.Array  # [V, 2, 2, 2] uint32 of its body, and of that at a text's end, as of `_polynomial`
+    polynomial: jax.Array  # [V, 2, 2, 2] uint32 of its body, and of that at a text's end, as of `polynomial`
     marks: jax.Array  # [V] uint8 OPENS | CLOSES | SAYS | KEEPS
 
 
@@ -56,7 +56,7 @@ def equality_table(token_bytes: Sequence[bytes | None]) -> EqualityTable:
         body = " ".join(text.casefold().split())
         keeps = body.rstrip(FINAL_PUNCTUATION + " ")
         for k, end in enumerate((body, keeps or body)):
-            table.polynomial[i, k] = _polynomial(end.encode("utf-8", "surrogateescape"))
+            table.polynomial[i, k] = polynomial(end.encode("utf-8", "surrogateescape"))
         table.marks[i] = (
             OPENS * text[:1].isspace() + CLOSES * text[-1:].isspace() + SAYS * bool(body) + KEEPS * bool(keeps)
         )
@@ -67,15 +67,15 @@ def text_key(table: EqualityTable, text: Text) -> jax.Array:
     """Keys of texts: `[..., W]` -> `[..., 2]` uint32, equal where the normal forms are; 0 for white space alone."""
     real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
     table = jax.tree.map(jnp.asarray, table)
-    space = jnp.array(_polynomial(b" "), jnp.uint32)
+    space = jnp.array(polynomial(b" "), jnp.uint32)
 
     def add(carry, token):
         whole, kept, any_kept, begun, waiting = carry  # polynomials of all so far, and up to what is no final mark
         marks, (body, end) = token[0], jnp.moveaxis(token[1], -3, 0)
         opens, closes, says, keeps = (marks & mark > 0 for mark in (OPENS, CLOSES, SAYS, KEEPS))
-        before = _pick(begun & (waiting | opens), _join(whole, space), whole)
-        kept = _pick(keeps, _join(before, end), kept)
-        whole = _pick(says, _join(before, body), whole)
+        before = _pick(begun & (waiting | opens), join(whole, space), whole)
+        kept = _pick(keeps, join(before, end), kept)
+        whole = _pick(says, join(before, body), whole)
         return (whole, kept, any_kept | keeps, begun | says, jnp.where(says, closes, waiting | opens)), None
 
     never = jnp.zeros(text.length.shape, bool)
@@ -86,7 +86,7 @@ def text_key(table: EqualityTable, text: Text) -> jax.Array:
     return _pick(any_kept, kept, whole)
 
 
-def _polynomial(data: bytes) -> list[list[int]]:
+def polynomial(data: bytes) -> list[list[int]]:
     """Value of bytes in each base, and each base to the power of their number; a byte counts one more than it is."""
     value = lambda base: reduce(lambda sum, byte: (sum * base + byte + 1) % PRIME, data, 0)  # noqa: E731
     return [[value(base) for base in BASES], [pow(base, len(data), PRIME) for base in BASES]]
@@ -97,7 +97,7 @@ def _pick(on: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.where(on[..., None], one, other)
 
 
-def _join(first: jax.Array, piece: jax.Array) -> jax.Array:
+def join(first: jax.Array, piece: jax.Array) -> jax.Array:
     """The polynomial `[..., 2]` of a text that a piece `[..., 2, 2]` is put behind."""
     return _modulo(_times(first, piece[..., 1, :]) + piece[..., 0, :])
 

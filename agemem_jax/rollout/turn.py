@@ -18,7 +18,7 @@ from agemem_jax.rollout.rows import (
     select,
 )
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text
+from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text, in_stage
 
 ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
 
@@ -127,8 +127,9 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     rows = remove(rows.replace(store=store), drop)
     fits = (rows.context.length + need <= spec.capacity) & (rows.context.count + 3 <= spec.messages)
     stuck = (rows.mode != Mode.DONE) & ~fits
-    stats = rows.stats.replace(over_context=rows.stats.over_context | stuck)
+    stats = rows.stats.replace(over_context=rows.stats.over_context | in_stage(stuck, stage))
     go = ~stuck
+    asked = user.length + opening.length + spec.shortest_turn + pieces.after_turn.length
 
     context = rows.context
     pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
@@ -138,16 +139,34 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     mode = jnp.where(stuck, Mode.DONE, rows.mode)
     result = where_text(~act, rows.result)
     seen = context_lib.pack([tool, user, opening])
-    rows = rows.replace(context=context, mode=mode, stats=stats, result=result)
-    return track_length(rows, spec), seen
+    told = rows.told + jnp.where(present & go, asked, 0)
+    rows = rows.replace(context=context, mode=mode, stats=stats, result=result, told=told)
+    return track_length(rows, spec, stage), seen
 
 
-def track_length(rows: Rows, spec: RolloutSpec) -> Rows:
+def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
     """Notes the longest context so far and whether it passed its limit."""
     used = rows.context.length + spec.prefix_tokens
     peak = jnp.maximum(rows.stats.peak_context_tokens, used)
-    over = rows.stats.over_context | (used > spec.limit)
+    over = rows.stats.over_context | in_stage((used > spec.limit) & (rows.mode != Mode.DONE), stage)
     return rows.replace(stats=rows.stats.replace(peak_context_tokens=peak, over_context=over))
+
+
+def track_need(rows: Rows, on: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
+    """Notes whether edits were needed, and enough, to keep the context within its limit (the strict `preventive`).
+
+    They are, in rows `on` [B] after a turn, if the messages told so far, each with the shortest turn that can be
+    written (`Rows.told`), would alone pass the limit; what FILTER and SUMMARY have taken out (`Rows.freed`) makes up
+    for it; and the context has never passed the limit. What the agent itself brings in (retrieved entries, long turns)
+    makes no edit needed: to fill the context and to empty it again pays nothing. Nor does an edit in stage 1, after
+    which the context is emptied anyway.
+    """
+    if stage == 1:
+        return rows
+    need = rows.told + spec.prefix_tokens
+    passed = rows.stats.over_context[:, 1:].any(1)
+    kept = on & (need > spec.limit) & (need - rows.freed <= spec.limit) & ~passed
+    return rows.replace(stats=rows.stats.replace(prevented=rows.stats.prevented | in_stage(kept, stage)))
 
 
 def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
@@ -182,7 +201,8 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
         generated_tokens=rows.stats.generated_tokens + gen.count,
         sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
     )
-    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec)
+    rows = track_length(rows.replace(context=context, tape=tape, stats=stats), spec, stage)
+    return track_need(rows, on, spec, stage)
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
@@ -231,8 +251,9 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     context, cut, made = context_lib.replace(closed.context, on, drop & on[:, None], body, Role.USER, rows.round)
     status = jnp.where(on, made, status)
     done = on & (made == Status.OK)
-    stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | (done & in_time))
-    edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
+    stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | in_stage(done & in_time, stage))
+    freed = rows.freed + rows.context.length - context.length
+    edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats, freed=freed)
     return select_light(done, edited, rows), status
 
 
@@ -299,27 +320,34 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     found = found.replace(found=found.found & retrieving[:, None])
     status = jnp.where(retrieving, s, status)
 
-    # Statistics that need the gold facts.
+    # Statistics that need the facts.
     stats = rows.stats
     gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
-    added = is_op(Op.ADD) & (status == Status.OK)
+    done = run & (status == Status.OK)
+    added, maintained = done & (op == Op.ADD), done & ((op == Op.UPDATE) | (op == Op.DELETE))
+    written, in_stage1 = added | (done & (op == Op.UPDATE)), stage == 1
 
     def relevance(_):
-        entry = Text(content.tokens[:, None], content.length[:, None])
-        holds = scoring.overlap(entry, task.gold, world.token_weight)[:, 0]
+        length = jnp.minimum(content.length, spec.entry_tokens)  # of what was written, all
+        entry = Text(content.tokens[:, None, : spec.entry_tokens], length[:, None])
+        holds = lambda facts: scoring.holds(  # noqa: E731
+            entry, facts, world.token_weight, world.names, spec.good_entry
+        )[:, 0]
         hits = scoring.overlap(Text(found.tokens, found.length), task.gold, world.token_weight)
-        best = lambda x: jnp.where(gold_valid if x.ndim == 2 else gold_valid[:, None], x, 0.0).max(-1)  # noqa: E731
-        return best(holds) >= spec.good_entry, (best(hits) * found.found).sum(-1)
+        best = jnp.where(gold_valid[:, None], hits, 0.0).max(-1)
+        stale = stale_bits(holds(task.stale)) if in_stage1 else none
+        return (holds(task.gold) & gold_valid).any(1), stale, (best * found.found).sum(-1)
 
-    good, gained = jax.lax.cond(
-        (added | retrieving).any(), relevance, lambda _: (jnp.zeros((batch,), bool), jnp.zeros((batch,))), None
+    good, stale, gained = jax.lax.cond(
+        (written | retrieving).any(), relevance, lambda _: (none > 0, none, jnp.zeros((batch,))), None
     )
-    in_stage1 = stage == 1
     stats = stats.replace(
         added=stats.added + (added & in_stage1),
         added_good=stats.added_good + (added & good & in_stage1),
-        relevance_sum=stats.relevance_sum + gained,
-        relevance_count=stats.relevance_count + found.found.sum(1),
+        stale_held=stats.stale_held | jnp.where(written & in_stage1, stale, 0),
+        maintained=stats.maintained | in_stage(maintained, stage),
+        relevance_sum=stats.relevance_sum + in_stage(gained, stage),
+        relevance_count=stats.relevance_count + in_stage(found.found.sum(1), stage),
     )
     rows = rows.replace(store=store, stats=stats)
 
@@ -333,10 +361,12 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
         edit = filtering & (s == Status.OK)
-        in_time = rows.context.length + spec.prefix_tokens <= spec.limit
+        before = rows.context.length
         rows = remove(rows, drop & edit[:, None])
-        reduced = rows.stats.reduced_in_time | (edit & in_time)
-        return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
+        in_time = before + spec.prefix_tokens <= spec.limit
+        reduced = rows.stats.reduced_in_time | in_stage(edit & in_time, stage)
+        freed = rows.freed + before - rows.context.length
+        return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced), freed=freed), s
 
     rows, s = jax.lax.cond(filtering.any(), filter_context, lambda rows: (rows, none + Status.NOT_RUN), rows)
     status = jnp.where(filtering, s, status)
@@ -379,6 +409,11 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     i = jnp.clip(new_id, 0, world.pieces.numbers.length.shape[0] - 1)
     number = Text(world.pieces.numbers.tokens[i], jnp.where(added, world.pieces.numbers.length[i], 0))
     return say(rows, world, speaks, jnp.maximum(op, 0), status, [number, *memory_lines(world, found)])
+
+
+def stale_bits(holds: jax.Array) -> jax.Array:
+    """`[B, R]` bool -> `[B]` int32 with bit r set where it holds. R is at most 31."""
+    return jnp.sum(jnp.where(holds, 1 << jnp.arange(holds.shape[1], dtype=jnp.int32), 0), axis=1, dtype=jnp.int32)
 
 
 def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, content: Text) -> Rows:

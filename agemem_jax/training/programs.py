@@ -43,6 +43,7 @@ class Control:
     temperature: jax.Array  # [] float32; 0 = greedy
     tools: jax.Array  # [] int32 bit mask of the memory tools that may be used
     update: jax.Array  # [] bool: False rolls out and scores only
+    reward: rewards.Factors  # weights of the reward's terms
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def stage_program(
     """The function of one stage, to be jitted with `state` and `rows` donated.
 
     (state, frozen, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
-    holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward.
+    holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward,
+    whose weights come with `control`.
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
@@ -91,21 +93,22 @@ def stage_program(
                 judged, verdicts = jnp.where(failed, 0.0, judged), {"judge_asked": asked, "judge_failed": failed}
                 # Without a single verdict nothing is learnt; the loop stops when that lasts (evaluate.count_unheard).
                 control = control.replace(update=control.update & ~(failed.any() & (failed == asked).all()))
-        terms = rewards.terms(rows.stats, reward, spec.rollout.limit, judged)
-        total, groups = rewards.combine(terms, reward)
+        earned = rewards.earned(rows.stats, reward, control.reward, spec.rollout.limit, judged)
+        terms = rewards.terms(earned)
+        total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
         if stage == 3 or rl.schedule == "sequential":
             objective = total
             if rl.schedule == "sequential":
-                objective = rewards.stage_objective(stage, terms, reward)
-            state, metrics = learn_stage(state, frozen, rows, terms, objective, stage, world, control)
+                objective = rewards.stage_objective(stage, earned, control.reward)
+            state, metrics = learn_stage(state, frozen, rows, earned, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, terms, objective, stage, world, control):
+    def learn_stage(state, frozen, rows, earned, objective, stage, world, control):
         """Credit and update; the segments of a chained trajectory are those of all its stages."""
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
@@ -113,7 +116,7 @@ def stage_program(
         credit = rl if rl.schedule == "chained" else rl.copy_and_resolve_references()
         if rl.schedule == "sequential":  # a stage's own objective is all the credit that its steps get
             credit.credit = "broadcast"
-        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(terms, reward), credit)
+        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(earned, control.reward), credit)
         trainable = segments.trainable
         if rl.schedule == "sequential":
             trainable = trainable & (segments.stage == stage)
@@ -172,7 +175,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "answered": s.answered,
         "generated_tokens": s.generated_tokens,
         "sampled_tokens": s.sampled_tokens,
-        "malformed_turns": s.malformed,
+        "malformed_turns": s.malformed.sum(1),
         **calls,
         **{f"reward_{name}": value for name, value in groups.items()},
         **{f"term_{name}": value for name, value in terms.items()},
