@@ -68,9 +68,10 @@ class Status(enum.IntEnum):
     EDIT_LIMIT = 10  # the trajectory's last segment: no further context edits
     MALFORMED = 11  # the turn is not in the tool format
     NOT_RUN = 12  # no such call, or the row is inactive
+    UNCHANGED = 13  # an update to what the entry says already
 
 
-NUM_STATUSES = 13
+NUM_STATUSES = 14
 
 
 class Mode(enum.IntEnum):

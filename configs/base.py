@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     c.store.entries = 64
     c.store.entry_tokens = 64
     c.store.tag_tokens = 8
-    # A text that says the same again, but for case, spaces and final punctuation: "refuse" (status DUPLICATE) or "add".
+    # A text that says the same again, but for case, spaces and punctuation: "refuse" (status DUPLICATE) or "add".
     c.store.duplicates = "refuse"
     c.store.encoder = "lexical"  # "lexical" (idf-weighted random projection) or "policy" (frozen token embeddings)
     c.store.embedding_size = 256  # of the lexical encoder

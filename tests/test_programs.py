@@ -264,6 +264,20 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     assert all("trained_tokens" not in outcome["metrics"] for outcome in outcomes[:2])
 
 
+def test_a_changed_weight_compiles_nothing():
+    run = chained()
+    task, asked = jax.device_put(run.source.batch(0)), settings(run)
+    first = play(run, task, asked)[2][-1]["rows"]
+    compiled = {stage: program._cache_size() for stage, program in run.programs.items()}
+    heavier = asked.replace(reward=asked.reward | {"task": jnp.float32(3.0), "no_answer": jnp.float32(-2.0)})
+    second = play(run, task, heavier)[2][-1]["rows"]
+    assert {stage: program._cache_size() for stage, program in run.programs.items()} == compiled
+    task_term = np.where(first["answered"], first["term_task"], -2.0)
+    np.testing.assert_allclose(second["term_task"], task_term, rtol=1e-6)
+    expected = first["reward"] - run.config.reward.task * first["term_task"] + 3.0 * task_term
+    np.testing.assert_allclose(second["reward"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeypatch):
     run = capture(monkeypatch, (1, 2, 3), {"schedule": "sequential"}, {"storage": 1.0, "maintenance": 0.7})
     task = jax.device_put(run.source.batch(0))
@@ -273,10 +287,15 @@ def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeyp
         np.testing.assert_allclose(outcome["metrics"]["reward"], objective.mean(), rtol=1e-5)
         batch = outcome["metrics"]["batch"]
         seg = rows.segments
+        if stage > 1:  # a group begins with what the stage before gave to its first row
+            for begun, given in ((rows.stats.kept, after[stage - 2].stats.kept),
+                                 (rows.segments.tokens[:, 0], after[stage - 2].segments.tokens[:, 0]),
+                                 (rows.stats.relevance_sum[:, 0], after[stage - 2].stats.relevance_sum[:, 0])):
+                np.testing.assert_array_equal(begun, np.repeat(given[::4], 4, axis=0))
         if stage == 2:  # the open segment is learnt from although the context runs on
-            before = after[0].stats.sampled_tokens
+            before = np.repeat(after[0].stats.sampled_tokens[::4], 4)
             assert batch.trainable.sum() == (rows.stats.sampled_tokens - before).sum() > 0
-            assert (rows.tape.trainable.sum(1) > 0).any() and (rows.segments.count == after[0].segments.count).any()
+            assert (rows.tape.trainable.sum(1) > 0).any() and (rows.segments.count == np.repeat(after[0].segments.count[::4], 4)).any()
             continue
         trainable = seg.trainable & (seg.stage == stage)
         assert 0 < trainable.sum() == outcome["metrics"]["trained_tokens"]

@@ -1,8 +1,9 @@
 """The three stage programs: rollout, rewards, credit and update of a stage in one XLA program each.
 
 Chained (the paper): stages 1 and 2 roll out; stage 3 rolls out, scores the whole trajectory and updates on the segments
-of all three. Sequential (the article): each stage updates on its own objective. What differs between training,
-evaluation and the methods under evaluation enters as data (`Control`), so that every stage compiles once in a run.
+of all three. Sequential (the article): each stage updates on its own objective, and the rollouts of a group begin it
+with what the stages before gave to the first of them. What differs between training, evaluation and the methods under
+evaluation enters as data (`Control`), so that every stage compiles once in a run.
 """
 
 import dataclasses
@@ -77,6 +78,8 @@ def stage_program(
         if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
             params = kv_cache.split_layers(params, actor)
         rows = new_rows(spec.rollout, actor) if stage == 1 else rows
+        if stage > 1 and rl.schedule == "sequential":
+            rows = share_in_groups(rows, rl.group_size, control.update)
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
         write = policy_writer(
@@ -138,6 +141,19 @@ def stage_program(
         return state, metrics
 
     return program
+
+
+def share_in_groups(rows: Rows, group_size: int, on: jax.Array) -> Rows:
+    """Gives all rows of a group the state of its first one, if `on` []: a stage that is trained alone then compares
+    rollouts that began it alike.
+
+    Noise stays a function of (seed, step, stage, slot, column, row): what is shared is what the first row did with its
+    own. The keys and values of the context are made again by each row: the copied tokens are the only state.
+    """
+    first = lambda x: jnp.repeat(x[::group_size], group_size, axis=0)  # noqa: E731
+    light = rows.replace(history=())
+    shared = jax.tree.map(lambda x: jnp.where(on, first(x), x), light)
+    return shared.replace(history=rows.history, cached=jnp.where(on, 0, rows.cached))
 
 
 def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) -> jax.Array:
