@@ -175,7 +175,7 @@ class EpisodeStats:
     relevance_sum: jax.Array  # [B, 3] float32 sum over entries retrieved by call of their overlap with the gold facts
     relevance_count: jax.Array  # [B, 3] int32
     reduced_in_time: jax.Array  # [B, 3] bool: FILTER or SUMMARY succeeded while the context was within its limit
-    prevented: jax.Array  # [B, 3] bool: edits kept the context within a limit that its messages would pass (turn.py)
+    prevented: jax.Array  # [B, 3] bool: edits kept the context from being too full (rollout/turn.py: prevented)
     answered: jax.Array  # [B] bool
     exact_match: jax.Array  # [B] float32
     f1: jax.Array  # [B] float32

@@ -1,5 +1,6 @@
 """The three stages as an agent meets them, by scripts: each row of a batch is one agent with a script of its own."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -377,6 +378,7 @@ def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
         "paper", Script(one=[calls(add(ADA_HALDEN)), calls(add(RIVER)), calls(add(ADA_YEAR))], three=[asking] * TURNS)
     )[:1]
     lost = 0
+    assert not agent.rows[1].spilled and agent.rows[2].spilled
     for slot in agent.slots(3)[1:]:
         before, after = agent.context(3, slot - 1), agent.context(3, slot)
         gone = set(before) - set(after)
@@ -452,35 +454,8 @@ def test_strict_terms_pay_for_what_is_in_the_store_when_the_first_stage_ends():
     assert float(terms_of(again, "paper")["storage"][0]) == 0.75
 
 
-def test_an_edit_is_needed_where_the_messages_alone_would_pass_the_limit():
-    run, _ = stage("paper")
-    spec = run.spec.rollout
-    room = spec.limit - spec.prefix_tokens
-    cases = [  # told, freed, limit passed in stage, in rows of stage: needed and enough
-        (room + 5, 5, 0, 2, True),
-        (room + 5, 9, 0, 3, True),
-        (room + 5, 4, 0, 2, False),  # not enough: something else fell out
-        (room, 30, 0, 2, False),  # all would have fitted: the context was filled by the agent, or not at all
-        (room + 5, 9, 2, 3, False),  # too late
-        (room + 5, 9, 1, 2, True),  # another context, that of stage 1
-        (room + 5, 9, 0, 1, False),  # a context that is about to be emptied
-    ]
-    blank = new_rows(spec)
-    told, freed, passed, _, _ = (jnp.array(column) for column in zip(*cases, strict=True))
-    size = len(cases)
-    stats = jax.tree.map(lambda x: x[:size], blank.stats)
-    stats = stats.replace(over_context=(passed[:, None] == jnp.arange(1, 4)) & (passed[:, None] > 0))
-    for k in (1, 2, 3):
-        rows = turn_lib.track_need(blank.replace(stats=stats, told=told, freed=freed), jnp.ones(size, bool), spec, k)
-        for b, (_, _, _, where, needed) in enumerate(cases):
-            if where == k:
-                assert rows.stats.prevented[b].tolist() == [needed and k == i for i in (1, 2, 3)], cases[b]
-        idle = turn_lib.track_need(blank.replace(stats=stats, told=told, freed=freed), jnp.zeros(size, bool), spec, k)
-        assert not idle.stats.prevented.any()
-
-
-def test_what_was_told_and_taken_out_is_counted_by_context():
-    """Messages and the query, each with the shortest turn; what the agent retrieves and writes is not counted."""
+def test_what_was_told_is_counted_by_context_and_what_the_agent_brings_in_is_not():
+    """A message and the query, each with the shortest turn; the context of stage 1 is forgotten."""
     quiet, busy = play(
         "paper",
         Script(),
@@ -488,17 +463,39 @@ def test_what_was_told_and_taken_out_is_counted_by_context():
                three=[calls(retrieve("Ada Keller"), retrieve("Ada")), calls(criteria(ADA_HALDEN))]),
     )[:2]  # fmt: skip
     one, two, three = quiet.rows
-    assert (int(one.told), int(one.freed)) == (0, 0)  # emptied
+    assert int(one.told) == 0
     assert int(two.told) == int(two.context.length)  # one message, and the shortest turn there is
-    query = len(quiet.run.source.encode(QUERY))
-    message = len(quiet.run.source.encode(DISTRACTOR))
-    assert int(three.told) == 2 * int(two.told) + query - message
+    size = lambda text: len(quiet.run.source.encode(text))  # noqa: E731
+    assert int(three.told) == 2 * int(two.told) + size(QUERY) - size(DISTRACTOR)
     assert [int(rows.told) for rows in busy.rows] == [int(rows.told) for rows in quiet.rows]
     assert busy.status(2, 0) == [Status.OK] * 2 and busy.status(3, 1) == [Status.OK]
-    lengths = busy.traces[2].context_length
-    assert int(busy.rows[1].freed) > message and int(busy.rows[2].freed) > int(busy.rows[1].freed) and lengths[0] > 0
     assert busy.rows[2].stats.reduced_in_time.tolist() == [False, True, True]
-    assert not busy.rows[2].stats.prevented.any()
+    assert not busy.rows[2].crowded and not busy.rows[2].stats.prevented.any()
+
+
+def test_an_edit_is_needed_where_the_messages_alone_are_too_much():
+    """`crowded` to the token, and what of it was prevented."""
+    run, _ = stage("paper")
+    spec, world = run.spec.rollout, run.world
+    spec = dataclasses.replace(spec, limit=1000)
+    body = lambda size: Text(jnp.zeros((spec.batch, 40), jnp.int32), jnp.full((spec.batch,), size))  # noqa: E731
+    blank = new_rows(spec)
+    room = spec.capacity - spec.action_tokens - int(world.pieces.close.length)
+    told = jnp.full((spec.batch,), room - 30).at[1].add(1)
+    on = jnp.arange(spec.batch) < 3
+    rows = turn_lib.track_crowd(blank.replace(told=told), on, body(20), body(10), world, spec)
+    assert rows.crowded.tolist() == [False, True] + [False] * (spec.batch - 2)
+    taken = 30 + spec.shortest_turn + int(world.pieces.after_turn.length)
+    assert (rows.told - told).tolist() == [taken] * 3 + [0] * (spec.batch - 3)
+    tight = dataclasses.replace(spec, limit=spec.prefix_tokens + taken)
+    assert not turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded.any()
+    tight = dataclasses.replace(tight, limit=tight.limit - 1)
+    assert (turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded == on).all()
+    rows = rows.replace(crowded=jnp.arange(spec.batch) < 2, spilled=jnp.arange(spec.batch) % 2 == 0)
+    for k in (1, 2, 3):
+        expected = np.zeros((spec.batch, 3), bool)
+        expected[1, k - 1] = k > 1
+        np.testing.assert_array_equal(turn_lib.prevented(rows, k), expected)
 
 
 def test_a_malformed_turn_is_an_observation_and_a_penalty():

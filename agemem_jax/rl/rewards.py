@@ -67,8 +67,8 @@ def earned(
 
     With "strict" three of them ask for the thing itself, and not for the call:
 
-    - preventive: 1 if edits kept the context of stages 2 and 3 within a limit that its messages would have passed
-      (rollout/turn.py: track_need)
+    - preventive: 1 if edits kept the context of stages 2 and 3 from being too full, which its messages alone would
+      have made it (rollout/turn.py: prevented)
     - storage (1): what is in the store when stage 1 ends, against what is worth keeping (scoring.kept_quality)
     - maintenance (1): revisions done when stage 1 ends / revisions told (scoring.revised_share)
 

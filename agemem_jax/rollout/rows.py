@@ -131,7 +131,8 @@ class Rows:
     history: tuple  # per-layer KV caches of the context; () where nothing generates
     cached: jax.Array  # [B] int32 context tokens whose keys and values are valid
     told: jax.Array  # [B] int32 tokens that the messages told in this context take, each with the shortest turn
-    freed: jax.Array  # [B] int32 tokens that FILTER and SUMMARY took out of this context
+    crowded: jax.Array  # [B] bool: these alone would have been too much for the context
+    spilled: jax.Array  # [B] bool: this context was too full: it passed its limit, or old messages fell out of it
     store: MemoryStore
     calls: ToolCalls  # the turn being executed
     status: jax.Array  # [B, J] int32 Status of each of these calls
@@ -197,7 +198,8 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         history=kv_cache.init_history(model, b, spec.capacity + slack) if model is not None else (),
         cached=i(b),
         told=i(b),
-        freed=i(b),
+        crowded=jnp.zeros((b,), bool),
+        spilled=jnp.zeros((b,), bool),
         store=store_lib.empty(
             b, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens
         ),
@@ -295,5 +297,9 @@ def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
     rows = close_segment(rows, jnp.ones((spec.batch,), bool))
     nothing = jnp.zeros_like(rows.cached)
     return rows.replace(
-        context=context_lib.empty(spec.batch, spec.capacity, spec.messages), cached=nothing, told=nothing, freed=nothing
+        context=context_lib.empty(spec.batch, spec.capacity, spec.messages),
+        cached=nothing,
+        told=nothing,
+        crowded=nothing > 0,
+        spilled=nothing > 0,
     )

@@ -200,6 +200,7 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
         return rows.replace(result=rows.result.replace(length=jnp.zeros_like(rows.result.length)))
     stats = stats.replace(
         context_tokens=rows.context.length + spec.prefix_tokens,
+        prevented=stats.prevented | turn_lib.prevented(rows, stage),
         preservation=scoring.token_share(task.key_tokens, rows.context.tokens, rows.context.length),
     )
     if stage == 2:

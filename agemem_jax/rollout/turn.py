@@ -129,7 +129,6 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     stuck = (rows.mode != Mode.DONE) & ~fits
     stats = rows.stats.replace(over_context=rows.stats.over_context | in_stage(stuck, stage))
     go = ~stuck
-    asked = user.length + opening.length + spec.shortest_turn + pieces.after_turn.length
 
     context = rows.context
     pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
@@ -139,8 +138,10 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     mode = jnp.where(stuck, Mode.DONE, rows.mode)
     result = where_text(~act, rows.result)
     seen = context_lib.pack([tool, user, opening])
-    told = rows.told + jnp.where(present & go, asked, 0)
-    rows = rows.replace(context=context, mode=mode, stats=stats, result=result, told=told)
+    rows = rows.replace(
+        context=context, mode=mode, stats=stats, result=result, spilled=rows.spilled | drop.any(1) | stuck
+    )
+    rows = track_crowd(rows, present & go, user, opening, world, spec)
     return track_length(rows, spec, stage), seen
 
 
@@ -148,25 +149,35 @@ def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
     """Notes the longest context so far and whether it passed its limit."""
     used = rows.context.length + spec.prefix_tokens
     peak = jnp.maximum(rows.stats.peak_context_tokens, used)
-    over = rows.stats.over_context | in_stage((used > spec.limit) & (rows.mode != Mode.DONE), stage)
-    return rows.replace(stats=rows.stats.replace(peak_context_tokens=peak, over_context=over))
+    over = (used > spec.limit) & (rows.mode != Mode.DONE)
+    stats = rows.stats.replace(
+        peak_context_tokens=peak, over_context=rows.stats.over_context | in_stage(over, stage)
+    )
+    return rows.replace(stats=stats, spilled=rows.spilled | over)
 
 
-def track_need(rows: Rows, on: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
-    """Notes whether edits were needed, and enough, to keep the context within its limit (the strict `preventive`).
+def track_crowd(rows: Rows, on: jax.Array, user: Text, opening: Text, world: World, spec: RolloutSpec) -> Rows:
+    """Notes what the messages told in this context need by themselves, when one more (`user`, `opening`) comes to rows
+    `on`.
 
-    They are, in rows `on` [B] after a turn, if the messages told so far, each with the shortest turn that can be
-    written (`Rows.told`), would alone pass the limit; what FILTER and SUMMARY have taken out (`Rows.freed`) makes up
-    for it; and the context has never passed the limit. What the agent itself brings in (retrieved entries, long turns)
-    makes no edit needed: to fill the context and to empty it again pays nothing. Nor does an edit in stage 1, after
-    which the context is emptied anyway.
+    Each needs the shortest turn that can be written, the last one the budget of a turn as well. What the agent brings
+    in itself (retrieved entries, long turns) is not counted: to fill a context and to empty it again is no use.
     """
-    if stage == 1:
-        return rows
-    need = rows.told + spec.prefix_tokens
-    passed = rows.stats.over_context[:, 1:].any(1)
-    kept = on & (need > spec.limit) & (need - rows.freed <= spec.limit) & ~passed
-    return rows.replace(stats=rows.stats.replace(prevented=rows.stats.prevented | in_stage(kept, stage)))
+    asked = rows.told + user.length + opening.length
+    full = asked + spec.action_tokens + world.pieces.close.length > spec.capacity
+    over = asked + spec.shortest_turn + world.pieces.after_turn.length + spec.prefix_tokens > spec.limit
+    told = jnp.where(on, asked + spec.shortest_turn + world.pieces.after_turn.length, rows.told)
+    return rows.replace(told=told, crowded=rows.crowded | (on & (full | over)))
+
+
+def prevented(rows: Rows, stage: int) -> jax.Array:
+    """[B, 3] bool, at the end of a stage: the strict `preventive`, that edits were needed, and in time.
+
+    The messages of the context would alone have been too much for it (`Rows.crowded`), and it was never too full
+    (`Rows.spilled`): FILTER or SUMMARY made room before something fell out. Never in stage 1, after which the context
+    is emptied anyway.
+    """
+    return in_stage(rows.crowded & ~rows.spilled & (stage > 1), stage)
 
 
 def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
@@ -201,8 +212,7 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
         generated_tokens=rows.stats.generated_tokens + gen.count,
         sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
     )
-    rows = track_length(rows.replace(context=context, tape=tape, stats=stats), spec, stage)
-    return track_need(rows, on, spec, stage)
+    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec, stage)
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
@@ -252,8 +262,7 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     status = jnp.where(on, made, status)
     done = on & (made == Status.OK)
     stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | in_stage(done & in_time, stage))
-    freed = rows.freed + rows.context.length - context.length
-    edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats, freed=freed)
+    edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
     return select_light(done, edited, rows), status
 
 
@@ -361,12 +370,10 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
         edit = filtering & (s == Status.OK)
-        before = rows.context.length
+        in_time = rows.context.length + spec.prefix_tokens <= spec.limit
         rows = remove(rows, drop & edit[:, None])
-        in_time = before + spec.prefix_tokens <= spec.limit
         reduced = rows.stats.reduced_in_time | in_stage(edit & in_time, stage)
-        freed = rows.freed + before - rows.context.length
-        return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced), freed=freed), s
+        return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
 
     rows, s = jax.lax.cond(filtering.any(), filter_context, lambda rows: (rows, none + Status.NOT_RUN), rows)
     status = jnp.where(filtering, s, status)
