@@ -29,6 +29,7 @@ CHOICES = {
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
     "store.encoder": ("lexical", "policy"),
+    "reward.terms": ("strict", "paper"),
     "reward.task_metric": ("f1", "exact_match", "judge"),
     "mesh.learner": ("fsdp", "tensor"),
     "rl.schedule": ("chained", "sequential"),
@@ -495,6 +496,13 @@ def check_numbers(config: ConfigDict) -> None:
     for name, value in config.reward.items():
         if isinstance(value, float) and value and not low <= abs(value) <= high:
             refuse(f"reward.{name}", value, f"must be 0 or, but for its sign, {low:g} to {high:g}: rewards are squared")
+    r = config.reward
+    if r.terms == "strict" and config.context.pin_query and r.preservation and r.context:
+        refuse(
+            "reward.preservation", r.preservation,
+            "with context.pin_query = True the query never leaves the context, so that this term is 1 whatever is "
+            "done; set reward.preservation = 0, or context.pin_query = False",
+        )  # fmt: skip
     if config.reward.good_entry == 0:
         refuse("reward.good_entry", 0.0, "every entry would count as high quality; set it above 0")
     if config.rl.updates:

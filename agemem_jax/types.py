@@ -68,9 +68,10 @@ class Status(enum.IntEnum):
     EDIT_LIMIT = 10  # the trajectory's last segment: no further context edits
     MALFORMED = 11  # the turn is not in the tool format
     NOT_RUN = 12  # no such call, or the row is inactive
+    UNCHANGED = 13  # an update to what the entry says already
 
 
-NUM_STATUSES = 13
+NUM_STATUSES = 14
 
 
 class Mode(enum.IntEnum):
@@ -158,15 +159,23 @@ class Segments:
 
 @struct.dataclass
 class EpisodeStats:
-    """Raw facts of an episode; rewards.py turns them into terms. Stages add to the same record."""
+    """Raw facts of an episode; rewards.py turns them into terms. Stages add to the same record.
+
+    Axis 3: stages 1 to 3; what is counted there is counted in the stage in which it happened.
+    """
 
     calls: jax.Array  # [B, NUM_OPS] int32 calls made
     calls_ok: jax.Array  # [B, NUM_OPS] int32 calls whose status was OK
     added: jax.Array  # [B] int32 entries added in stage 1
     added_good: jax.Array  # [B] int32 of these, entries that hold a supporting fact
-    relevance_sum: jax.Array  # [B] float32 sum over entries retrieved by call of their overlap with the gold facts
-    relevance_count: jax.Array  # [B] int32
-    reduced_in_time: jax.Array  # [B] bool: FILTER or SUMMARY succeeded while the context was within its limit
+    kept: jax.Array  # [B] float32: how well the store of stage 1's end is what is worth keeping (scoring.kept_quality)
+    stale_held: jax.Array  # [B] int32 bit r: in stage 1 an entry held the stale text of revision r at some time
+    revised: jax.Array  # [B] float32: revisions done when stage 1 ends / revisions told; 0 where none was told
+    maintained: jax.Array  # [B, 3] bool: an UPDATE or a DELETE succeeded
+    relevance_sum: jax.Array  # [B, 3] float32 sum over entries retrieved by call of their overlap with the gold facts
+    relevance_count: jax.Array  # [B, 3] int32
+    reduced_in_time: jax.Array  # [B, 3] bool: FILTER or SUMMARY succeeded while the context was within its limit
+    prevented: jax.Array  # [B, 3] bool: edits kept the context from being too full (rollout/turn.py: prevented)
     answered: jax.Array  # [B] bool
     exact_match: jax.Array  # [B] float32
     f1: jax.Array  # [B] float32
@@ -178,8 +187,8 @@ class EpisodeStats:
     memory_quality: jax.Array  # [B] float32: harmonic mean of the two
     turns: jax.Array  # [B] int32 generations of all stages
     over_turns: jax.Array  # [B] bool: stage 3 ran out of turns without an answer
-    over_context: jax.Array  # [B] bool: the context passed its limit
-    malformed: jax.Array  # [B] int32 turns that did not parse
+    over_context: jax.Array  # [B, 3] bool: the context passed its limit
+    malformed: jax.Array  # [B, 3] int32 turns that did not parse
     generated_tokens: jax.Array  # [B] int32 tokens written by the policy, forced ones included
     sampled_tokens: jax.Array  # [B] int32 of these, sampled ones
 
@@ -190,12 +199,20 @@ def empty_stats(batch: int) -> EpisodeStats:
     f = lambda: jnp.zeros((batch,))  # noqa: E731
     b = lambda: jnp.zeros((batch,), bool)  # noqa: E731
     ops = lambda: jnp.zeros((batch, NUM_OPS), jnp.int32)  # noqa: E731
+    stages = lambda dtype: jnp.zeros((batch, 3), dtype)  # noqa: E731
     return EpisodeStats(
-        calls=ops(), calls_ok=ops(), added=i(), added_good=i(), relevance_sum=f(), relevance_count=i(),
-        reduced_in_time=b(), answered=b(), exact_match=f(), f1=f(), preservation=f(), context_tokens=i(),
-        peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(), memory_quality=f(), turns=i(),
-        over_turns=b(), over_context=b(), malformed=i(), generated_tokens=i(), sampled_tokens=i(),
+        calls=ops(), calls_ok=ops(), added=i(), added_good=i(), kept=f(), stale_held=i(), revised=f(),
+        maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
+        reduced_in_time=stages(bool), prevented=stages(bool), answered=b(), exact_match=f(), f1=f(), preservation=f(),
+        context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(), memory_quality=f(),
+        turns=i(), over_turns=b(), over_context=stages(bool), malformed=stages(jnp.int32), generated_tokens=i(),
+        sampled_tokens=i(),
     )  # fmt: skip
+
+
+def in_stage(values: jax.Array, stage: int) -> jax.Array:
+    """Values [B] of a stage, 1 to 3, as [B, 3]: 0 or False in the others."""
+    return jnp.where(jnp.arange(3) == stage - 1, values[:, None], jnp.zeros((), values.dtype))
 
 
 @struct.dataclass

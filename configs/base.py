@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     c.store.entries = 64
     c.store.entry_tokens = 64
     c.store.tag_tokens = 8
-    # A text that says the same again, but for case, spaces and final punctuation: "refuse" (status DUPLICATE) or "add".
+    # A text that says the same again, but for case, spaces and punctuation: "refuse" (status DUPLICATE) or "add".
     c.store.duplicates = "refuse"
     c.store.encoder = "lexical"  # "lexical" (idf-weighted random projection) or "policy" (frozen token embeddings)
     c.store.embedding_size = 256  # of the lexical encoder
@@ -144,6 +144,9 @@ def get_config() -> ConfigDict:
 
     # Rewards: R = w . (task, context, memory) + penalties. A weight of 0 switches a term off; every term has its curve.
     c.reward = ConfigDict()
+    # "strict": preventive, storage and maintenance pay for what is there in the end; "paper": for calls that succeeded,
+    # as published (agemem_jax/rl/rewards.py).
+    c.reward.terms = "strict"
     c.reward.task = 1.0
     c.reward.context = 1.0
     c.reward.memory = 1.0
@@ -151,7 +154,8 @@ def get_config() -> ConfigDict:
     c.reward.no_answer = -1.0
     c.reward.compression = 1 / 3  # within context
     c.reward.preventive = 1 / 3
-    c.reward.preservation = 1 / 3
+    # 1/3 in the paper. With context.pin_query the query is always there: strict terms then admit no weight but 0.
+    c.reward.preservation = 0.0
     c.reward.storage = 1 / 3  # within memory
     c.reward.maintenance = 1 / 3
     c.reward.relevance = 1 / 3

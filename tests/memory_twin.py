@@ -62,6 +62,9 @@ class StoreTwin:
         merged = merge_tags(entry.tags, tags)
         if len(tokens) > self.entry_tokens or merged is None:
             return Status.TEXT_TOO_LONG
+        says = lambda ids: same_text(tuple(self.pieces[i] for i in ids))  # noqa: E731
+        if says(tokens) == says(entry.tokens) and merged == entry.tags:
+            return Status.UNCHANGED
         if self.duplicates == "refuse" and self.holds(tokens, owner, but=entry):
             return Status.DUPLICATE
         entry.tokens, entry.tags, entry.updated = tokens, merged, turn
@@ -95,11 +98,7 @@ class StoreTwin:
 def same_text(pieces):
     """What makes two texts equal, of the bytes of their tokens; characters split between tokens stay bytes."""
     text = "".join(piece.decode("utf-8", "surrogateescape").casefold() for piece in pieces)
-    words = re.split(r"\s+", text.strip())
-    whole = " ".join(words)
-    while words and not words[-1].rstrip(".,:;!?…。．｡，、：；！？؟،؛।"):
-        words.pop()
-    return " ".join([*words[:-1], words[-1].rstrip(".,:;!?…。．｡，、：；！？؟،؛।")]) if words else whole
+    return " ".join(re.split(r"[\s.,:;!?¡¿…。．｡，､、：；！？؟،؛।\"'`´‘’‚“”„«»‹›()\[\]{}–—―]+", text)).strip()
 
 
 def merge_tags(old, new):

@@ -167,9 +167,10 @@ def test_loss_and_gradient_equal_those_of_turns_run_one_by_one(name, mode, kl_co
     assert turns["trainable"].sum() == segments.trainable.sum() > 200
     expected, gradient = reference()(params, ref_params, turns, kl_coef)
 
-    terms = rewards.terms(after[-1].stats, run.config.reward, run.config.context.limit)
-    total, _ = rewards.combine(terms, run.config.reward)
-    credit, _ = advantages.step_credit(total, rewards.stage_rewards(terms, run.config.reward), run.config.rl)
+    factors = rewards.factors(run.config.reward)
+    earned = rewards.earned(after[-1].stats, run.config.reward, factors, run.config.context.limit)
+    total, _ = rewards.combine(rewards.terms(earned), factors)
+    credit, _ = advantages.step_credit(total, rewards.stage_rewards(earned, factors), run.config.rl)
     np.testing.assert_allclose(credit, np.stack([advantage] * 3, 1), atol=1e-3)
     shares = losses.token_weights(segments.trainable, mode, run.config.rollout.action_tokens)
     batch = learner_batch(segments, credit, shares, learner_sizes[0])

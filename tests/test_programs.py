@@ -234,8 +234,10 @@ def in_groups(values: np.ndarray, size: int = 4) -> np.ndarray:
     return ((groups - groups.mean(1, keepdims=True)) / (spread + 1e-6)).reshape(values.shape)
 
 
-def terms_of(run, stats) -> dict:
-    return rewards.terms(stats, run.config.reward, run.config.context.limit)
+def earned_by(run, stats) -> tuple[dict, dict]:
+    """What the stages earned of each term, and the weights."""
+    factors = rewards.factors(run.config.reward)
+    return rewards.earned(stats, run.config.reward, factors, run.config.context.limit), factors
 
 
 @pytest.mark.parametrize("credit", ["per_stage", "return_to_go"])
@@ -243,7 +245,7 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     run = capture(monkeypatch, (3,), {"credit": credit, "zero_variance": "drop" if credit == "per_stage" else "keep"})
     _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
     stats, seg = after[-1].stats, after[-1].segments
-    parts = np.asarray(rewards.stage_rewards(terms_of(run, stats), run.config.reward))
+    parts = np.asarray(rewards.stage_rewards(*earned_by(run, stats)))
     np.testing.assert_allclose(parts.sum(1), outcomes[-1]["rows"]["reward"], atol=1e-5)
     returns = parts if credit == "per_stage" else np.cumsum(parts[:, ::-1], 1)[:, ::-1]
     advantage = in_groups(returns)
@@ -262,19 +264,39 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     assert all("trained_tokens" not in outcome["metrics"] for outcome in outcomes[:2])
 
 
+def test_a_changed_weight_compiles_nothing():
+    run = chained()
+    task, asked = jax.device_put(run.source.batch(0)), settings(run)
+    first = play(run, task, asked)[2][-1]["rows"]
+    compiled = {stage: program._cache_size() for stage, program in run.programs.items()}
+    heavier = asked.replace(reward=asked.reward | {"task": jnp.float32(3.0), "no_answer": jnp.float32(-2.0)})
+    second = play(run, task, heavier)[2][-1]["rows"]
+    assert {stage: program._cache_size() for stage, program in run.programs.items()} == compiled
+    task_term = np.where(first["answered"], first["term_task"], -2.0)
+    np.testing.assert_allclose(second["term_task"], task_term, rtol=1e-6)
+    expected = first["reward"] - run.config.reward.task * first["term_task"] + 3.0 * task_term
+    np.testing.assert_allclose(second["reward"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeypatch):
     run = capture(monkeypatch, (1, 2, 3), {"schedule": "sequential"}, {"storage": 1.0, "maintenance": 0.7})
     task = jax.device_put(run.source.batch(0))
     _, after, outcomes = play(run, task, settings(run, update=True))
     for stage, (rows, outcome) in enumerate(zip(after, outcomes, strict=True), 1):
-        objective = np.asarray(rewards.stage_objective(stage, terms_of(run, rows.stats), run.config.reward))
+        objective = np.asarray(rewards.stage_objective(stage, *earned_by(run, rows.stats)))
         np.testing.assert_allclose(outcome["metrics"]["reward"], objective.mean(), rtol=1e-5)
         batch = outcome["metrics"]["batch"]
         seg = rows.segments
+        if stage > 1:  # a group begins with what the stage before gave to its first row
+            for begun, given in ((rows.stats.kept, after[stage - 2].stats.kept),
+                                 (rows.segments.tokens[:, 0], after[stage - 2].segments.tokens[:, 0]),
+                                 (rows.stats.relevance_sum[:, 0], after[stage - 2].stats.relevance_sum[:, 0])):
+                np.testing.assert_array_equal(begun, np.repeat(given[::4], 4, axis=0))
         if stage == 2:  # the open segment is learnt from although the context runs on
-            before = after[0].stats.sampled_tokens
+            before = np.repeat(after[0].stats.sampled_tokens[::4], 4)
             assert batch.trainable.sum() == (rows.stats.sampled_tokens - before).sum() > 0
-            assert (rows.tape.trainable.sum(1) > 0).any() and (rows.segments.count == after[0].segments.count).any()
+            assert (rows.tape.trainable.sum(1) > 0).any()
+            assert (rows.segments.count == np.repeat(after[0].segments.count[::4], 4)).any()
             continue
         trainable = seg.trainable & (seg.stage == stage)
         assert 0 < trainable.sum() == outcome["metrics"]["trained_tokens"]

@@ -194,17 +194,49 @@ def test_overlap_ignores_padding():
 
 
 def test_store_quality_by_hand():
-    overlap = jnp.array([
-        [[0.9, 0.1], [0.2, 0.1], [0.0, 0.0], [0.9, 0.9]],  # one of two facts, in one of three entries; the last is free
-        [[0.6, 0.0], [0.6, 0.9], [0.0, 0.0], [0.0, 0.0]],  # one fact only, held twice
-        [[0.9, 0.9], [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]],  # an empty store
-    ])  # fmt: skip
+    holds = jnp.array([
+        [[1, 0], [0, 0], [0, 0], [1, 1]],  # one of two facts, in one of three entries; the last is free
+        [[1, 0], [1, 1], [0, 0], [0, 0]],  # one fact only, held twice
+        [[1, 1], [1, 1], [1, 1], [1, 1]],  # an empty store
+    ], bool)  # fmt: skip
     entry_valid = jnp.array([[True, True, True, False], [True, True, False, False], [False] * 4])
     gold_valid = jnp.array([[True, True], [True, False], [True, True]])
-    coverage, precision, quality = scoring.store_quality(overlap, entry_valid, gold_valid, 0.6)
+    coverage, precision, quality = scoring.store_quality(holds, entry_valid, gold_valid)
     np.testing.assert_allclose(coverage, [0.5, 1.0, 0.0])
     np.testing.assert_allclose(precision, [1 / 3, 1.0, 0.0], rtol=1e-6)
     np.testing.assert_allclose(quality, [0.4, 1.0, 0.0], rtol=1e-6)
+
+
+def test_kept_quality_by_hand():
+    """Four places; what is worth keeping may be more than these."""
+    full, some = [True] * 4, [True, True, False, False]
+    cases = [
+        (np.eye(4, 6), full, 6, 1.0),  # all that can be held
+        (np.eye(4, 6), some, 3, 2 * 2 / (3 + 2)),
+        (np.tile([1, 0, 0, 0, 0, 0], (4, 1)), full, 6, 2 * 1 / (4 + 4)),  # the same fact four times
+        (np.zeros((4, 6)), full, 6, 0.0),
+        (np.eye(4, 6), [False] * 4, 6, 0.0),  # nothing stored: what is in free places does not count
+        (np.zeros((4, 6)), some, 0, 0.0),  # nothing worth keeping
+        (np.zeros((4, 6)), [False] * 4, 0, 0.0),
+        (np.tile([1, 1, 0, 0, 0, 0], (4, 1)), [True, False, False, False], 2, 1.0),  # two texts of the same content
+    ]
+    holds, valid, count, expected = zip(*cases, strict=True)
+    got = scoring.kept_quality(jnp.array(holds, bool), jnp.array(valid), jnp.array(count))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_revised_share_by_hand():
+    """One entry, two revisions: the first says something else now, the second is taken back."""
+    present = Text(jnp.ones((6, 2, 3), jnp.int32), jnp.array([[2, 0]] * 6))
+    stale = jnp.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 0], [0, 0]], bool)[:, None]
+    holds = jnp.array([[1, 0], [0, 1], [1, 0], [1, 0], [1, 0], [1, 0]], bool)[:, None]
+    held = jnp.array([[0, 1], [1, 1], [1, 1], [0, 1], [0, 0], [0, 1]], bool)
+    told = jnp.array([2, 2, 2, 2, 2, 1])
+    got = scoring.revised_share(stale, holds, jnp.ones((6, 1), bool), held, present, told)
+    # both; nothing new stored; the old still there; not taken back; never stored; one told
+    np.testing.assert_allclose(got, [1.0, 0.5, 0.5, 0.5, 0.5, 1.0])
+    nothing = scoring.revised_share(stale, holds, jnp.zeros((6, 1), bool), held, present, jnp.zeros(6, int))
+    np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
 def test_token_share_by_hand():

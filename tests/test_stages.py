@@ -1,5 +1,6 @@
 """The three stages as an agent meets them, by scripts: each row of a batch is one agent with a script of its own."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from agemem_jax.data.demos import write_turn
 from agemem_jax.data.tokenizer import write_hf
 from agemem_jax.envs.scoring import hash_words
 from agemem_jax.rl import rewards
+from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
 from agemem_jax.rollout.stage import Trace, run_stage, scripted_writer
 from agemem_jax.training.programs import ALL_TOOLS
@@ -28,6 +30,7 @@ ADA_HALDEN = "Ada Keller was born in Halden"
 ADA_YEAR = "Ada Keller was born in 1984"
 RIVER = "Silver River was written by Hugo Novak"
 FACTS = [ADA_HALDEN, RIVER, ADA_YEAR]
+NEW_YEAR = "Ada Keller was born in 1990"
 DISTRACTOR = "Ada Novak was born in Marnby"
 QUERY = "Where was Ada Keller born"
 END = "<|im_end|>"
@@ -130,7 +133,7 @@ COMMON = dict(
     rl__tasks_per_update=2, rl__group_size=6, train__traces=12, policy__num_layers=1, task__facts=3,
     tools__max_calls=3, context__filter_threshold=0.6, context__max_segments=4, context__limit=LIMIT,
     context__capacity=160, rollout__action_tokens=40, rollout__summary_tokens=8, rollout__stage3_turns=TURNS,
-    store__entry_tokens=9, store__min_score=0.1, task__chatter=0,
+    store__entry_tokens=9, store__min_score=0.1, store__embedding_size=256, task__chatter=0,
 )  # fmt: skip
 VARIANTS = {
     "paper": COMMON,
@@ -187,10 +190,23 @@ def task_of(run: Run, scripts: list[Script]) -> Task:
         gold=same(messages([ADA_HALDEN], base.gold.length.shape[1])),
         num_gold=np.ones(spec.batch, np.int32),
         key_tokens=same(keys),
+        keep=same(messages([ADA_HALDEN, NEW_YEAR], base.keep.length.shape[1])),
+        num_keep=np.full(spec.batch, 2, np.int32),
+        stale=same(messages([ADA_YEAR, RIVER], 2)),
+        present=same(pad_texts([source.encode(NEW_YEAR), []], 2, width)),
+        num_revisions=np.full(spec.batch, 2, np.int32),
         answer_words=same(words),
         num_answer_words=np.ones(spec.batch, np.int32),
         answer_is_closed=np.full(spec.batch, closed),
     )
+
+
+def terms_of(agent: Played, kind: str = "strict") -> dict:
+    """The agent's reward terms, [1] each."""
+    config = agent.run.config.reward.copy_and_resolve_references()
+    config.terms = kind
+    stats = jax.tree.map(lambda x: x[None], agent.rows[2].stats)
+    return rewards.terms(rewards.earned(stats, config, rewards.factors(config), LIMIT))
 
 
 def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
@@ -255,7 +271,7 @@ def test_answers_end_the_last_stage_and_are_scored_in_their_context():
     assert [bool(s.answered) for s in stats] == [True, True, False, True]
     assert [bool(s.over_turns) for s in stats] == [False, False, True, False]
     # Answers are not allowed in stage 1 here: the grammar writes none, and a turn that has one counts as malformed.
-    assert len(none.slots(1)) == 3 and stats[2].calls[Op.ANSWER] == 0 and stats[2].malformed == 1
+    assert len(none.slots(1)) == 3 and stats[2].calls[Op.ANSWER] == 0 and stats[2].malformed.sum() == 1
     ends = right.traces[2].context_length[1] + right.run.spec.rollout.prefix_tokens
     assert stats[0].context_tokens == ends and stats[0].preservation == 1
     assert right.rows[2].mode == Mode.DONE
@@ -294,7 +310,8 @@ def test_calls_of_a_turn_run_in_order_around_a_summary_by_the_policy():
     context = agent.context(1, 2)
     assert list(context.values()) == [(Role.USER, False, f"<|im_start|>user summary Ada Keller Marnby{END}")]
     stats = agent.rows[0].stats
-    assert stats.calls[Op.SUMMARY] == stats.calls_ok[Op.SUMMARY] == 1 and bool(stats.reduced_in_time)
+    assert stats.calls[Op.SUMMARY] == stats.calls_ok[Op.SUMMARY] == 1
+    assert stats.reduced_in_time.tolist() == [True, False, False]
     seg = agent.rows[2].segments
     assert seg.trainable[0].sum() > 0  # the first segment ends with the summary itself
     decode = agent.run.tokenizer.decode
@@ -333,7 +350,8 @@ def test_filter_spares_the_query_and_the_turn_that_asks():
     assert set(before) - set(after) == {i for i, m in before.items() if DISTRACTOR in m[2] and not is_query(m)}
     assert agent.status(3, 1) == [Status.OK] and "done" in agent.text(3, "seen", 2)
     stats = agent.rows[2].stats
-    assert stats.calls_ok[Op.FILTER] == 1 and bool(stats.reduced_in_time) and stats.f1 == 1
+    assert stats.calls_ok[Op.FILTER] == 1 and stats.reduced_in_time.tolist() == [False, False, True]
+    assert stats.f1 == 1
 
 
 def test_filter_that_matches_nothing_and_the_limit_of_edits():
@@ -360,6 +378,7 @@ def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
         "paper", Script(one=[calls(add(ADA_HALDEN)), calls(add(RIVER)), calls(add(ADA_YEAR))], three=[asking] * TURNS)
     )[:1]
     lost = 0
+    assert not agent.rows[1].spilled and agent.rows[2].spilled
     for slot in agent.slots(3)[1:]:
         before, after = agent.context(3, slot - 1), agent.context(3, slot)
         gone = set(before) - set(after)
@@ -371,8 +390,8 @@ def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
         lost += len(gone)
     stats = agent.rows[2].stats
     assert lost > 2 and agent.rows[2].segments.count > 2
-    assert bool(stats.over_context) and stats.peak_context_tokens > LIMIT
-    assert not bool(stats.reduced_in_time)  # nobody asked for it
+    assert stats.over_context.any() and stats.peak_context_tokens > LIMIT
+    assert not stats.reduced_in_time.any() and not stats.prevented.any()  # nobody asked for it
 
 
 def test_the_store_answers_in_words():
@@ -403,8 +422,80 @@ def test_the_store_answers_in_words():
     stats = agent.rows[2].stats
     assert (stats.calls[Op.ADD], stats.calls_ok[Op.ADD], stats.calls_ok[Op.DELETE]) == (7, 4, 1)
     assert (stats.added, stats.added_good) == (2, 1)  # of stage 1; one held the gold fact
-    terms = rewards.terms(jax.tree.map(lambda x: x[None], stats), agent.run.config.reward, LIMIT)
+    terms = terms_of(agent, "paper")
     assert float(terms["storage"][0]) == 0.5 and float(terms["maintenance"][0]) == 1
+
+
+def test_strict_terms_pay_for_what_is_in_the_store_when_the_first_stage_ends():
+    """The year is revised, the river's author taken back; the birthplace and the new year are worth keeping."""
+    store_all = calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR))
+    update = lambda number, text: (Op.UPDATE, {"memory_id": number, "content": f" {text}"})  # noqa: E731
+    delete = lambda number: (Op.DELETE, {"memory_id": number, "confirmation": True})  # noqa: E731
+    honest, idle, late, skipped, scrambled, again = play(
+        "paper",
+        Script(one=[store_all, calls(update("3", NEW_YEAR), delete("2"))]),
+        Script(),
+        Script(one=[store_all], three=[calls(update("3", NEW_YEAR), delete("2"))]),
+        Script(one=[calls(add(ADA_HALDEN), add(NEW_YEAR))]),
+        Script(one=[store_all, calls(update("3", "Ada Keller was born in 1990 1984"), delete("2"))]),
+        Script(one=[calls(add(ADA_HALDEN), add(RIVER), delete("1")), calls(add(ADA_HALDEN), delete("3")),
+                    calls(add(ADA_HALDEN))]),
+    )[:6]  # fmt: skip
+    shares = {
+        "maintenance": [1, 0, 0, 0.5, 0.5, 0],  # never stored is not taken back; two years are not the new one
+        "storage": [1, 0, 2 * 1 / (2 + 3), 1, 2 * 1 / (2 + 2), 2 * 1 / (2 + 2)],
+    }
+    for name, expected in shares.items():
+        got = [float(terms_of(agent)[name][0]) for agent in (honest, idle, late, skipped, scrambled, again)]
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    # The published terms pay for the calls: for one in stage 3, and for adding what was deleted.
+    assert [float(terms_of(agent, "paper")["maintenance"][0]) for agent in (honest, late, again)] == [1, 1, 1]
+    assert late.rows[2].stats.maintained.tolist() == [False, False, True]
+    assert float(terms_of(again, "paper")["storage"][0]) == 0.75
+
+
+def test_what_was_told_is_counted_by_context_and_what_the_agent_brings_in_is_not():
+    """A message and the query, each with the shortest turn; the context of stage 1 is forgotten."""
+    quiet, busy = play(
+        "paper",
+        Script(),
+        Script(one=[calls(add(ADA_HALDEN))], two=[calls(retrieve("Ada"), criteria(DISTRACTOR))],
+               three=[calls(retrieve("Ada Keller"), retrieve("Ada")), calls(criteria(ADA_HALDEN))]),
+    )[:2]  # fmt: skip
+    one, two, three = quiet.rows
+    assert int(one.told) == 0
+    assert int(two.told) == int(two.context.length)  # one message, and the shortest turn there is
+    size = lambda text: len(quiet.run.source.encode(text))  # noqa: E731
+    assert int(three.told) == 2 * int(two.told) + size(QUERY) - size(DISTRACTOR)
+    assert [int(rows.told) for rows in busy.rows] == [int(rows.told) for rows in quiet.rows]
+    assert busy.status(2, 0) == [Status.OK] * 2 and busy.status(3, 1) == [Status.OK]
+    assert busy.rows[2].stats.reduced_in_time.tolist() == [False, True, True]
+    assert not busy.rows[2].crowded and not busy.rows[2].stats.prevented.any()
+
+
+def test_an_edit_is_needed_where_the_messages_alone_are_too_much():
+    """`crowded` to the token, and what of it was prevented."""
+    run, _ = stage("paper")
+    spec, world = run.spec.rollout, run.world
+    spec = dataclasses.replace(spec, limit=1000)
+    body = lambda size: Text(jnp.zeros((spec.batch, 40), jnp.int32), jnp.full((spec.batch,), size))  # noqa: E731
+    blank = new_rows(spec)
+    room = spec.capacity - spec.action_tokens - int(world.pieces.close.length)
+    told = jnp.full((spec.batch,), room - 30).at[1].add(1)
+    on = jnp.arange(spec.batch) < 3
+    rows = turn_lib.track_crowd(blank.replace(told=told), on, body(20), body(10), world, spec)
+    assert rows.crowded.tolist() == [False, True] + [False] * (spec.batch - 2)
+    taken = 30 + spec.shortest_turn + int(world.pieces.after_turn.length)
+    assert (rows.told - told).tolist() == [taken] * 3 + [0] * (spec.batch - 3)
+    tight = dataclasses.replace(spec, limit=spec.prefix_tokens + taken)
+    assert not turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded.any()
+    tight = dataclasses.replace(tight, limit=tight.limit - 1)
+    assert (turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded == on).all()
+    rows = rows.replace(crowded=jnp.arange(spec.batch) < 2, spilled=jnp.arange(spec.batch) % 2 == 0)
+    for k in (1, 2, 3):
+        expected = np.zeros((spec.batch, 3), bool)
+        expected[1, k - 1] = k > 1
+        np.testing.assert_array_equal(turn_lib.prevented(rows, k), expected)
 
 
 def test_a_malformed_turn_is_an_observation_and_a_penalty():
@@ -415,25 +506,25 @@ def test_a_malformed_turn_is_an_observation_and_a_penalty():
     assert "failed not in the tool format" in agent.text(1, "seen", 1)
     assert "failed not in the tool format" not in agent.text(1, "seen", 2)
     stats = agent.rows[2].stats
-    assert stats.malformed == 2 and stats.turns == 3 + 1 + TURNS
-    config = agent.run.config.reward
-    terms = rewards.terms(jax.tree.map(lambda x: x[None], stats), config, LIMIT)
-    total, groups = rewards.combine(terms, config)
+    assert stats.malformed.tolist() == [1, 1, 0] and stats.turns == 3 + 1 + TURNS
+    factors = rewards.factors(agent.run.config.reward)
+    terms = terms_of(agent)
+    total, _ = rewards.combine(terms, factors)
     assert float(terms["malformed"][0]) == 2
-    clean = rewards.combine(terms | {"malformed": jnp.zeros(1)}, config)[0]
-    np.testing.assert_allclose(total - clean, 2 * config.malformed, rtol=1e-5)
+    clean = rewards.combine(terms | {"malformed": jnp.zeros(1)}, factors)[0]
+    np.testing.assert_allclose(total - clean, 2 * factors["malformed"], rtol=1e-5)
 
 
 def test_free_turns_cannot_call_what_the_method_lacks():
     """Without the grammar's mask a policy may write any call; one that is not allowed in the stage does not run."""
     script = Script(one=[calls(add(ADA_HALDEN)), calls(retrieve("Ada"), add(RIVER)), calls(retrieve("Ada"))])
     (agent,) = play("free", script, tools=1 << Op.RETRIEVE)[:1]
-    assert agent.store(1, 2) == {} and agent.rows[2].stats.malformed == 2
+    assert agent.store(1, 2) == {} and agent.rows[2].stats.malformed.sum() == 2
     assert agent.rows[2].stats.calls.sum() == agent.rows[2].stats.calls[[Op.PASS, Op.RETRIEVE]].sum() == 1 + 1 + TURNS
     assert [agent.traces[0].op[slot].tolist() for slot in range(2)] == [[Op.NONE] * 3] * 2
     assert "failed not in the tool format" in agent.text(1, "seen", 1)
     (other,) = play("free", script)[:1]
-    assert other.store(1, 2) == {1: ADA_HALDEN, 2: RIVER} and other.rows[2].stats.malformed == 0
+    assert other.store(1, 2) == {1: ADA_HALDEN, 2: RIVER} and other.rows[2].stats.malformed.sum() == 0
 
 
 def test_retrieval_by_metadata_through_the_whole_path():
@@ -453,7 +544,7 @@ def test_retrieval_by_metadata_through_the_whole_path():
         ],
     )  # fmt: skip
     (agent,) = play("free", script)[:1]
-    assert agent.rows[2].stats.malformed == 0
+    assert agent.rows[2].stats.malformed.sum() == 0
     first, second, third, fourth = (agent.text(3, "shown", slot) for slot in range(4))
     assert first.count(":") == 1 and f"1: {ADA_HALDEN}" in first
     assert second.index(f"2: {RIVER}") < second.index(f"3: {ADA_YEAR}") and ADA_HALDEN not in second

@@ -337,7 +337,7 @@ def test_a_contradicting_replacement_never_ends_with_nothing():
         ([1, 2, 4], Status.OK),
         ([], Status.EMPTY_TEXT),
         ([4, 4, 4, 4, 4], Status.TEXT_TOO_LONG),
-        ([1, 2, 4], Status.OK),
+        ([1, 2, 4], Status.UNCHANGED),
     ):
         store, got = _update(store, on(), ints(1), text(words), tags({}), ints(0), ints(1), TABLE, SAME)
         assert got.tolist() == [status]
@@ -345,6 +345,22 @@ def test_a_contradicting_replacement_never_ends_with_nothing():
     store, _, _ = add(store, [7])
     after, status = _update(store, on(), ints(2), text([1, 2, 4]), tags({}), ints(0), ints(1), TABLE, SAME)
     assert status.tolist() == [Status.DUPLICATE] and equal(after, store)
+
+
+def test_an_update_that_changes_nothing_is_none():
+    """Neither the text, as far as texts can say the same, nor a tag: hits, turn and arrays stay as they are."""
+    place, other = ((2,), (7,)), ((2,), (6,))
+    store, _, _ = add(new_store(), [1, 2], {1: place}, turn=3)
+    again = lambda store, words, pairs: _update(  # noqa: E731
+        store, on(), ints(1), text(words), tags(pairs), ints(0), ints(9), TABLE, SAME
+    )
+    for pairs in ({}, {1: place}, {2: place}):
+        after, status = again(store, [1, 2], pairs)
+        assert status.tolist() == [Status.UNCHANGED] and equal(after, store)
+    after, status = again(store, [1, 2], {1: other})
+    assert status.tolist() == [Status.OK] and int(after.updated[0, 0]) == 9
+    after, status = again(store, [2, 1], {})
+    assert status.tolist() == [Status.OK] and not equal(after, store)
 
 
 def test_delete_all_has_no_page_size_and_wipes_the_text():

@@ -4,7 +4,8 @@ Answers: exact match and token F1 as the official HotpotQA script defines them. 
 normalised bytes are a row of a table (`answer_table`); an answer is the concatenation of its tokens' rows, cut into
 words whose 64-bit hashes (two of 32 bits) are compared with those of the gold answer (`hash_words`).
 
-Memory: weighted token overlap of stored entries with the supporting facts.
+Memory: weighted token overlap of stored entries with the supporting facts. An entry holds a fact if they overlap enough
+and tell the same names, dates and numbers (`holds`).
 """
 
 import re
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from agemem_jax.envs.names import NameTable, name_key
 from agemem_jax.types import PAD_ID, Text
 
 # A normalised byte stream holds no ASCII punctuation, so some of its codes are free to mean something else.
@@ -132,23 +134,71 @@ def overlap(entry: Text, gold: Text, weight: jax.Array) -> jax.Array:
     return jnp.where(total > 0, 2.0 * shared / jnp.where(total > 0, total, 1.0), 0.0)
 
 
+def holds(entry: Text, fact: Text, weight: jax.Array, names: NameTable, threshold: float) -> jax.Array:
+    """Whether each entry holds each fact: `[B, N, L]`, `[B, Gf, W]` -> `[B, N, Gf]` bool.
+
+    It does if their `overlap` by `weight` is at least `threshold` (above 0, so that an empty text holds nothing and is
+    not held), and both tell the same names, dates and numbers equally often: "was born in Old Oakmere" is not "was born
+    in Oakmere", and "lives in Halden" not "moved from Halden to Marnby".
+    """
+    same_names = (name_key(names, entry)[:, :, None] == name_key(names, fact)[:, None]).all(-1)
+    return (overlap(entry, fact, weight) >= threshold) & same_names
+
+
+def kept_quality(holds: jax.Array, entry_valid: jax.Array, num_keep: jax.Array) -> jax.Array:
+    """How well a store is what is worth keeping: harmonic mean of coverage and precision, `[B]` float32 in [0, 1].
+
+    Coverage is facts held / the most that can be, min(num_keep, N); precision is facts held / entries: an entry that
+    tells again what another one does is one too many. 0 where nothing is worth keeping.
+
+    Args:
+      holds: `[B, N, Kp]` bool of the texts worth keeping; False beyond their number.
+      entry_valid: `[B, N]` bool.
+      num_keep: `[B]` int32.
+    """
+    held = (holds & entry_valid[:, :, None]).any(1).sum(1)
+    most = jnp.minimum(num_keep, entry_valid.shape[1]) + entry_valid.sum(1)
+    return jnp.minimum(1.0, 2.0 * held / jnp.maximum(most, 1))
+
+
+def revised_share(
+    holds_stale: jax.Array, holds_present: jax.Array, entry_valid: jax.Array, was_held: jax.Array, present: Text,
+    told: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """Revisions done / revisions told, `[B]` float32; 0 where none was told.
+
+    Revision r is done if no entry holds the stale text any more and some entry holds what holds instead. Where nothing
+    does (it was taken back), the stale text must have been held before: never to store anything is no revision.
+
+    Args:
+      holds_stale, holds_present: `[B, N, R]` bool.
+      entry_valid: `[B, N]` bool.
+      was_held: `[B, R]` bool, some entry held the stale text at some time.
+      present: `[B, R, W]`; length 0 = taken back.
+      told: `[B]` int32 number of revisions.
+    """
+    any_entry = lambda x: (x & entry_valid[:, :, None]).any(1)  # noqa: E731
+    replaced = jnp.where(present.length > 0, any_entry(holds_present), was_held)
+    done = ~any_entry(holds_stale) & replaced & (jnp.arange(was_held.shape[1]) < told[:, None])
+    return (done.sum(1) / jnp.maximum(told, 1)).astype(jnp.float32)
+
+
 def store_quality(
-    overlap: jax.Array, entry_valid: jax.Array, gold_valid: jax.Array, threshold: float
+    holds: jax.Array, entry_valid: jax.Array, gold_valid: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Memory quality by rule: the gold facts are there, and nothing else.
 
     Args:
-      overlap: `[B, N, Gf]` from `overlap`.
+      holds: `[B, N, Gf]` bool, from `holds`.
       entry_valid: `[B, N]` bool.
       gold_valid: `[B, Gf]` bool.
-      threshold: overlap from which an entry holds a fact.
 
     Returns:
       coverage: `[B]` float32, share of gold facts that some entry holds.
       precision: `[B]` float32, share of entries that hold some gold fact.
       quality: `[B]` float32, harmonic mean of the two. Each is 0 where there is nothing to count.
     """
-    holds = (overlap >= threshold) & entry_valid[:, :, None] & gold_valid[:, None, :]
+    holds = holds & entry_valid[:, :, None] & gold_valid[:, None, :]
     coverage = holds.any(1).sum(1) / jnp.maximum(gold_valid.sum(1), 1)
     precision = holds.any(2).sum(1) / jnp.maximum(entry_valid.sum(1), 1)
     both = coverage + precision

@@ -156,18 +156,23 @@ def update(
 
     Returns:
         The store and status `[B]`: UNKNOWN_ID, EMPTY_TEXT, TEXT_TOO_LONG (the content, or a tag without a free slot),
-        DUPLICATE (another entry of the owner says the same, and duplicates are refused).
+        UNCHANGED (the entry says the same already, with the same tags), DUPLICATE (another entry of the owner says the
+        same, and duplicates are refused).
     """
     text, fits = _fit(content, store.tokens.shape[-1])
     named, slot = _find(store, memory_id, owner)
     key = text_key(equality, text)
-    twice = jnp.any(_holds(store, owner, key) & ~named, axis=1) & _refuses(duplicates)
-    merged, tags_fit = _merge_tags(jax.tree.map(lambda x: _take_row(x, slot), store.tags), _clean(tags))
+    same = _holds(store, owner, key)
+    twice = jnp.any(same & ~named, axis=1) & _refuses(duplicates)
+    old = jax.tree.map(lambda x: _take_row(x, slot), store.tags)
+    merged, tags_fit = _merge_tags(old, _clean(tags))
+    unchanged = jnp.any(same & named, axis=1) & _same_tags(merged, old)
     status = first_failure(
         on,
         (~jnp.any(named, axis=1), Status.UNKNOWN_ID),
         (content.length <= 0, Status.EMPTY_TEXT),
         (~fits | ~tags_fit | ~_whole(tags), Status.TEXT_TOO_LONG),
+        (unchanged, Status.UNCHANGED),
         (twice, Status.DUPLICATE),
     )
     store = _write_row(
@@ -343,6 +348,11 @@ def _matches(tags: Text, filter: Text) -> jax.Array:
     held = jnp.any(jnp.all(same, axis=-1), axis=-1)
     given = jnp.any(filter.length > 0, axis=-1)
     return jnp.all(held | ~given[:, None], axis=-1)
+
+
+def _same_tags(one: Text, other: Text) -> jax.Array:
+    """Whether the pairs of two entries `[B, G, 2, Lt]` are the same in every slot: `[B]`."""
+    return jnp.all(one.tokens == other.tokens, axis=(1, 2, 3)) & jnp.all(one.length == other.length, axis=(1, 2))
 
 
 def _merge_tags(old: Text, new: Text) -> tuple[Text, jax.Array]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from agemem_jax.envs.names import NameTable
 from agemem_jax.memory import context as context_lib
 from agemem_jax.memory import store as store_lib
 from agemem_jax.memory.context import ContextWindow
@@ -52,6 +53,7 @@ class RolloutSpec:
     entry_tokens: int
     embedding_size: int
     good_entry: float
+    shortest_turn: int  # tokens of the shortest turn that can be written
     chunk: int
     few_rows: int  # rows of a prefill chunk after the first; 0 = all
     columns: tuple[int, ...]  # history columns that the decode loop is compiled for, beside all of them
@@ -102,6 +104,7 @@ class World:
     encoder: jax.Array  # [V, E] float32 token directions of the retrieval encoder
     equality: EqualityTable  # when two entries say the same
     token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
+    names: NameTable  # of the names, dates and numbers in a text
     answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
 
 
@@ -127,6 +130,9 @@ class Rows:
     segments: Segments
     history: tuple  # per-layer KV caches of the context; () where nothing generates
     cached: jax.Array  # [B] int32 context tokens whose keys and values are valid
+    told: jax.Array  # [B] int32 tokens that the messages told in this context take, each with the shortest turn
+    crowded: jax.Array  # [B] bool: these alone would have been too much for the context
+    spilled: jax.Array  # [B] bool: this context was too full: it passed its limit, or old messages fell out of it
     store: MemoryStore
     calls: ToolCalls  # the turn being executed
     status: jax.Array  # [B, J] int32 Status of each of these calls
@@ -191,6 +197,9 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         segments=new_segments(b, spec.segments, spec.capacity),
         history=kv_cache.init_history(model, b, spec.capacity + slack) if model is not None else (),
         cached=i(b),
+        told=i(b),
+        crowded=jnp.zeros((b,), bool),
+        spilled=jnp.zeros((b,), bool),
         store=store_lib.empty(
             b, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens
         ),
@@ -286,6 +295,11 @@ def light_cond(predicate: jax.Array, then, rows: Rows) -> Rows:
 def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
     """The emptied context before stage 2; the store stays."""
     rows = close_segment(rows, jnp.ones((spec.batch,), bool))
+    nothing = jnp.zeros_like(rows.cached)
     return rows.replace(
-        context=context_lib.empty(spec.batch, spec.capacity, spec.messages), cached=jnp.zeros_like(rows.cached)
+        context=context_lib.empty(spec.batch, spec.capacity, spec.messages),
+        cached=nothing,
+        told=nothing,
+        crowded=nothing > 0,
+        spilled=nothing > 0,
     )

@@ -12,7 +12,7 @@ from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation, Policy, generate
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.types import Mode, Op, Status, Task, Text
+from agemem_jax.types import Mode, Op, Status, Task, Text, in_stage
 
 # (rows, slot, on [B], start [B], ops [B], budget [B]) -> (rows with updated caches, what was written)
 Writer = Callable[..., tuple[Rows, Generation]]
@@ -152,7 +152,7 @@ def run_stage(
             pointer=jnp.where(spoke, 0, rows.pointer),
             status=jnp.where(spoke[:, None], Status.NOT_RUN, rows.status),
         )
-        rows = rows.replace(stats=rows.stats.replace(malformed=rows.stats.malformed + wrong))
+        rows = rows.replace(stats=rows.stats.replace(malformed=rows.stats.malformed + in_stage(wrong, stage)))
         op = jnp.where(spoke[:, None], calls.op, Op.NONE)
         rows = turn_lib.finish_summary(rows, world, calls, on & summing, spec, stage)
         none = jnp.zeros_like(rows.turn)
@@ -179,14 +179,28 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
     stats = rows.stats
     if stage == 1:
         entries = Text(rows.store.tokens, rows.store.length)
-        overlap = scoring.overlap(entries, task.gold, world.token_weight)
+        valid, revisions = rows.store.valid, jnp.arange(task.stale.length.shape[1])
+        holds = lambda facts: scoring.holds(  # noqa: E731
+            entries, facts, world.token_weight, world.names, spec.good_entry
+        )
         gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
-        coverage, precision, quality = scoring.store_quality(overlap, rows.store.valid, gold_valid, spec.good_entry)
-        stats = stats.replace(memory_coverage=coverage, memory_precision=precision, memory_quality=quality)
+        coverage, precision, quality = scoring.store_quality(holds(task.gold), valid, gold_valid)
+        was_held = stats.stale_held[:, None] >> revisions & 1 > 0
+        revised = scoring.revised_share(
+            holds(task.stale), holds(task.present), valid, was_held, task.present, task.num_revisions
+        )
+        stats = stats.replace(
+            memory_coverage=coverage,
+            memory_precision=precision,
+            memory_quality=quality,
+            kept=scoring.kept_quality(holds(task.keep), valid, task.num_keep),
+            revised=revised,
+        )
         rows = reset_context(rows.replace(stats=stats), spec)
         return rows.replace(result=rows.result.replace(length=jnp.zeros_like(rows.result.length)))
     stats = stats.replace(
         context_tokens=rows.context.length + spec.prefix_tokens,
+        prevented=stats.prevented | turn_lib.prevented(rows, stage),
         preservation=scoring.token_share(task.key_tokens, rows.context.tokens, rows.context.length),
     )
     if stage == 2:

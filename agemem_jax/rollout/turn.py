@@ -18,7 +18,7 @@ from agemem_jax.rollout.rows import (
     select,
 )
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text
+from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text, in_stage
 
 ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
 
@@ -127,7 +127,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     rows = remove(rows.replace(store=store), drop)
     fits = (rows.context.length + need <= spec.capacity) & (rows.context.count + 3 <= spec.messages)
     stuck = (rows.mode != Mode.DONE) & ~fits
-    stats = rows.stats.replace(over_context=rows.stats.over_context | stuck)
+    stats = rows.stats.replace(over_context=rows.stats.over_context | in_stage(stuck, stage))
     go = ~stuck
 
     context = rows.context
@@ -138,16 +138,46 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     mode = jnp.where(stuck, Mode.DONE, rows.mode)
     result = where_text(~act, rows.result)
     seen = context_lib.pack([tool, user, opening])
-    rows = rows.replace(context=context, mode=mode, stats=stats, result=result)
-    return track_length(rows, spec), seen
+    rows = rows.replace(
+        context=context, mode=mode, stats=stats, result=result, spilled=rows.spilled | drop.any(1) | stuck
+    )
+    rows = track_crowd(rows, present & go, user, opening, world, spec)
+    return track_length(rows, spec, stage), seen
 
 
-def track_length(rows: Rows, spec: RolloutSpec) -> Rows:
+def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
     """Notes the longest context so far and whether it passed its limit."""
     used = rows.context.length + spec.prefix_tokens
     peak = jnp.maximum(rows.stats.peak_context_tokens, used)
-    over = rows.stats.over_context | (used > spec.limit)
-    return rows.replace(stats=rows.stats.replace(peak_context_tokens=peak, over_context=over))
+    over = (used > spec.limit) & (rows.mode != Mode.DONE)
+    stats = rows.stats.replace(
+        peak_context_tokens=peak, over_context=rows.stats.over_context | in_stage(over, stage)
+    )
+    return rows.replace(stats=stats, spilled=rows.spilled | over)
+
+
+def track_crowd(rows: Rows, on: jax.Array, user: Text, opening: Text, world: World, spec: RolloutSpec) -> Rows:
+    """Notes what the messages told in this context need by themselves, when one more (`user`, `opening`) comes to rows
+    `on`.
+
+    Each needs the shortest turn that can be written, the last one the budget of a turn as well. What the agent brings
+    in itself (retrieved entries, long turns) is not counted: to fill a context and to empty it again is no use.
+    """
+    asked = rows.told + user.length + opening.length
+    full = asked + spec.action_tokens + world.pieces.close.length > spec.capacity
+    over = asked + spec.shortest_turn + world.pieces.after_turn.length + spec.prefix_tokens > spec.limit
+    told = jnp.where(on, asked + spec.shortest_turn + world.pieces.after_turn.length, rows.told)
+    return rows.replace(told=told, crowded=rows.crowded | (on & (full | over)))
+
+
+def prevented(rows: Rows, stage: int) -> jax.Array:
+    """[B, 3] bool, at the end of a stage: the strict `preventive`, that edits were needed, and in time.
+
+    The messages of the context would alone have been too much for it (`Rows.crowded`), and it was never too full
+    (`Rows.spilled`): FILTER or SUMMARY made room before something fell out. Never in stage 1, after which the context
+    is emptied anyway.
+    """
+    return in_stage(rows.crowded & ~rows.spilled & (stage > 1), stage)
 
 
 def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
@@ -182,7 +212,7 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
         generated_tokens=rows.stats.generated_tokens + gen.count,
         sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
     )
-    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec)
+    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec, stage)
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
@@ -231,7 +261,7 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     context, cut, made = context_lib.replace(closed.context, on, drop & on[:, None], body, Role.USER, rows.round)
     status = jnp.where(on, made, status)
     done = on & (made == Status.OK)
-    stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | (done & in_time))
+    stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | in_stage(done & in_time, stage))
     edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
     return select_light(done, edited, rows), status
 
@@ -299,27 +329,34 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     found = found.replace(found=found.found & retrieving[:, None])
     status = jnp.where(retrieving, s, status)
 
-    # Statistics that need the gold facts.
+    # Statistics that need the facts.
     stats = rows.stats
     gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
-    added = is_op(Op.ADD) & (status == Status.OK)
+    done = run & (status == Status.OK)
+    added, maintained = done & (op == Op.ADD), done & ((op == Op.UPDATE) | (op == Op.DELETE))
+    written, in_stage1 = added | (done & (op == Op.UPDATE)), stage == 1
 
     def relevance(_):
-        entry = Text(content.tokens[:, None], content.length[:, None])
-        holds = scoring.overlap(entry, task.gold, world.token_weight)[:, 0]
+        length = jnp.minimum(content.length, spec.entry_tokens)  # of what was written, all
+        entry = Text(content.tokens[:, None, : spec.entry_tokens], length[:, None])
+        holds = lambda facts: scoring.holds(  # noqa: E731
+            entry, facts, world.token_weight, world.names, spec.good_entry
+        )[:, 0]
         hits = scoring.overlap(Text(found.tokens, found.length), task.gold, world.token_weight)
-        best = lambda x: jnp.where(gold_valid if x.ndim == 2 else gold_valid[:, None], x, 0.0).max(-1)  # noqa: E731
-        return best(holds) >= spec.good_entry, (best(hits) * found.found).sum(-1)
+        best = jnp.where(gold_valid[:, None], hits, 0.0).max(-1)
+        stale = stale_bits(holds(task.stale)) if in_stage1 else none
+        return (holds(task.gold) & gold_valid).any(1), stale, (best * found.found).sum(-1)
 
-    good, gained = jax.lax.cond(
-        (added | retrieving).any(), relevance, lambda _: (jnp.zeros((batch,), bool), jnp.zeros((batch,))), None
+    good, stale, gained = jax.lax.cond(
+        (written | retrieving).any(), relevance, lambda _: (none > 0, none, jnp.zeros((batch,))), None
     )
-    in_stage1 = stage == 1
     stats = stats.replace(
         added=stats.added + (added & in_stage1),
         added_good=stats.added_good + (added & good & in_stage1),
-        relevance_sum=stats.relevance_sum + gained,
-        relevance_count=stats.relevance_count + found.found.sum(1),
+        stale_held=stats.stale_held | jnp.where(written & in_stage1, stale, 0),
+        maintained=stats.maintained | in_stage(maintained, stage),
+        relevance_sum=stats.relevance_sum + in_stage(gained, stage),
+        relevance_count=stats.relevance_count + in_stage(found.found.sum(1), stage),
     )
     rows = rows.replace(store=store, stats=stats)
 
@@ -335,7 +372,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         edit = filtering & (s == Status.OK)
         in_time = rows.context.length + spec.prefix_tokens <= spec.limit
         rows = remove(rows, drop & edit[:, None])
-        reduced = rows.stats.reduced_in_time | (edit & in_time)
+        reduced = rows.stats.reduced_in_time | in_stage(edit & in_time, stage)
         return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
 
     rows, s = jax.lax.cond(filtering.any(), filter_context, lambda rows: (rows, none + Status.NOT_RUN), rows)
@@ -379,6 +416,11 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     i = jnp.clip(new_id, 0, world.pieces.numbers.length.shape[0] - 1)
     number = Text(world.pieces.numbers.tokens[i], jnp.where(added, world.pieces.numbers.length[i], 0))
     return say(rows, world, speaks, jnp.maximum(op, 0), status, [number, *memory_lines(world, found)])
+
+
+def stale_bits(holds: jax.Array) -> jax.Array:
+    """`[B, R]` bool -> `[B]` int32 with bit r set where it holds. R is at most 31."""
+    return jnp.sum(jnp.where(holds, 1 << jnp.arange(holds.shape[1], dtype=jnp.int32), 0), axis=1, dtype=jnp.int32)
 
 
 def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, content: Text) -> Rows:

@@ -115,6 +115,7 @@ STATUS_TEXT = {
     Status.EDIT_LIMIT: "failed no further context edits",
     Status.MALFORMED: "failed not in the tool format",
     Status.NOT_RUN: "not run",
+    Status.UNCHANGED: "no change",
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from agemem_jax import sharding
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
+from agemem_jax.rl import rewards
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
@@ -29,6 +30,7 @@ def control(run: Run, seed: int, step: int, method: str, temperature: float, upd
         temperature=np.float32(temperature),
         tools=np.int32(method_tools(run.config, method)),
         update=np.bool_(update),
+        reward=rewards.factors(run.config.reward),
     )
 
 

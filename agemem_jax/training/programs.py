@@ -1,8 +1,9 @@
 """The three stage programs: rollout, rewards, credit and update of a stage in one XLA program each.
 
 Chained (the paper): stages 1 and 2 roll out; stage 3 rolls out, scores the whole trajectory and updates on the segments
-of all three. Sequential (the article): each stage updates on its own objective. What differs between training,
-evaluation and the methods under evaluation enters as data (`Control`), so that every stage compiles once in a run.
+of all three. Sequential (the article): each stage updates on its own objective, and the rollouts of a group begin it
+with what the stages before gave to the first of them. What differs between training, evaluation and the methods under
+evaluation enters as data (`Control`), so that every stage compiles once in a run.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ class Control:
     temperature: jax.Array  # [] float32; 0 = greedy
     tools: jax.Array  # [] int32 bit mask of the memory tools that may be used
     update: jax.Array  # [] bool: False rolls out and scores only
+    reward: rewards.Factors  # weights of the reward's terms
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def stage_program(
     """The function of one stage, to be jitted with `state` and `rows` donated.
 
     (state, frozen, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
-    holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward.
+    holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward,
+    whose weights come with `control`.
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
@@ -75,6 +78,8 @@ def stage_program(
         if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
             params = kv_cache.split_layers(params, actor)
         rows = new_rows(spec.rollout, actor) if stage == 1 else rows
+        if stage > 1 and rl.schedule == "sequential":
+            rows = share_in_groups(rows, rl.group_size, control.update)
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
         write = policy_writer(
@@ -91,21 +96,22 @@ def stage_program(
                 judged, verdicts = jnp.where(failed, 0.0, judged), {"judge_asked": asked, "judge_failed": failed}
                 # Without a single verdict nothing is learnt; the loop stops when that lasts (evaluate.count_unheard).
                 control = control.replace(update=control.update & ~(failed.any() & (failed == asked).all()))
-        terms = rewards.terms(rows.stats, reward, spec.rollout.limit, judged)
-        total, groups = rewards.combine(terms, reward)
+        earned = rewards.earned(rows.stats, reward, control.reward, spec.rollout.limit, judged)
+        terms = rewards.terms(earned)
+        total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
         if stage == 3 or rl.schedule == "sequential":
             objective = total
             if rl.schedule == "sequential":
-                objective = rewards.stage_objective(stage, terms, reward)
-            state, metrics = learn_stage(state, frozen, rows, terms, objective, stage, world, control)
+                objective = rewards.stage_objective(stage, earned, control.reward)
+            state, metrics = learn_stage(state, frozen, rows, earned, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, terms, objective, stage, world, control):
+    def learn_stage(state, frozen, rows, earned, objective, stage, world, control):
         """Credit and update; the segments of a chained trajectory are those of all its stages."""
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
@@ -113,7 +119,7 @@ def stage_program(
         credit = rl if rl.schedule == "chained" else rl.copy_and_resolve_references()
         if rl.schedule == "sequential":  # a stage's own objective is all the credit that its steps get
             credit.credit = "broadcast"
-        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(terms, reward), credit)
+        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(earned, control.reward), credit)
         trainable = segments.trainable
         if rl.schedule == "sequential":
             trainable = trainable & (segments.stage == stage)
@@ -135,6 +141,19 @@ def stage_program(
         return state, metrics
 
     return program
+
+
+def share_in_groups(rows: Rows, group_size: int, on: jax.Array) -> Rows:
+    """Gives all rows of a group the state of its first one, if `on` []: a stage that is trained alone then compares
+    rollouts that began it alike.
+
+    Noise stays a function of (seed, step, stage, slot, column, row): what is shared is what the first row did with its
+    own. The keys and values of the context are made again by each row: the copied tokens are the only state.
+    """
+    first = lambda x: jnp.repeat(x[::group_size], group_size, axis=0)  # noqa: E731
+    light = rows.replace(history=())
+    shared = jax.tree.map(lambda x: jnp.where(on, first(x), x), light)
+    return shared.replace(history=rows.history, cached=jnp.where(on, 0, rows.cached))
 
 
 def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) -> jax.Array:
@@ -172,7 +191,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "answered": s.answered,
         "generated_tokens": s.generated_tokens,
         "sampled_tokens": s.sampled_tokens,
-        "malformed_turns": s.malformed,
+        "malformed_turns": s.malformed.sum(1),
         **calls,
         **{f"reward_{name}": value for name, value in groups.items()},
         **{f"term_{name}": value for name, value in terms.items()},

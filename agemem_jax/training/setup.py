@@ -16,7 +16,7 @@ from agemem_jax.config import ConfigError, check_mesh, check_prompt, derive, ref
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs import scoring
+from agemem_jax.envs import names, scoring
 from agemem_jax.envs.judge import Judge
 from agemem_jax.memory import encoder, equality
 from agemem_jax.models import qwen, weights
@@ -31,7 +31,7 @@ from agemem_jax.training.identity import Identity
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
 from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
-from agemem_jax.types import Pieces
+from agemem_jax.types import Op, Pieces
 
 COUNTED_RECORDS = 2000  # training records whose messages give the encoder its document frequencies
 ENCODER_SEED = 0
@@ -280,6 +280,7 @@ def build_world(
         encoder=table.astype(np.float32),
         equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
+        names=names.name_table(token_bytes),
         answer_table=scoring.answer_table(token_bytes),
     )
     return jax.tree.map(np.asarray, world)
@@ -332,6 +333,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         entry_tokens=config.store.entry_tokens,
         embedding_size=int(world.encoder.shape[1]),
         good_entry=min(config.reward.good_entry, 1 - 1e-6),  # a fact overlaps itself by 1, rounded
+        shortest_turn=min(filter(None, world.grammar.shortest[: Op.PASS + 1])),
         chunk=min(r.prefill_chunk, c.capacity),
         few_rows=0 if layout.is_spread else r.prefill_rows,  # choosing rows across devices would move them
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),

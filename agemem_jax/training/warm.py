@@ -78,7 +78,7 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, 
         metrics = {
             "loss": sums["loss"],
             "demo_score": rows.stats.f1.mean(),
-            "malformed": rows.stats.malformed.mean(),
+            "malformed": rows.stats.malformed.sum(1).mean(),
             "segments": used / spec.batch,
             "peak_context_tokens": rows.stats.peak_context_tokens.max(),
             "mean_context_tokens": rows.stats.peak_context_tokens.mean(),
