@@ -102,7 +102,6 @@ AT_LEAST = {
     "train.keep_checkpoints": 1,
     "train.eval_every": 0,
     "train.eval_tasks": 1,
-    "train.eval_temperature": 0,
     "train.traces": 0,
 }
 
@@ -466,8 +465,6 @@ def check_numbers(config: ConfigDict) -> None:
         if not low <= fields[name] <= high:
             bounds = f"must be at least {low:g}" if math.isinf(high) else f"must lie between {low:g} and {high:g}"
             refuse(name, fields[name], f"{bounds}: {why}")
-    if 0 < config.train.eval_temperature < 1e-2:
-        refuse("train.eval_temperature", config.train.eval_temperature, "must be 0, which is greedy, or at least 0.01")
     for name in ("optim.b1", "optim.b2"):
         if not 0 <= np.float32(fields[name]) < 1:
             refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")

@@ -204,8 +204,7 @@ def get_config() -> ConfigDict:
     c.train.checkpoint_every = 20  # updates
     c.train.keep_checkpoints = 2
     c.train.eval_every = 0  # updates; 0 = only before and after
-    c.train.eval_tasks = 512
-    c.train.eval_temperature = 0.0  # 0 = greedy
+    c.train.eval_tasks = 512  # of each evaluation: a method greedy or sampled, the trained one with each tool masked
     c.train.traces = 8  # trajectories kept for the report at each evaluation
     c.train.transfer_guard = True
     return c
