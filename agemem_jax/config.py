@@ -68,6 +68,7 @@ AT_LEAST = {
     "context.messages": 4,  # what a turn adds (tool results, user, assistant) beside the pinned query
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
     "task.train_size": 1,
+    "task.validation_size": 1,
     "task.test_size": 1,
     "task.facts": 2,  # a question takes two hops
     "task.chatter": 0,
@@ -118,6 +119,7 @@ AT_MOST = {
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
     "task.train_size": 1_000_000,
+    "task.validation_size": 1_000_000,
     "task.test_size": 1_000_000,
     "task.facts": 1000,
     "task.distractors": 1000,
@@ -141,6 +143,7 @@ WITHIN = {
     "context.filter_threshold": (0, 1),
     "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
+    "task.validation_fraction": (0, 1),
     "task.test_fraction": (0, 1),
     "task.revised": (0, 1),
     "task.strangers": (0, 1),
@@ -165,7 +168,7 @@ FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  #
 REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
 LORA_SCALES = (1e-6, 1e6)
 
-PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
+PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path", "task.validation_path", "task.test_path")
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
@@ -370,8 +373,7 @@ def check_task(config: ConfigDict) -> None:
             f"with task.facts = {t.facts} messages there is no place for two supporting facts; set task.chatter <= "
             f"{t.facts - 2} or task.facts >= {t.chatter + 2}",
         )  # fmt: skip
-    if t.path and not 0 < t.test_fraction < 1:
-        refuse("task.test_fraction", t.test_fraction, "must lie between 0 and 1, so that neither split is empty")
+    check_splits(config)
     if not t.path and config.train.eval_tasks > t.test_size:
         refuse(
             "train.eval_tasks", config.train.eval_tasks,
@@ -381,6 +383,29 @@ def check_task(config: ConfigDict) -> None:
     if not t.path:
         check_mix(config)
     check_judge(r)
+
+
+def check_splits(config: ConfigDict) -> None:
+    """Where training, validation and test records come from."""
+    t = config.task
+    if not t.path:
+        for field in ("validation_path", "test_path"):
+            if t[field]:
+                refuse(f"task.{field}", t[field], "a file of its own, and task.path, the training records, names none")
+        return
+    taken = 0.0
+    for split, path in (("test", t.test_path), ("validation", t.validation_path)):
+        fraction, needed = t[f"{split}_fraction"], split == "test" or config.train.eval_every
+        if path:
+            continue
+        taken += fraction
+        if taken >= 1 or (needed and not fraction):
+            refuse(
+                f"task.{split}_fraction", fraction,
+                "must lie between 0 and 1, so that no split of task.path is empty, with task.test_fraction = "
+                f"{t.test_fraction} and task.validation_fraction = {t.validation_fraction} of its records; or give "
+                f"task.{split}_path",
+            )  # fmt: skip
 
 
 def check_mix(config: ConfigDict) -> None:
@@ -579,7 +604,7 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are bare names, to be shown to others: where they lie is nobody's business."""
     shown = config.copy_and_resolve_references()
     fields = flatten(shown)
-    names = [name for name in PATH_FIELDS if not fields[name].startswith("tfds:")]
+    names = [name for name in PATH_FIELDS if not fields.get(name, "tfds:").startswith("tfds:")]
     shown.update_from_flattened_dict({name: os.path.basename(fields[name]) for name in names})
     return shown
 

@@ -72,8 +72,9 @@ CURVES = (
         ("Context tokens", ("context_tokens", "context/tokens"), None),
         ("Turns", ("turns",), None),
         ("Answered, without the judge's verdict", ("judge_failed",), SHARE),
-        ("Test tasks: F1", ("eval/f1",), SHARE),
-        ("Test tasks: exact match", ("eval/exact_match",), SHARE),
+        ("Validation tasks: F1", ("eval/f1",), SHARE),
+        ("Validation tasks: exact match", ("eval/exact_match",), SHARE),
+        ("Messages cut to their limit", ("cut_messages",), SHARE),
     )),
     ("Calls per trajectory", "How often each tool is called.", tuple(
         (label.replace("_", " "), (f"calls/{name}",), None) for name, label in TOOLS + ACTIONS

@@ -20,7 +20,7 @@ EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
 
 @dataclass(frozen=True)
 class Pass:
-    """One evaluation: who plays the test tasks, how, and which tool is taken from it."""
+    """One evaluation: who plays the tasks, how, and which tool is taken from it."""
 
     method: str  # one of METHODS
     way: str  # one of WAYS
@@ -71,8 +71,8 @@ def control(
     )
 
 
-def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int):
-    """Plays `tasks` test tasks, one rollout each.
+def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, split: str = "test"):
+    """Plays `tasks` tasks of a split (as many as it has), one rollout each.
 
     Returns:
       (state, the programs donate and return it; numbers {name: [tasks] float}, "kind" (Task.kind) among them; device
@@ -82,11 +82,11 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int):
     Raises InputError if a judge was asked about SILENCE answers or more and gave no verdict at all.
     """
     rows = run.spec.rollout.batch
-    tasks = min(tasks, run.source.num_test)
+    tasks = min(tasks, len(run.source.places[split]))
     numbers: dict[str, list[np.ndarray]] = {}
     first = None
     for index in range(-(-tasks // rows)):
-        task, valid = run.source.test_batch(index, rows)
+        task, valid = run.source.split_batch(split, index, rows)
         valid = valid & (index * rows + np.arange(rows) < tasks)
         temperature = one.temperature(run.config)
         settings = control(run, EVALUATION_SEED, index, one.method, temperature, update=False, without=one.without)

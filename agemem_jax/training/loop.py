@@ -196,9 +196,10 @@ def put_batch(run: Run, update: int):
 def evaluate_between(
     run: Run, state: TrainState, frozen: dict, update: int, clock: Clock, writer: Writer | None
 ) -> TrainState:
-    """The evaluation after every `train.eval_every` updates, greedy, as eval/... in the metrics."""
+    """The evaluation after every `train.eval_every` updates, greedy, on validation tasks: eval/... in the metrics."""
     with clock.measure("eval"):
-        state, numbers, _ = evaluate(run, state, frozen, Pass("agemem", "greedy"), run.config.train.eval_tasks)
+        one, tasks = Pass("agemem", "greedy"), run.config.train.eval_tasks
+        state, numbers, _ = evaluate(run, state, frozen, one, tasks, split="validation")
         kinds = numbers.pop("kind")
         record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}
         for kind, name in enumerate(KINDS):
