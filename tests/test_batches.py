@@ -159,13 +159,19 @@ def test_test_batches_cover_the_split_once(source):
     assert valid.tolist() == [True, True, False, False]
 
 
+def published(count: int) -> list[dict]:
+    """Records with the fields of HotpotQA's file alone."""
+    fields = ("_id", "question", "answer", "type", "level", "supporting_facts", "context")
+    return [{name: record[name] for name in fields} for record in questions.generate(0, count, "train", {"recall": 1})]
+
+
 def write(path, records) -> str:
     path.write_text(json.dumps(records))
     return str(path)
 
 
 def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
-    path = write(tmp_path / "records.json", questions.generate(0, 20, "train"))
+    path = write(tmp_path / "records.json", published(20))
     source = TaskSource(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer, hash_answer)
     assert {split: list(places) for split, places in source.places.items()} == {
         "train": list(range(13)), "validation": [13, 14], "test": list(range(15, 20))
@@ -192,7 +198,7 @@ def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
 
 
 def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
-    records = questions.generate(0, 12, "train")
+    records = published(12)
     files = {name: write(tmp_path / f"{name}.json", part) for name, part in (
         ("path", records[:7]), ("validation_path", records[7:9]), ("test_path", records[9:])
     )}  # fmt: skip
@@ -209,7 +215,7 @@ def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
 
 
 def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
-    records = questions.generate(0, 20, "train")
+    records = published(20)
     again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
     path = write(tmp_path / "records.json", records + records[:2] + again)
     with pytest.warns(UserWarning, match="left out 5 of 22 train records that are in a later split too"):
