@@ -69,6 +69,7 @@ AT_LEAST = {
     "context.messages": 4,  # what a turn adds (tool results, user, assistant) beside the pinned query
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
     "task.train_size": 1,
+    "task.validation_size": 1,
     "task.test_size": 1,
     "task.facts": 2,  # a question takes two hops
     "task.chatter": 0,
@@ -103,7 +104,6 @@ AT_LEAST = {
     "train.keep_checkpoints": 1,
     "train.eval_every": 0,
     "train.eval_tasks": 1,
-    "train.eval_temperature": 0,
     "train.traces": 0,
 }
 
@@ -120,6 +120,7 @@ AT_MOST = {
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
     "task.train_size": 1_000_000,
+    "task.validation_size": 1_000_000,
     "task.test_size": 1_000_000,
     "task.facts": 1000,
     "task.distractors": 1000,
@@ -143,6 +144,7 @@ WITHIN = {
     "context.filter_threshold": (0, 1),
     "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
+    "task.validation_fraction": (0, 1),
     "task.test_fraction": (0, 1),
     "task.revised": (0, 1),
     "task.strangers": (0, 1),
@@ -167,7 +169,7 @@ FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  #
 REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
 LORA_SCALES = (1e-6, 1e6)
 
-PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path")
+PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path", "task.validation_path", "task.test_path")
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
@@ -372,8 +374,7 @@ def check_task(config: ConfigDict) -> None:
             f"with task.facts = {t.facts} messages there is no place for two supporting facts; set task.chatter <= "
             f"{t.facts - 2} or task.facts >= {t.chatter + 2}",
         )  # fmt: skip
-    if t.path and not 0 < t.test_fraction < 1:
-        refuse("task.test_fraction", t.test_fraction, "must lie between 0 and 1, so that neither split is empty")
+    check_splits(config)
     if not t.path and config.train.eval_tasks > t.test_size:
         refuse(
             "train.eval_tasks", config.train.eval_tasks,
@@ -383,6 +384,29 @@ def check_task(config: ConfigDict) -> None:
     if not t.path:
         check_mix(config)
     check_judge(r)
+
+
+def check_splits(config: ConfigDict) -> None:
+    """Where training, validation and test records come from."""
+    t = config.task
+    if not t.path:
+        for field in ("validation_path", "test_path"):
+            if t[field]:
+                refuse(f"task.{field}", t[field], "a file of its own, and task.path, the training records, names none")
+        return
+    taken = 0.0
+    for split, path in (("test", t.test_path), ("validation", t.validation_path)):
+        fraction, needed = t[f"{split}_fraction"], split == "test" or config.train.eval_every
+        if path:
+            continue
+        taken += fraction
+        if taken >= 1 or (needed and not fraction):
+            refuse(
+                f"task.{split}_fraction", fraction,
+                "must lie between 0 and 1, so that no split of task.path is empty, with task.test_fraction = "
+                f"{t.test_fraction} and task.validation_fraction = {t.validation_fraction} of its records; or give "
+                f"task.{split}_path",
+            )  # fmt: skip
 
 
 def check_mix(config: ConfigDict) -> None:
@@ -467,8 +491,6 @@ def check_numbers(config: ConfigDict) -> None:
         if not low <= fields[name] <= high:
             bounds = f"must be at least {low:g}" if math.isinf(high) else f"must lie between {low:g} and {high:g}"
             refuse(name, fields[name], f"{bounds}: {why}")
-    if 0 < config.train.eval_temperature < 1e-2:
-        refuse("train.eval_temperature", config.train.eval_temperature, "must be 0, which is greedy, or at least 0.01")
     for name in ("optim.b1", "optim.b2"):
         if not 0 <= np.float32(fields[name]) < 1:
             refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
@@ -590,7 +612,7 @@ def without_folders(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are bare names, to be shown to others: where they lie is nobody's business."""
     shown = config.copy_and_resolve_references()
     fields = flatten(shown)
-    names = [name for name in PATH_FIELDS if not fields[name].startswith("tfds:")]
+    names = [name for name in PATH_FIELDS if not fields.get(name, "tfds:").startswith("tfds:")]
     shown.update_from_flattened_dict({name: os.path.basename(fields[name]) for name in names})
     return shown
 

@@ -104,6 +104,12 @@ def get_config() -> ConfigDict:
     # HotpotQA records in either published layout: a JSON or JSON lines file, also gzipped, or tfds:NAME:SPLIT@FOLDER, a
     # prepared tfds data set (data/files.py). "" = questions generated from `task.seed`.
     c.task.path = ""
+    # Files of their own for the validation split (train.eval_every) and the test split (the evaluations before and
+    # after). "" = a fraction of `path`. What is in a later split is left out of an earlier one.
+    c.task.validation_path = ""
+    c.task.test_path = ""
+    c.task.validation_fraction = 0.1  # of the records of `path`, those before the test split
+    c.task.test_fraction = 0.2  # the last ones
     c.task.seed = 0
     c.task.train_size = 4096  # generated questions
     # Their kinds (data/questions.py), each by its share of any sum. They fill the store and more than fill a context
@@ -114,8 +120,8 @@ def get_config() -> ConfigDict:
     c.task.share_misled = 1.0  # long talk about one wrong subject
     c.task.share_bids = 1.0  # what only a summary keeps
     c.task.share_split = 1.0  # one hop in the store, one in the context
+    c.task.validation_size = 256
     c.task.test_size = 512
-    c.task.test_fraction = 0.2  # of a file's records, the last ones; what is among them is never trained on
     # Of a file's records: the share of which a changed copy of a supporting fact is told before the true one, and the
     # share told by somebody else than who asks, so that the answer is "unknown".
     c.task.revised = 0.0
@@ -207,9 +213,8 @@ def get_config() -> ConfigDict:
     c.train = ConfigDict()
     c.train.checkpoint_every = 20  # updates
     c.train.keep_checkpoints = 2
-    c.train.eval_every = 0  # updates; 0 = only before and after
-    c.train.eval_tasks = 512
-    c.train.eval_temperature = 0.0  # 0 = greedy
+    c.train.eval_every = 0  # updates after which the validation split is played; 0 = no evaluation in between
+    c.train.eval_tasks = 512  # at most, of an evaluation: a method, greedy or sampled, or the trained one less a tool
     c.train.traces = 8  # trajectories kept for the report at each evaluation
     c.train.transfer_guard = True
     return c

@@ -67,7 +67,7 @@ def measure(run: Run, tasks: int) -> dict:
 
 def test_tasks(run: Run) -> list[int]:
     """Numbers of the test records."""
-    return list(range(len(run.source.records) - run.source.num_test, len(run.source.records)))
+    return list(run.source.places["test"])
 
 
 class Stage:

@@ -56,7 +56,7 @@ def run_seeds(config, workdir: Path, notice: Notice) -> None:
         for seed in range(config.seed, config.seed + config.num_seeds):
             one = config.copy_and_resolve_references()
             one.seed = seed
-            results[seed] = train(build(one), workdir / f"seed_{seed}", stop)
+            results[seed] = train(build(one), workdir / f"seed_{seed}", stop, first=seed == config.seed)
     if not is_leader():
         return
     command = "python -m experiments.train " + " ".join(sys.argv[1:])

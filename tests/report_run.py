@@ -186,9 +186,14 @@ def summary(scores=((0.081, 0.012), (0.124, 0.021), (0.487, 0.034)), seeds: int 
         calls = (0.0 if place == 0 else 0.5 + 0.8 * (place == 2), 0.13, 0.08, 2.3 - 0.2 * place, 0.2, 0.3 + 0.2 * place)
         numbers |= {f"calls_{t}": entry(c, 0.05) for t, c in zip(TOOLS, (*calls, 0.9, 4.0), strict=True)}
         methods[name] = numbers
+    kinds = {"recall": entry(0.6) | {"tasks": 300}, "changed": entry(0.3, 0.04) | {"tasks": 212}}
+    lost = {"kinds": ["changed"], "tasks": 212, "overall": entry(0.091, 0.022)}
+    masked = {"Update_memory": entry(0.212, 0.051) | lost, "Filter_context": lost | {"kinds": ["misled"], "tasks": 0}}
+    evaluated = {"methods": methods, "by_kind": dict.fromkeys(methods, kinds), "masked": masked}
     return {
         "name": "tiny", "command": "python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny",
-        "seeds": list(range(seeds)), "test_tasks": 512, "methods": methods,
+        "seeds": list(range(seeds)), "test_tasks": 512, **evaluated, "sampled": evaluated,
+        "one_policy": ["no_memory", "agemem_norl"],
         "environment": {"python": "3.11.9", "jax": "0.10.2", "devices": ["cpu:0"], "cpu": "a processor", "cores": 2},
         "identity": {"weights": "fresh parameters", "tokenizer": "0123456789ab"},
         "cut_texts": {"messages": {"share": 0.034}, "queries": {"share": 0.0}},

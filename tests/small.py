@@ -40,6 +40,7 @@ def small_config(**changes) -> ConfigDict:
     c.store.entries = 3
     c.store.embedding_size = 64
     c.task.train_size = 32
+    c.task.validation_size = 8
     c.task.test_size = 16
     c.task.facts = 4
     for kind in ("changed", "closed", "misled", "bids", "split"):  # which take more messages

@@ -29,7 +29,8 @@ def hash_answer(text):
 
 def tiny_config(**task):
     config = base.get_config()
-    config.task.update({"train_size": 30, "test_size": 10, "facts": 6, "chatter": 1, "distractors": 3, "owners": 4})
+    config.task.update({"train_size": 30, "validation_size": 4, "test_size": 10, "facts": 6, "chatter": 1})
+    config.task.update({"distractors": 3, "owners": 4})
     config.task.update({"message_tokens": 10, "answer_tokens": 3} | task)
     config.rl.update({"tasks_per_update": 4, "group_size": 3})
     return config
@@ -151,23 +152,42 @@ def test_every_epoch_visits_all_training_records_in_another_order(source):
 def test_test_batches_cover_the_split_once(source):
     seen = []
     for index in range(3):
-        task, valid = source.test_batch(index, 4)
+        task, valid = source.split_batch("test", index, 4)
         assert rows(task) == 4 and valid.dtype == bool
         seen += task.index[valid].tolist()
-    assert seen == list(range(30, 40))
+    assert seen == list(source.places["test"]) == list(range(34, 44))
     assert valid.tolist() == [True, True, False, False]
 
 
+def published(count: int) -> list[dict]:
+    """Records with the fields of HotpotQA's file alone."""
+    fields = ("_id", "question", "answer", "type", "level", "supporting_facts", "context")
+    return [{name: record[name] for name in fields} for record in questions.generate(0, count, "train", {"recall": 1})]
+
+
+def write(path, records) -> str:
+    path.write_text(json.dumps(records))
+    return str(path)
+
+
 def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
-    path = tmp_path / "records.json"
-    path.write_text(json.dumps(questions.generate(0, 20, "train", sizes=questions.Sizes(2, 6, 3))))
-    source = TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, hash_answer)
-    assert (source.num_train, source.num_test) == (15, 5)
+    path = write(tmp_path / "records.json", published(20))
+    source = TaskSource(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer, hash_answer)
+    assert {split: list(places) for split, places in source.places.items()} == {
+        "train": list(range(13)), "validation": [13, 14], "test": list(range(15, 20))
+    }  # fmt: skip
     trained = {i for update in range(8) for i in source.batch(update).index.tolist()}
-    assert trained <= set(range(15)) and source.test_batch(0, 5)[0].index.tolist() == list(range(15, 20))
-    for fraction, split in ((0.0, "20 training and 0"), (0.02, "20 training and 0"), (1.0, "0 training and 20")):
-        with pytest.raises(InputError, match=f"give {split} test.*task.test_fraction = {fraction} of task.path = "):
-            TaskSource(tiny_config(path=str(path), test_fraction=fraction), tokenizer, hash_answer)
+    assert trained <= set(range(13)) and source.split_batch("test", 0, 5)[0].index.tolist() == list(range(15, 20))
+    assert source.split_batch("validation", 0, 2)[0].index.tolist() == [13, 14]
+    for fraction, told in ((0.0, "20 train, 0 validation, 0 test"), (1.0, "0 train, 0 validation, 20 test")):
+        config = tiny_config(path=path, test_fraction=fraction, validation_fraction=0.0)
+        with pytest.raises(InputError, match=f"give {told} tasks.*task.test_fraction = {fraction}, .*of task.path = "):
+            TaskSource(config, tokenizer, hash_answer)
+    config = tiny_config(path=path, test_fraction=0.25, validation_fraction=0.0)
+    assert len(TaskSource(config, tokenizer, hash_answer).places["validation"]) == 0
+    config.train.eval_every = 5
+    with pytest.raises(InputError, match="15 train, 0 validation, 5 test tasks; .* so does validation with train.eval"):
+        TaskSource(config, tokenizer, hash_answer)
 
 
 def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
@@ -177,18 +197,41 @@ def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
         TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, hash_answer)
 
 
-def test_training_records_that_are_tested_are_left_out(tmp_path, tokenizer):
-    path, records = tmp_path / "records.json", questions.generate(0, 20, "train", sizes=questions.Sizes(2, 6, 3))
+def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
+    records = published(12)
+    files = {name: write(tmp_path / f"{name}.json", part) for name, part in (
+        ("path", records[:7]), ("validation_path", records[7:9]), ("test_path", records[9:])
+    )}  # fmt: skip
+    source = TaskSource(tiny_config(**files), tokenizer, hash_answer)
+    assert [source.records_of(split) for split in source.places] == [records[:7], records[7:9], records[9:]]
+    only_test = {name: file for name, file in files.items() if name != "validation_path"}
+    source = TaskSource(tiny_config(**only_test, validation_fraction=0.3), tokenizer, hash_answer)
+    assert [len(places) for places in source.places.values()] == [5, 2, 3]
+    for name, text in (("validation_path", "{"), ("test_path", "[]")):
+        broken = tmp_path / "broken.json"
+        broken.write_text(text)
+        with pytest.raises(InputError, match=f"^task.{name}: '{broken}' "):
+            TaskSource(tiny_config(**files | {name: str(broken)}), tokenizer, hash_answer)
+
+
+def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
+    records = published(20)
     again = [record | {"_id": "", "question": record["question"].lower() + ":"} for record in records[3:8]]
-    path.write_text(json.dumps(records + records[:2] + again))
-    with pytest.warns(UserWarning, match="left out 5 of 22 training records that are in the test split too"):
-        source = TaskSource(tiny_config(path=str(path), test_fraction=5 / 27), tokenizer, hash_answer)
-    assert (source.num_train, source.num_test) == (17, 5)
+    path = write(tmp_path / "records.json", records + records[:2] + again)
+    with pytest.warns(UserWarning, match="left out 5 of 22 train records that are in a later split too"):
+        config = tiny_config(path=path, test_fraction=5 / 27, validation_fraction=0.0)
+        source = TaskSource(config, tokenizer, hash_answer)
+    assert [len(places) for places in source.places.values()] == [17, 0, 5]
     assert source.records == records[:3] + records[8:] + records[:2] + again
-    path.write_text(json.dumps(records[:2] * 2))
-    none_left = pytest.raises(InputError, match="2 records give 0 training and 2 test tasks")
+    files = {"path": write(tmp_path / "a.json", records), "validation_path": write(tmp_path / "b.json", records[4:9]),
+             "test_path": write(tmp_path / "c.json", records[7:12])}  # fmt: skip
+    with pytest.warns(UserWarning, match="b.json: left out 2 of 5 validation records"):
+        source = TaskSource(tiny_config(**files), tokenizer, hash_answer)
+    assert source.records == records[:4] + records[12:] + records[4:7] + records[7:12]
+    path = write(tmp_path / "records.json", records[:2] * 2)
+    none_left = pytest.raises(InputError, match="2 records give 0 train, 0 validation, 2 test tasks")
     with none_left, pytest.warns(UserWarning, match="left out 2 of 2"):
-        TaskSource(tiny_config(path=str(path), test_fraction=0.5), tokenizer, hash_answer)
+        TaskSource(tiny_config(path=path, test_fraction=0.5, validation_fraction=0.0), tokenizer, hash_answer)
 
 
 def test_padding_refuses_what_does_not_fit():
@@ -221,6 +264,11 @@ def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
         cut = source.cut_texts[kind]
         assert f"{cut['share']:.1%} of {kind} ({field}; 99 % need {cut['holds_99']})" in message
     task = source.batch(0, tasks=16, group_size=1)
+    for row, index in enumerate(task.index.tolist()):
+        staged = source.staged(index)
+        told = [*staged.facts, *staged.distractors, staged.query]
+        assert task.cut[row] == pytest.approx(np.mean([len(source.encode(text)) > 7 for text in told]))
+    assert task.cut.max() > 0
     assert task.query.length.max() == 7 and task.answer.length.max() == 1 == task.num_answer_words.max()
 
 

@@ -78,7 +78,6 @@ REFUSED = {
     "reference alone": ({"rl.kl_coef": 1e7}, "outweighs an advantage of 1"),
     "freezing": ({"rollout.temperature": 1e-6}, "changed policy"),
     "boiling": ({"rollout.temperature": 1e6}, "lost in the noise"),
-    "nearly greedy": ({"train.eval_temperature": 1e-30}, "0, which is greedy"),
     "infinite in float32": ({"reward.task": 1e39}, "float32"),
     "zero in float32": ({"rl.advantage_eps": 1e-46}, "float32"),
     "squared reward": ({"reward.no_answer": -1e20}, "rewards are squared"),
@@ -163,7 +162,7 @@ def test_judge_needs_a_model_too():
         {"policy.param_dtype": "float16", "policy.lora_rank": 8},
         {"policy.param_dtype": "float16", "policy.dtype": "float16", "rl.updates": 0},  # to evaluate only
         {"optim.b1": 0.0, "optim.b2": 0.9999999, "optim.max_grad_norm": 1e30, "rl.clip_low": 1.0, "rl.clip_high": 1e9},
-        {"reward.good_entry": 1.0, "reward.task": 0.0, "train.eval_temperature": 0.5},
+        {"reward.good_entry": 1.0, "reward.task": 0.0},
         {"optim.warmup_updates": 10**9, "warm.final_learning_rate": 0.0},
         {"policy.weights": "some/folder", "policy.num_heads": 5},  # the file's sizes count
     ],

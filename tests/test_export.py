@@ -30,6 +30,7 @@ from agemem_jax.models import qwen, weights
 from agemem_jax.tools.grammar import literals
 from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer
+from agemem_jax.training.evaluate import METHODS, passes_of
 from agemem_jax.training.setup import fresh_model
 from agemem_jax.training.state import make_optimizer, new_state, param_shardings
 from agemem_jax.training.summary import write_summary
@@ -154,8 +155,9 @@ def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
         (folder / "seed_0" / name).write_text("{}")
     identity = dict.fromkeys(identities.PARTS, identities.FRESH)
     (folder / "seed_0" / identities.FILE).write_text(identities.to_json(identity, {}))
-    methods = {name: {"f1": [0.25, 0.75], "reward": [1.0, 2.0]} for name in ("no_memory", "agemem_norl", "agemem")}
-    write_summary(folder, config, {0: methods}, "a command")
+    numbers = {"f1": [0.25, 0.75], "reward": [1.0, 2.0], "kind": [0.0, 1.0]}
+    passes = [one for method in METHODS for one in passes_of(config, method)]
+    write_summary(folder, config, {0: dict.fromkeys(passes, numbers)}, "a command")
     return jax.device_get(params)
 
 

@@ -16,13 +16,14 @@ from small import small_config
 
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import EXIT_INTERRUPTED, EXIT_PREEMPTED, Notice, Preempted
-from agemem_jax.training.evaluate import METHODS
+from agemem_jax.training.evaluate import METHODS, UNTRAINED, WAYS, passes_of
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import state_shapes
 from experiments import train as command
 
 UPDATES, STOP_AT = 5, 2
+BEFORE = len(UNTRAINED) * len(WAYS)  # evaluations before the first update
 FREE_OF_TIME = ("time", "seconds", "tokens_per_s", "trained_tokens_per_s")
 
 
@@ -61,10 +62,10 @@ def test_stopped_by_a_signal_and_started_again_ends_with_the_same_bits(run, whol
 
     with Notice() as notice:
 
-        def stop() -> bool:  # asked before each of two evaluations, and after each update
+        def stop() -> bool:  # asked before each evaluation, and after each update
             nonlocal asked
             asked += 1
-            if asked == 2 + STOP_AT:
+            if asked == BEFORE + STOP_AT:
                 os.kill(os.getpid(), signal.SIGTERM)
             return notice()
 
@@ -73,7 +74,7 @@ def test_stopped_by_a_signal_and_started_again_ends_with_the_same_bits(run, whol
     assert saved(run, tmp_path)[0] == STOP_AT
     # The evaluation that is due after this update is left to the next start.
     assert [line["step"] for line in records(tmp_path)] == [1, 2]
-    assert not (tmp_path / "evaluation_agemem.json").exists()
+    assert not list(tmp_path.glob("evaluation_agemem-*"))
 
     assert train(run, tmp_path) == whole[1]
     (update, state), (updates, expected) = saved(run, tmp_path), saved(run, whole[0])
@@ -91,10 +92,11 @@ def test_stopped_before_an_evaluation(run, whole, tmp_path):
         train(run, tmp_path / "begin", lambda: True)
     assert saved_nothing(tmp_path / "begin")
     workdir = tmp_path / "end"
-    asked = iter(range(2 + UPDATES))
-    with pytest.raises(Preempted, match="stopped before the last evaluation; all updates are saved"):
+    asked = iter(range(BEFORE + UPDATES + 3))
+    with pytest.raises(Preempted, match="stopped before the last evaluations; all updates are saved"):
         train(run, workdir, lambda: next(asked, None) is None)
-    assert saved(run, workdir)[0] == UPDATES and not (workdir / "evaluation_agemem.json").exists()
+    made = {file.stem.removeprefix("evaluation_") for file in workdir.glob("evaluation_agemem-*")}
+    assert saved(run, workdir)[0] == UPDATES and made == {one.name for one in passes_of(run.config, "agemem")[:3]}
     assert train(run, workdir) == whole[1]
 
 
@@ -141,7 +143,7 @@ def test_a_second_interrupt_ends_the_process_at_once():
 
 
 def test_the_command_says_so_and_exits_with_143(monkeypatch, tmp_path, capsys):
-    def stopped(config, workdir, stop):
+    def stopped(config, workdir, stop, first):
         raise Preempted("seed 0: stopped after update 3 of 9, which is saved")
 
     monkeypatch.setattr(command, "train", stopped)

@@ -10,10 +10,11 @@ import pytest
 from small import build_small, chained, play, settings
 
 from agemem_jax.data.batches import pad_texts
+from agemem_jax.data.questions import KINDS
 from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.training import programs as programs_lib
-from agemem_jax.training.evaluate import METHODS, evaluate, method_tools
+from agemem_jax.training.evaluate import METHODS, Pass, evaluate, method_tools, passes_of
 from agemem_jax.training.loop import put_batch, stages_of, train_update
 from agemem_jax.training.programs import ALL_TOOLS, judge_answers, stage_program
 from agemem_jax.training.setup import Run, host_judge
@@ -115,8 +116,8 @@ def fake_answers(run, answers: list[str]):
 
 
 def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
-    """Updates under a guard that forbids implicit transfers, an evaluation of every method at another temperature,
-    and updates again: one compilation a stage."""
+    """Updates under a guard that forbids implicit transfers, evaluations of every method, greedy and sampled, and with
+    a tool masked, and updates again: one compilation a stage."""
     run = chained()
     state = new_state(run.start(), run.optimizer)
     task = put_batch(run, 0)
@@ -127,9 +128,13 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
             metrics = jax.device_get(outcome["metrics"])
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
-    for method in METHODS:
-        state, numbers, traced = evaluate(run, state, run.frozen, method, 8)
+    passes = [one for method in METHODS for one in passes_of(run.config, method)]
+    assert [one.name for one in passes[:2]] == ["no_memory-greedy", "no_memory-sampled"] and len(passes) == 6 + 12
+    for one in passes[:8]:
+        state, numbers, _ = evaluate(run, state, run.frozen, one, 8)
         assert {len(values) for values in numbers.values()} == {8}
+        unused = "calls_add" if one.without == "Add_memory" else "malformed_turns"
+        assert (numbers[unused] == 0).all()
     state, _ = train_update(run, state, run.frozen, 3, task)
     assert int(state.step) == 4
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 1}
@@ -172,12 +177,13 @@ def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     run = chained()
     state = new_state(run.start(), run.optimizer)
     before = jax.device_get(state)
-    state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, "agemem", 11)
+    state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
     assert {len(values) for values in numbers.values()} == {11}
     assert set(traces) == {1, 2, 3} and len(rows["f1"]) == 8
     assert (task.index >= run.source.num_train).all()
-    _, again, _ = evaluate(run, state, run.frozen, "agemem", 11)
+    assert numbers["kind"][:8].tolist() == task.kind.tolist() and set(numbers["kind"]) <= set(range(len(KINDS)))
+    _, again, _ = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     for name, values in numbers.items():
         np.testing.assert_array_equal(values, again[name])
     assert method_tools(run.config, "no_memory") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS
@@ -187,6 +193,8 @@ def test_disabled_tools_are_not_in_a_methods_mask():
     config = chained().config.copy_and_resolve_references()
     config.tools.enabled = ("Add_memory", "Retrieve_memory")
     assert method_tools(config, "agemem") == 1 << Op.ADD | 1 << Op.RETRIEVE
+    assert method_tools(config, "agemem", "Retrieve_memory") == 1 << Op.ADD
+    assert [one.without for one in passes_of(config, "agemem")] == ["", "", *config.tools.enabled * 2]
 
 
 def capture(monkeypatch, stages, rl: dict, reward: dict | None = None) -> Run:

@@ -69,13 +69,15 @@ def test_the_page_is_self_contained(html):
 
 def test_every_section_is_there(html):
     reader = Reader(html)
-    assert {"results", "before-after", "curves", "traces", "setup"} <= reader.ids
+    assert {"results", "before-after", "tools", "curves", "traces", "setup"} <= reader.ids
     for text in (
         "no_memory", "agemem_norl", "AgeMem after RL", "48.7", "±", "Memory quality", "Context tokens",
         "Total reward", "Storage", "stage 1 · weight 0.333", "switched off", "KL to the reference", "Entropy",
         "Clip fraction", "Generated tokens/s", "Segments per trajectory", "Zero-variance groups", "an_extra_key",
         "Retrieve_memory", "Silver River was written by Ada Keller", "Context after: ", "--config=configs/tiny.py",
         "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.",
+        "changed (212)", "sampled as in training", "changed: 212 tasks", "21.2", "misled: 0 tasks",
+        "evaluated once, and its interval is over the tasks alone",
     ):  # fmt: skip
         assert text in reader.text, text
     for outcome in ("Learned", "Still wrong", "Unlearned"):
@@ -150,9 +152,19 @@ def test_a_bare_summary_makes_a_page_that_says_what_is_missing(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"methods": {}}))
     text = Reader(page.write(tmp_path).read_text()).text
     for sentence in ("no task score", "No method was evaluated", "no curves", "no traces", "no config.json",
-                     "command was not recorded", "environment was not recorded"):  # fmt: skip
+                     "command was not recorded", "environment was not recorded", "No tool was masked"):  # fmt: skip
         assert sentence in text, sentence
     page.write_picture(tmp_path, tmp_path / "picture.png")
+
+
+def test_a_tool_is_worth_what_its_absence_costs():
+    update, filtering = page.tools_worth(summary())
+    assert (update.tool, [str(v) for v in update.on_part + update.on_all]) == (
+        "Update_memory", ["21.2", "21.2", "9.1", "9.1"]
+    )  # fmt: skip
+    assert update.on_part[0].half_width == "5.1"
+    assert filtering.on_part == [None, None] and str(filtering.on_all[0]) == "9.1"  # no task was made for it
+    assert page.tools_worth({"methods": {}}) == []
 
 
 def test_the_task_score_is_named_and_not_shown_twice(run):

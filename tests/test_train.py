@@ -22,7 +22,7 @@ from agemem_jax.memory.encoder import policy_table
 from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
-from agemem_jax.training.evaluate import METHODS, count_unheard
+from agemem_jax.training.evaluate import METHODS, count_unheard, passes_of
 from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
@@ -89,8 +89,14 @@ def final_state(workdir: Path):
 def test_summary_holds_every_method_and_metric(whole, folder):
     workdir, printed = whole
     summary = json.loads((workdir / "summary.json").read_text())
-    assert set(summary["methods"]) == set(METHODS)
-    for method, metrics in summary["methods"].items():
+    greedy, sampled = summary["methods"], summary["sampled"]["methods"]
+    assert set(greedy) == set(sampled) == set(METHODS) and greedy != sampled
+    assert summary["one_policy"] == []  # fresh weights are another policy for every seed
+    for part in (summary, summary["sampled"]):
+        assert list(part["masked"]) == list(tiny.get_config().tools.enabled) and set(part["by_kind"]) == set(METHODS)
+        for lost in part["masked"].values():
+            assert len(lost["overall"]["seeds"]) == 2 and ("mean" in lost) == (lost["tasks"] > 0)
+    for method, metrics in (*greedy.items(), *sampled.items()):
         assert {"task_score", "exact_match", "memory_quality", "context_tokens", "calls_add", "reward"} <= set(metrics)
         for value in metrics.values():
             assert set(value) == {"mean", "ci95", "seeds"} and len(value["seeds"]) == 2
@@ -140,7 +146,8 @@ def test_everything_else_is_written(whole):
 
 
 def test_seeds_differ(whole):
-    first, second = (json.loads((whole[0] / s / "evaluation_agemem.json").read_text()) for s in ("seed_0", "seed_1"))
+    files = (whole[0] / seed / "evaluation_agemem-sampled.json" for seed in ("seed_0", "seed_1"))
+    first, second = (json.loads(file.read_text()) for file in files)
     assert first["numbers"]["reward"] != second["numbers"]["reward"]
 
 
@@ -171,9 +178,9 @@ def test_killed_and_started_again_ends_with_the_same_bits(whole, folder):
         for line in (*lines, *expected):
             line.pop(name)
     assert lines == expected
-    for method in METHODS:
+    for one in (one for method in METHODS for one in passes_of(tiny_run(), method)):
         ours, theirs = (
-            json.loads((path / "seed_0" / f"evaluation_{method}.json").read_text())["numbers"]
+            json.loads((path / "seed_0" / f"evaluation_{one.name}.json").read_text())["numbers"]
             for path in (folder / "killed", whole[0])
         )
         assert ours == theirs

@@ -13,6 +13,7 @@ from agemem_jax.data.tokenizer import Tokenizer, check_spelling
 from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID, Task, Text
 
+SPLITS = ("train", "validation", "test")
 KEY_TOKENS = 16  # key tokens kept of a query
 MEASURED_RECORDS = 500  # whose texts are measured against their limits
 TEACHABLE_SHARE = 0.5  # of queries, supporting facts or answers that may be cut at most
@@ -31,11 +32,13 @@ HashAnswer = Callable[[str], tuple[np.ndarray, bool]]
 
 
 class TaskSource:
-    """The training and test tasks of a run.
+    """The training, validation and test tasks of a run.
 
     Without `config.task.path` the questions are generated from `config.task.seed`, and the splits share no entity
-    pair; with it the last `config.task.test_fraction` of the file's records are the test split. In `records` the
-    training records come first, then the test records; Task.index counts through both.
+    pair. With it validation and test records come from files of their own (`task.validation_path`, `task.test_path`);
+    where there is none, the last `task.test_fraction` of the records of `task.path` are the test split, and the
+    `task.validation_fraction` before them the validation split. In `records` the splits follow each other in the order
+    of SPLITS; Task.index counts through all. `places` has each split's place: {split: range of indices}.
 
     A text with more tokens than its limit is cut. `cut_texts` has for each kind in LIMITS the field that limits it,
     its value, the share of MEASURED_RECORDS records' texts that it cuts, and the value that would hold 99 % of them;
@@ -44,7 +47,8 @@ class TaskSource:
     hash_answer: envs.scoring.hash_words: text -> (hashes of the answer's normalised words [n, 2] uint32, whether the
     normalised answer is yes, no or noanswer).
 
-    Training records of a file that are in its test split too (hotpotqa.identities) are left out; a warning counts them.
+    Records of files that a later split has too (hotpotqa.identities) are left out: of training those that are validated
+    or tested, of validation those that are tested. A warning counts them.
 
     Raises InputError if the file cannot be read (hotpotqa.load), if a split would be empty, if the vocabulary cannot
     spell what a record says, or if more than TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
@@ -54,23 +58,28 @@ class TaskSource:
         self.config, self.tokenizer, self.hash_answer = config, tokenizer, hash_answer
         task = config.task
         if task.path:
-            self.records = hotpotqa.load(task.path, lambda answer: len(hash_answer(answer)[0]) > 0)
-            self.num_test = round(len(self.records) * task.test_fraction)
-            self._leave_out_test_tasks()
+            splits = self._leave_out_later_ones(self._read())
         else:
             mix = {kind: task[f"share_{kind}"] for kind in questions.KINDS}
             sizes = questions.Sizes(config.store.entries, task.facts, task.distractors)
-            self.records = questions.generate(task.seed, task.train_size, "train", mix, sizes)
-            self.records += questions.generate(task.seed, task.test_size, "test", mix, sizes)
-            self.num_test = task.test_size
-        self.num_train = len(self.records) - self.num_test
-        if self.num_train < 1 or self.num_test < 1:
+            splits = {
+                split: questions.generate(task.seed, task[f"{split}_size"], split, mix, sizes) for split in SPLITS
+            }
+        self.records = [record for split in SPLITS for record in splits[split]]
+        ends = np.cumsum([len(splits[split]) for split in SPLITS]).tolist()
+        self.places = dict(zip(SPLITS, map(range, [0, *ends], ends), strict=False))
+        self.num_train = len(splits["train"])
+        if not (splits["train"] and splits["test"] and (splits["validation"] or not config.train.eval_every)):
+            counts = ", ".join(f"{len(splits[split])} {split}" for split in SPLITS)
             raise InputError(
-                f"task: {len(self.records)} records give {self.num_train} training and {self.num_test} test tasks; "
-                f"each needs at least one (task.test_fraction = {task.test_fraction} of task.path = {task.path!r}; "
-                "without a file task.train_size, task.test_size)"
+                f"task: {len(self.records)} records give {counts} tasks; training and test need at least one each, and "
+                "so does validation with train.eval_every "
+                f"(task.test_fraction = {task.test_fraction}, task.validation_fraction = {task.validation_fraction} of "
+                f"task.path = {task.path!r}, where a split has no file of its own)"
             )
-        check_spelling(tokenizer, self.records, task.path)
+        for split in SPLITS:
+            path, field = self.file_of(split)
+            check_spelling(tokenizer, splits[split], path, field)
         self._check_telling()
         self.casual = not tokenizer.is_small  # the tiny vocabulary has the bare sentences only
         self.max_gold = max(1, min(task.facts, max(len(record["supporting_facts"]) for record in self.records)))
@@ -89,11 +98,19 @@ class TaskSource:
         task = self.rows([(int(orders[epoch][offset]), epoch) for epoch, offset in places])
         return jax.tree.map(lambda leaf: np.repeat(leaf, group_size, axis=0), task)
 
-    def test_batch(self, index: int, rows: int) -> tuple[Task, np.ndarray]:
-        """Test tasks index * rows and on, one a row, and `valid` [rows] bool: False where the last task is repeated."""
-        places = np.arange(index * rows, (index + 1) * rows)
-        picks = [(self.num_train + min(int(place), self.num_test - 1), 0) for place in places]
-        return self.rows(picks), places < self.num_test
+    def split_batch(self, split: str, index: int, rows: int) -> tuple[Task, np.ndarray]:
+        """Tasks index * rows and on of a split, one a row, and `valid` [rows] bool: False for repetitions."""
+        places, found = np.arange(index * rows, (index + 1) * rows), self.places[split]
+        return self.rows([(found[min(int(place), len(found) - 1)], 0) for place in places]), places < len(found)
+
+    def records_of(self, split: str) -> list[dict]:
+        """The records of a split."""
+        return self.records[self.places[split].start : self.places[split].stop]
+
+    def file_of(self, split: str) -> tuple[str, str]:
+        """The file that a split comes from ("" of generated questions), and the config's field that names it."""
+        own = self.config.task[f"{split}_path"] if split != "train" else ""
+        return (own, f"task.{split}_path") if own else (self.config.task.path, "task.path")
 
     def rows(self, picks: list[tuple[int, int]]) -> Task:
         """The tasks of (record index, epoch) pairs as numpy arrays, one a row."""
@@ -125,21 +142,40 @@ class TaskSource:
                 if (count := len(record.get(field, ()))) > limit:
                     refuse(name, limit, f"record {number} tells {count} messages of stage {stage}; set >= {count}")
 
-    def _leave_out_test_tasks(self) -> None:
-        """Removes the training records of a file that the test split has as well."""
-        num_train = len(self.records) - self.num_test
-        tested = {key for record in self.records[num_train:] for key in hotpotqa.identities(record)}
-        kept = [record for record in self.records[:num_train] if tested.isdisjoint(hotpotqa.identities(record))]
-        if len(kept) < num_train:
-            warnings.warn(
-                f"{self.config.task.path}: left out {num_train - len(kept)} of {num_train} training records that are "
-                "in the test split too",
-                stacklevel=3,
-            )
-        self.records = kept + self.records[num_train:]
+    def _read(self) -> dict[str, list[dict]]:
+        """The records of each split, from files."""
+
+        def load(split: str) -> list[dict]:
+            path, field = self.file_of(split)
+            return hotpotqa.load(path, lambda answer: len(self.hash_answer(answer)[0]) > 0, field)
+
+        splits = {"train": load("train")}
+        whole = len(splits["train"])
+        for split in ("test", "validation"):
+            if self.config.task[f"{split}_path"]:
+                splits[split] = load(split)
+            else:
+                cut = len(splits["train"]) - round(whole * self.config.task[f"{split}_fraction"])
+                splits["train"], splits[split] = splits["train"][: max(cut, 0)], splits["train"][max(cut, 0) :]
+        return splits
+
+    def _leave_out_later_ones(self, splits: dict[str, list[dict]]) -> dict[str, list[dict]]:
+        """The splits without the records that a later one has as well."""
+        later, kept = set(), {}
+        for split in reversed(SPLITS):
+            found = splits[split]
+            kept[split] = [record for record in found if later.isdisjoint(hotpotqa.identities(record))]
+            later |= {key for record in found for key in hotpotqa.identities(record)}
+            if out := len(found) - len(kept[split]):
+                warnings.warn(
+                    f"{self.file_of(split)[0]}: left out {out} of {len(found)} {split} records that are in a later "
+                    "split too (train, validation, test)",
+                    stacklevel=4,
+                )
+        return kept
 
     def _measure(self) -> dict[str, dict]:
-        """The `cut_texts` of records spread evenly over both splits."""
+        """The `cut_texts` of records spread evenly over all splits."""
         sizes: dict[str, list[int]] = {kind: [] for kind in LIMITS}
         for index in range(0, len(self.records), -(-len(self.records) // MEASURED_RECORDS)):
             staged = self.staged(index)
@@ -189,6 +225,7 @@ class TaskSource:
         task, staged = self.config.task, self.staged(index, epoch)
         hashes, closed = self.hash_answer(staged.answer)
         hashes = hashes[: task.answer_tokens]
+        messages = [*staged.facts, *staged.distractors, staged.query]
 
         def owners(speakers: list[int]) -> list[int]:
             return [index % task.owners + task.owners * speaker for speaker in speakers]
@@ -219,6 +256,7 @@ class TaskSource:
             present=self._messages([present for _, present in staged.revisions], questions.REVISIONS),
             num_revisions=np.int32(len(staged.revisions)),
             kind=np.int32(questions.KINDS.index(staged.kind) if staged.kind else -1),
+            cut=np.float32(np.mean([len(self.encode(text)) > task.message_tokens for text in messages])),
             index=np.int32(index),
         )
 

@@ -35,7 +35,7 @@ _OTHER_KINDS = {
 }
 
 
-def read(path: str) -> Iterator:
+def read(path: str, field: str = "task.path") -> Iterator:
     """The rows of a file or data set as JSON values, in order; neither text nor rows are held together.
 
     A JSON file is a list of rows, rows one after another (JSON lines), or an object that has the list under "rows" or
@@ -43,33 +43,33 @@ def read(path: str) -> Iterator:
     data set, `tfds:NAME:SPLIT` or `tfds:NAME:SPLIT@FOLDER`, must be prepared, as array_record or parquet, in FOLDER
     (else in TFDS_DATA_DIR or ~/tensorflow_datasets); TensorFlow is not needed.
 
-    Raises InputError, in one line, for whatever cannot be read.
+    Raises InputError, in one line that begins with `field`, for whatever cannot be read.
     """
-    return _tfds_rows(path) if path.startswith(TFDS_MARK) else _json_rows(path)
+    return _tfds_rows(path, field) if path.startswith(TFDS_MARK) else _json_rows(path, field)
 
 
-def _json_rows(path: str) -> Iterator:
+def _json_rows(path: str, field: str) -> Iterator:
     try:
-        with _open(path) as file:
-            yield from _values(_Text(file, f"task.path: {path!r}"))
+        with _open(path, field) as file:
+            yield from _values(_Text(file, f"{field}: {path!r}"))
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise InputError(f"task.path: {path!r} is not UTF-8 text (byte {byte:#04x}); save it as UTF-8") from error
+        raise InputError(f"{field}: {path!r} is not UTF-8 text (byte {byte:#04x}); save it as UTF-8") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"task.path: {path!r} is damaged or cut off ({error}); copy it anew") from error
+        raise InputError(f"{field}: {path!r} is damaged or cut off ({error}); copy it anew") from error
     except OSError as error:
-        raise InputError(f"task.path: cannot read {path!r} ({error.strerror or error})") from error
+        raise InputError(f"{field}: cannot read {path!r} ({error.strerror or error})") from error
 
 
-def _open(path: str) -> TextIO:
+def _open(path: str, field: str) -> TextIO:
     """The file as text. Raises InputError for what is not there or is of another kind."""
     if "://" in path:
-        raise InputError(f"task.path: {path!r} is a URL; download the file and give its path")
+        raise InputError(f"{field}: {path!r} is a URL; download the file and give its path")
     if Path(path).is_dir():
-        raise InputError(f"task.path: {path!r} is a folder; give a file in it")
+        raise InputError(f"{field}: {path!r} is a folder; give a file in it")
     if not Path(path).exists():
         raise InputError(
-            f"task.path: there is no file {path!r}; give a HotpotQA JSON file, tfds:NAME:SPLIT, or '' for generated "
+            f"{field}: there is no file {path!r}; give a HotpotQA JSON file, tfds:NAME:SPLIT, or '' for generated "
             "questions"
         )
     file = open(path, "rb")
@@ -80,7 +80,7 @@ def _open(path: str) -> TextIO:
     for magic, (kind, remedy) in _OTHER_KINDS.items():
         if head.startswith(magic):
             file.close()
-            raise InputError(f"task.path: {path!r} is {kind}; {remedy}")
+            raise InputError(f"{field}: {path!r} is {kind}; {remedy}")
     return io.TextIOWrapper(file, encoding=json.detect_encoding(head))
 
 
@@ -176,11 +176,11 @@ def _wrapped(value) -> list | None:
     return None
 
 
-def _tfds_rows(path: str) -> Iterator:
+def _tfds_rows(path: str, field: str) -> Iterator:
     match = _TFDS.fullmatch(path)
     if not match:
         raise InputError(
-            f"task.path: {path!r} must be tfds:NAME:SPLIT or tfds:NAME:SPLIT@FOLDER, as in "
+            f"{field}: {path!r} must be tfds:NAME:SPLIT or tfds:NAME:SPLIT@FOLDER, as in "
             "tfds:hotpot_qa/distractor:validation@/data/tfds"
         )
     name, split, folder = match.groups()
@@ -189,19 +189,19 @@ def _tfds_rows(path: str) -> Iterator:
         from tensorflow_datasets.core.read_only_builder import builder_from_files
         from tensorflow_datasets.core.registered import DatasetNotFoundError
     except ImportError as error:
-        raise InputError(f"task.path: {path!r} needs the package tensorflow-datasets ({error})") from error
+        raise InputError(f"{field}: {path!r} needs the package tensorflow-datasets ({error})") from error
     try:
         source = builder_from_files(name, data_dir=folder).as_data_source(split)
         for i in range(len(source)):
             yield _plain(source[i])
     except DatasetNotFoundError as error:
         where = folder or "TFDS_DATA_DIR or ~/tensorflow_datasets"
-        raise InputError(f"task.path: {path!r}: no data set {name!r} is prepared in {where}{remedy}") from error
+        raise InputError(f"{field}: {path!r}: no data set {name!r} is prepared in {where}{remedy}") from error
     except (NotImplementedError, ImportError) as error:
-        raise InputError(f"task.path: {path!r} is in a format that only TensorFlow reads{remedy}") from error
+        raise InputError(f"{field}: {path!r} is in a format that only TensorFlow reads{remedy}") from error
     except (ValueError, LookupError, OSError, RuntimeError) as error:  # an unknown split; a lost or damaged file
         first = str(error).strip().split("\n")[0]
-        raise InputError(f"task.path: {path!r} cannot be read: {first}") from error
+        raise InputError(f"{field}: {path!r} cannot be read: {first}") from error
 
 
 def _plain(value):

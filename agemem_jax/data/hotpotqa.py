@@ -63,19 +63,19 @@ class StagedRecord:
     kind: str = ""  # of questions.KINDS; "" of a file's records
 
 
-def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
+def load(path: str, can_score: Callable[[str], bool] = bool, field: str = "task.path") -> list[dict]:
     """Reads records in either layout, checks them, and returns them in the official one.
 
     `path` is a JSON file, JSON lines, or `tfds:NAME:SPLIT`, as data/files.py has it. What the published files have
     here and there is left out, and one warning counts it: control characters, supporting facts without a sentence
     (`supports`), records that have none left, and records whose answer `can_score` says no to.
 
-    Raises InputError for a file that cannot be read or has no such record, and for a record that is not as `normalise`
-    wants it.
+    Raises InputError, which names the config's `field`, for a file that cannot be read or has no such record, and for a
+    record that is not as `normalise` wants it.
     """
     records, left_out, read = [], Counter(), 0
-    for number, row in enumerate(files.read(path)):
-        record = normalise(row, f"task.path: {path!r}, record {number}", left_out)
+    for number, row in enumerate(files.read(path, field)):
+        record = normalise(row, f"{field}: {path!r}, record {number}", left_out)
         read = number + 1
         facts = [fact for fact in record["supporting_facts"] if supports(record, *fact)]
         left_out[UNSUPPORTED] += len(record["supporting_facts"]) - len(facts)
@@ -87,7 +87,7 @@ def load(path: str, can_score: Callable[[str], bool] = bool) -> list[dict]:
             records.append(record | {"supporting_facts": facts})
     told = "".join(f"; left out {count} {what}" for what, count in sorted(left_out.items()) if count)
     if not records:
-        raise InputError(f"task.path: {path!r} has no record that can be used: {read} were read{told}")
+        raise InputError(f"{field}: {path!r} has no record that can be used: {read} were read{told}")
     if told:
         warnings.warn(f"{path}: {len(records)} of {read} records are used{told}", stacklevel=2)
     return records

@@ -138,8 +138,9 @@ def _refuse_text(path: str, missing: str, text: str, remedy: str) -> None:
     _refuse(path, f"has a vocabulary that cannot spell {missing!r} in {text[:80]!r}; {remedy}")
 
 
-def check_spelling(tokenizer: Tokenizer, records: list[dict], path: str) -> None:
-    """Raises InputError if the vocabulary cannot spell all that the HotpotQA records of `path` say; looks at each."""
+def check_spelling(tokenizer: Tokenizer, records: list[dict], path: str, field: str = "task.path") -> None:
+    """Raises InputError if the vocabulary cannot spell all that the HotpotQA records of `path`, which is the config's
+    `field`, say; looks at each."""
     if tokenizer.unspelt is None:
         return
     texts = []
@@ -151,7 +152,7 @@ def check_spelling(tokenizer: Tokenizer, records: list[dict], path: str) -> None
     lost = [text for text in texts if not strange.isdisjoint(text) and tokenizer.unspelt(text)]
     if lost:
         raise InputError(
-            f"task.path: {path or 'generated questions'}: {len(lost):,} of {len(texts):,} texts "
+            f"{field}: {path or 'generated questions'}: {len(lost):,} of {len(texts):,} texts "
             f"({len(lost) / len(texts):.0%}) hold characters that the vocabulary {tokenizer.path!r} cannot spell, as "
             f"{tokenizer.unspelt(lost[0])!r} in {lost[0][:80]!r}; {DATA_REMEDY}"
         )

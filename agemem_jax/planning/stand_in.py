@@ -77,7 +77,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     model = fitted(config, architecture(config.policy, tokenizer.vocab_size), tokenizer.vocab_size, pieces)
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
-    small.task.train_size = small.task.test_size = small.train.eval_tasks = 8
+    small.task.train_size = small.task.validation_size = small.task.test_size = small.train.eval_tasks = 8
     source = TaskSource(small, tokenizer, scoring.hash_words)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))

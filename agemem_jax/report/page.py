@@ -42,6 +42,7 @@ RESULTS = (  # metric, heading, factor it is shown with, digits
     ("generated_tokens", "Generated tokens", 1, 0),
     ("judge_failed", "Without a judge's verdict, %", 100, 1),
 )
+CALLS = tuple((f"calls_{name}", label.split("_")[0], 1, 2) for name, label in TOOLS + ACTIONS)
 SHARE = (0.0, 1.0)
 SIGNED_TERMS = ("task", "over_turns", "over_context", "malformed")  # not a share between 0 and 1
 TERM_STAGE = {  # the stage whose behaviour a reward term judges, as in rl/rewards.py
@@ -71,8 +72,9 @@ CURVES = (
         ("Context tokens", ("context_tokens", "context/tokens"), None),
         ("Turns", ("turns",), None),
         ("Answered, without the judge's verdict", ("judge_failed",), SHARE),
-        ("Test tasks: F1", ("eval/f1",), SHARE),
-        ("Test tasks: exact match", ("eval/exact_match",), SHARE),
+        ("Validation tasks: F1", ("eval/f1",), SHARE),
+        ("Validation tasks: exact match", ("eval/exact_match",), SHARE),
+        ("Messages cut to their limit", ("cut_messages",), SHARE),
     )),
     ("Calls per trajectory", "How often each tool is called.", tuple(
         (label.replace("_", " "), (f"calls/{name}",), None) for name, label in TOOLS + ACTIONS
@@ -130,6 +132,17 @@ class Value:
     @property
     def half_width(self) -> str:
         return "" if self.ci95 is None else self.show(self.ci95)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the trained policy loses without a tool, in points of task score: on the part of the test tasks made for it,
+    and on all of them; each greedy, then sampled."""
+
+    tool: str
+    part: str  # the kinds of tasks made for it, and how many tasks they are
+    on_part: list[Value | None]
+    on_all: list[Value | None]
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,7 @@ def contents(run: RunFiles) -> dict:
     results = [column for column in RESULTS if column[0] != summary.get("task_metric")]
     tasks = choose(run.traces, SHOWN_TASKS, weights)
     updates = max((len(rows) for rows in run.metrics.values()), default=0)
+    sampled = summary.get("sampled") or {"methods": {}}
     scores, quality = (
         [(method, value_of(summary, method[0], *metric)) for method in methods]
         for metric in (("task_score", 100, 1), ("memory_quality", 1, 3))
@@ -222,14 +236,18 @@ def contents(run: RunFiles) -> dict:
         "verdict": verdict(summary),
         "bearing": bearing(gains(summary)),
         "interval_note": interval_note(summary),
+        "one_policy": summary.get("one_policy") or [],
+        "tools_worth": tools_worth(summary),
+        "kind_columns": kind_columns(summary, methods),
+        "kind_columns_sampled": kind_columns(sampled, methods),
         "scores": scores,
         "score_bars": bars(scores, top=1.0),
         "quality_bars": bars(quality, top=1.0),
         "score_is": score_metric(summary),
         "result_columns": result_columns(summary, methods, results),
-        "call_columns": result_columns(
-            summary, methods, [(f"calls_{name}", label.split("_")[0], 1, 2) for name, label in TOOLS + ACTIONS]
-        ),
+        "call_columns": result_columns(summary, methods, CALLS),
+        "result_columns_sampled": result_columns(sampled, methods, results),
+        "call_columns_sampled": result_columns(sampled, methods, CALLS),
         "tool_bars": tool_bars(summary),
         "methods": methods,
         "by_seed": by_seed(summary, methods),
@@ -327,8 +345,11 @@ def interval_note(summary: dict) -> str:
             "± is the half width of the 95 % interval over the test tasks of the one seed trained; it says nothing "
             "about the spread between seeds."
         )
-    tasks = summary.get("test_tasks")
-    return f"{over} {tasks} test tasks a seed, the same for every method." if tasks else over
+    if tasks := summary.get("test_tasks"):
+        over += f" {tasks} test tasks a seed, the same for every method."
+    if summary.get("one_policy") and seeds > 1:
+        over += " † The same weights for every seed: evaluated once, and its interval is over the tasks alone."
+    return over
 
 
 def score_metric(summary: dict) -> str:
@@ -339,7 +360,11 @@ def score_metric(summary: dict) -> str:
 
 def value_of(summary: dict, method: str, metric: str, factor: float = 1, digits: int = 2) -> Value | None:
     """A metric of a method, None if the run does not have it."""
-    found = (summary["methods"].get(method) or {}).get(metric)
+    return as_value((summary["methods"].get(method) or {}).get(metric), factor, digits)
+
+
+def as_value(found: dict | None, factor: float = 1, digits: int = 2) -> Value | None:
+    """A number of the summary; None if it is none."""
     if not isinstance(found, dict) or not _finite(found.get("mean")):
         return None
     ci95 = found.get("ci95")
@@ -355,6 +380,30 @@ def result_columns(summary: dict, methods: list, columns) -> list[tuple[str, lis
         if any(values):
             out.append((label, values))
     return out
+
+
+def tools_worth(summary: dict) -> list[Worth]:
+    """What each tool is worth to the trained policy, in the tools' order."""
+    greedy, sampled = summary.get("masked") or {}, (summary.get("sampled") or {}).get("masked") or {}
+    rows = []
+    for _, tool in TOOLS:
+        if tool not in greedy:
+            continue
+        found = [masked.get(tool) or {} for masked in (greedy, sampled)]
+        part = f"{', '.join(found[0].get('kinds') or ())}: {found[0].get('tasks', 0)} tasks"
+        on_all = [one.get("overall") for one in found]
+        rows.append(Worth(tool, part, *([as_value(one, 100, 1) for one in ones] for ones in (found, on_all))))
+    return rows
+
+
+def kind_columns(summary: dict, methods: list) -> list[tuple[str, list[Value | None]]]:
+    """(kind and number of its tasks, each method's task score on them) of the kinds that were met."""
+    by_kind = summary.get("by_kind") or {}
+    kinds = {kind: found["tasks"] for of in by_kind.values() for kind, found in of.items()}
+    return [
+        (f"{kind} ({tasks})", [as_value((by_kind.get(name) or {}).get(kind), 100, 1) for name, _, _ in methods])
+        for kind, tasks in kinds.items()
+    ]
 
 
 def by_seed(summary: dict, methods: list) -> list[tuple[str, list[str]]]:

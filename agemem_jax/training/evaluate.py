@@ -1,5 +1,7 @@
 """One evaluation path: the training programs with other settings, on tasks of their own, padding rows masked."""
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 
@@ -12,55 +14,94 @@ from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
 
 METHODS = ("no_memory", "agemem_norl", "agemem")  # agemem and agemem_norl differ in their weights only
+UNTRAINED = ("no_memory", "agemem_norl")  # act with the starting weights
+WAYS = ("greedy", "sampled")  # how turns are decoded; sampled: at the temperature of training
 EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
 
 
-def method_tools(config, method: str) -> int:
-    """Bit mask over Op of the memory tools that a method may use."""
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation: who plays the tasks, how, and which tool is taken from it."""
+
+    method: str  # one of METHODS
+    way: str  # one of WAYS
+    without: str = ""  # a name in TOOL_NAMES; "" = it has all its tools
+
+    @property
+    def name(self) -> str:
+        """Such as agemem-greedy, agemem-sampled-Add_memory: the evaluation's place among a run's files."""
+        return "-".join(filter(None, (self.method, self.way, self.without)))
+
+    def temperature(self, config) -> float:
+        """0 is greedy."""
+        return 0.0 if self.way == "greedy" else config.rollout.temperature
+
+
+def passes_of(config, method: str) -> list[Pass]:
+    """The evaluations of a method: each way, and for the trained agent with each tool masked in turn."""
+    passes = [Pass(method, way) for way in WAYS]
+    if method == "agemem":
+        masked = [name for name in TOOL_NAMES if name in config.tools.enabled]
+        passes += [Pass(method, way, tool) for way in WAYS for tool in masked]
+    return passes
+
+
+def shares_weights(config, method: str) -> bool:
+    """Whether a method acts with the same weights, and so the same, for every seed."""
+    return method in UNTRAINED and bool(config.policy.weights)
+
+
+def method_tools(config, method: str, without: str = "") -> int:
+    """Bit mask over Op of the memory tools that a method may use; the tool `without` is masked."""
     if method == "no_memory":
         return 0
-    return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in config.tools.enabled) & ALL_TOOLS
+    enabled = [name for name in config.tools.enabled if name != without]
+    return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in enabled) & ALL_TOOLS
 
 
-def control(run: Run, seed: int, step: int, method: str, temperature: float, update: bool) -> Control:
+def control(
+    run: Run, seed: int, step: int, method: str, temperature: float, update: bool, without: str = ""
+) -> Control:
     """Control of one pass through the stage programs, on the host."""
     return Control(
         seed=np.uint32(seed),
         step=np.int32(step),
         temperature=np.float32(temperature),
-        tools=np.int32(method_tools(run.config, method)),
+        tools=np.int32(method_tools(run.config, method, without)),
         update=np.bool_(update),
         reward=rewards.factors(run.config.reward),
     )
 
 
-def evaluate(run: Run, state: TrainState, frozen: dict, method: str, tasks: int):
-    """Plays `tasks` test tasks, one rollout each.
+def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, split: str = "test"):
+    """Plays `tasks` tasks of a split (as many as it has), one rollout each.
 
     Returns:
-      (state, the programs donate and return it; numbers {name: [tasks] float}; device traces of the first batch by
-      stage; task indices of the traced rows). Numbers and traces are the same in every process.
+      (state, the programs donate and return it; numbers {name: [tasks] float}, "kind" (Task.kind) among them; device
+      traces of the first batch by stage; task indices of the traced rows). Numbers and traces are the same in every
+      process, and row i of the numbers is the same task in every pass.
 
     Raises InputError if a judge was asked about SILENCE answers or more and gave no verdict at all.
     """
     rows = run.spec.rollout.batch
-    tasks = min(tasks, run.source.num_test)
+    tasks = min(tasks, len(run.source.places[split]))
     numbers: dict[str, list[np.ndarray]] = {}
     first = None
     for index in range(-(-tasks // rows)):
-        task, valid = run.source.test_batch(index, rows)
+        task, valid = run.source.split_batch(split, index, rows)
         valid = valid & (index * rows + np.arange(rows) < tasks)
-        settings = control(run, EVALUATION_SEED, index, method, run.config.train.eval_temperature, update=False)
+        temperature = one.temperature(run.config)
+        settings = control(run, EVALUATION_SEED, index, one.method, temperature, update=False, without=one.without)
         state, outcome, traces = trajectory(
             run.programs, state, frozen, sharding.put(task, sharding.rows(run.mesh)), run.world, settings
         )
-        for name, value in jax.device_get(outcome["rows"]).items():
+        for name, value in (jax.device_get(outcome["rows"]) | {"kind": task.kind}).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
         if first is None:
             first = jax.device_get((traces, outcome["rows"])), task
     joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
     if "judge_failed" in joined and count_unheard(joined["judge_asked"].sum(), joined["judge_failed"].sum()) >= SILENCE:
-        refuse_silence(run, f"an evaluation of {method}")
+        refuse_silence(run, f"the evaluation {one.name}")
     return state, joined, first
 
 

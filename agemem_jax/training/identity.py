@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from agemem_jax.config import PATH_FIELDS
+from agemem_jax.config import PATH_FIELDS, flatten
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
@@ -23,7 +23,7 @@ from agemem_jax.types import Pieces
 
 FILE = "identity.json"
 FRESH = "fresh parameters"  # in place of the weights' fingerprint; seed and sizes are in the config
-TOLD = 16  # training and test records whose arrays stand for how records are told
+TOLD = 16  # records of each split whose arrays stand for how records are told
 SHORT = 12  # characters of a fingerprint where people read it
 Identity = dict[str, str]
 UNKNOWN = (
@@ -31,15 +31,17 @@ UNKNOWN = (
     "and records are the same is not known"
 )
 
+RECORDS = {"training": "train", "validation": "validation", "test": "test"}  # how a split is called
 # Part -> the parts from which it follows: it says nothing of its own where one of these differs.
 PARTS = {
     "weights": (),
     "tokenizer": (),
     "training records": (),
+    "validation records": (),
     "test records": (),
     "prompt": ("tokenizer",),  # with all other fixed strings, in the chat template's marks
     "grammar": ("tokenizer",),
-    "tasks": ("tokenizer", "training records", "test records"),
+    "tasks": ("tokenizer", "training records", "validation records", "test records"),
 }
 
 
@@ -52,12 +54,11 @@ def identity_of(
       grammar: the tables, a pytree of arrays.
       counts: [V] integers, in how many training messages each token occurs (setup.document_counts).
     """
-    first = lambda start, count: [(start + i, 0) for i in range(min(TOLD, count))]  # noqa: E731
-    told = source.rows(first(0, source.num_train) + first(source.num_train, source.num_test))
+    told = source.rows([(index, 0) for places in source.places.values() for index in places[:TOLD]])
+    records = {f"{name} records": source.records_of(split) for name, split in RECORDS.items()}
     return {
         "tokenizer": of_tokenizer(tokenizer),
-        "training records": of_texts(map(json.dumps, source.records[: source.num_train])),
-        "test records": of_texts(map(json.dumps, source.records[source.num_train :])),
+        **{part: of_texts(map(json.dumps, found)) for part, found in records.items()},
         "prompt": of_arrays(pieces),
         "grammar": of_arrays(grammar),
         "tasks": of_arrays((told, counts)),
@@ -114,7 +115,7 @@ def check(where: str, was: Identity, now: Identity, config: ConfigDict, then: Co
     parts = differing(was, now)
     if parts:
         words = "; ".join(in_words(part, was, now, config) for part in parts)
-        paths = ", ".join(f"{name} = {value_of(then, name)!r}" for name in PATH_FIELDS)
+        paths = ", ".join(f"{name} = {value!r}" for name, value in flatten(then).items() if name in PATH_FIELDS)
         raise InputError(f"{where}: {words}. Give it what it began with ({paths} at that time), {remedy}")
 
 
@@ -131,20 +132,19 @@ def in_words(part: str, was: Identity, now: Identity, config: ConfigDict) -> str
     if part == "tokenizer":
         name = "tokenizer" if p.tokenizer else "weights"
         return f"the vocabulary or encoder of policy.{name} = {p[name]!r} is another than the run began with"
-    if part in ("training records", "test records"):
-        split = f", the last of the file by task.test_fraction = {config.task.test_fraction}" if path else ""
-        return f"{questions} other {part} than the run began with, or in another order{split}"
+    if part.endswith(" records"):
+        split, where = RECORDS[part.removesuffix(" records")], ""
+        if split != "train" and config.task[f"{split}_path"]:
+            questions = f"task.{split}_path = {config.task[f'{split}_path']!r} holds"
+        elif path:
+            where = f", by task.test_fraction = {config.task.test_fraction}, task.validation_fraction = "
+            where += f"{config.task.validation_fraction} of the file"
+        return f"{questions} other {part} than the run began with, or in another order{where}"
     if part == "prompt":
         name = p.tokenizer or p.weights
         return f"the system prompt or the marks around messages are others: {name!r} has another template, or {code}"
     what = {"grammar": "the grammar's tables", "tasks": "the messages that records are told in"}[part]
     return f"{what} are others: {code}"
-
-
-def value_of(config: ConfigDict, name: str) -> Any:
-    """The value of a dotted field."""
-    group, field = name.split(".")
-    return config[group][field]
 
 
 def read(path: Path) -> Identity | None:

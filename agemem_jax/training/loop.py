@@ -14,6 +14,7 @@ import numpy as np
 
 from agemem_jax import sharding
 from agemem_jax.config import difference, from_json, to_json
+from agemem_jax.data.questions import KINDS
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, write_json
@@ -21,7 +22,16 @@ from agemem_jax.models.weights import HF_NAMES
 from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer, intact_in_words, may_differ
 from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
-from agemem_jax.training.evaluate import METHODS, control, count_unheard, evaluate, refuse_silence
+from agemem_jax.training.evaluate import (
+    UNTRAINED,
+    Pass,
+    control,
+    count_unheard,
+    evaluate,
+    passes_of,
+    refuse_silence,
+    shares_weights,
+)
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.training.state import new_state, state_shapes
@@ -48,29 +58,37 @@ def train_update(run: Run, state: TrainState, frozen: dict, update: int, task):
     return state, outcome
 
 
-def train(run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False) -> dict:
+def train(
+    run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False, first: bool = True
+) -> dict[Pass, dict[str, list[float]]]:
     """Trains one seed in `workdir`, or goes on where an earlier call was stopped; returns its evaluations.
 
     Args:
       workdir: the same folder for all processes.
       stop: asked before each evaluation and after each update; once it says True, the state is saved and Preempted
         raised (training.distributed.Notice).
+      first: of the seeds. A later one leaves out the methods whose weights are the same for all of them.
 
     Returns:
-      {method: {number: [tasks] list}} for no_memory, agemem_norl and agemem; {} in other processes than 0.
+      The numbers of each evaluation, {number: [tasks]}; {} in other processes than 0.
     """
     config = run.config
+    before = [method for method in UNTRAINED if first or not shares_weights(config, method)]
+    before = [one for method in before for one in passes_of(config, method)]
+    after = passes_of(config, "agemem")
     if jax.process_count() > 1:
         agree_on(read_here(run))
     open_channels(run.mesh)
     keep = config.train.keep_checkpoints
     with Checkpointer(workdir / "checkpoints", config, keep, run.identity) as checkpoints:
-        train_seed(run, workdir, checkpoints, stop)
-    return {method: read_json(result_path(workdir, method))["numbers"] for method in METHODS if is_leader()}
+        train_seed(run, workdir, checkpoints, stop, before, after)
+    return {one: read_json(result_path(workdir, one))["numbers"] for one in before + after if is_leader()}
 
 
-def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callable[[], bool]) -> None:
-    """The loop itself: evaluations before, updates, evaluation after."""
+def train_seed(
+    run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callable[[], bool], before: list[Pass], after: list[Pass]
+) -> None:
+    """The loop itself: evaluations before, updates, evaluations after."""
     config, clock, name = run.config, Clock(), f"seed {run.config.seed}"
     frozen = run.frozen
     done, owed = 0, False
@@ -90,12 +108,12 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
         owed = host.get("evaluation_owed", False)
         say(f"{name}: going on from update {done}")
     count_compiling(clock)
-    for method in ("no_memory", "agemem_norl"):
+    for one in before:
         if done == 0:
             if stop():
                 raise Preempted(f"{name}: stopped before the first update")
             with clock.measure("eval"):
-                state = evaluate_once(run, state, frozen, method, 0, workdir)
+                state = evaluate_once(run, state, frozen, one, 0, workdir)
     writer = Writer(workdir, config, done) if is_leader() else None
     task = put_batch(run, done) if done < config.rl.updates else None
     if owed:
@@ -135,10 +153,11 @@ def train_seed(run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callabl
     checkpoints.wait()
     if writer:
         writer.close()
-    if stop():
-        raise Preempted(f"{name}: stopped before the last evaluation; all updates are saved")
-    with clock.measure("eval"):
-        evaluate_once(run, state, frozen, "agemem", config.rl.updates, workdir)
+    for one in after:
+        if stop():
+            raise Preempted(f"{name}: stopped before the last evaluations; all updates are saved")
+        with clock.measure("eval"):
+            state = evaluate_once(run, state, frozen, one, config.rl.updates, workdir)
     if is_leader():
         write_json(workdir / "seconds.json", clock.state())
         write_json(workdir / "cut_texts.json", run.source.cut_texts)
@@ -177,11 +196,17 @@ def put_batch(run: Run, update: int):
 def evaluate_between(
     run: Run, state: TrainState, frozen: dict, update: int, clock: Clock, writer: Writer | None
 ) -> TrainState:
-    """The evaluation after every `train.eval_every` updates, as eval/... in the metrics."""
+    """The evaluation after every `train.eval_every` updates, greedy, on validation tasks: eval/... in the metrics."""
     with clock.measure("eval"):
-        state, numbers, _ = evaluate(run, state, frozen, "agemem", run.config.train.eval_tasks)
+        one, tasks = Pass("agemem", "greedy"), run.config.train.eval_tasks
+        state, numbers, _ = evaluate(run, state, frozen, one, tasks, split="validation")
+        kinds = numbers.pop("kind")
+        record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}
+        for kind, name in enumerate(KINDS):
+            if (kinds == kind).any():
+                record[f"eval/f1/{name}"] = float(numbers["f1"][kinds == kind].mean())
         if writer:
-            writer.metrics.write(update, {f"eval/{name}": float(v.mean()) for name, v in numbers.items()})
+            writer.metrics.write(update, record)
     return state
 
 
@@ -195,26 +220,28 @@ def count_compiling(clock: Clock) -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
 
 
-def result_path(workdir: Path, method: str) -> Path:
-    """Where the evaluation of a method is kept."""
-    return workdir / f"evaluation_{method}.json"
+def result_path(workdir: Path, one: Pass) -> Path:
+    """Where an evaluation is kept."""
+    return workdir / f"evaluation_{one.name}.json"
 
 
-def evaluate_once(run: Run, state: TrainState, frozen: dict, method: str, updates: int, workdir: Path) -> TrainState:
-    """Evaluates a method after `updates` updates and keeps numbers and traces; skipped where that was done before."""
-    path = result_path(workdir, method)
+def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates: int, workdir: Path) -> TrainState:
+    """One evaluation after `updates` updates; skipped where that was done before. Keeps numbers, and a method's greedy
+    traces."""
+    path = result_path(workdir, one)
     if agree(lambda: is_evaluated(path, run.config, run.identity, updates)):
         return state
     name = f"seed {run.config.seed}"
-    say(f"{name}: evaluating {method} on {run.config.train.eval_tasks} test tasks")
-    state, numbers, traced = evaluate(run, state, frozen, method, run.config.train.eval_tasks)
+    say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
+    state, numbers, traced = evaluate(run, state, frozen, one, run.config.train.eval_tasks)
     if is_leader():
-        when = "after" if method == "agemem" else "before"
-        write_json(workdir / f"traces_{method}.json", render_traces(run, traced, method, when))
+        if one == Pass(one.method, "greedy"):
+            when = "before" if one.method in UNTRAINED else "after"
+            write_json(workdir / f"traces_{one.method}.json", render_traces(run, traced, one.method, when))
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
         write_json(path, kept)
     shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("f1", "memory_quality", "reward"))
-    say(f"{name}: {method}: {shown}")
+    say(f"{name}: {one.name}: {shown}")
     return state
 
 
@@ -231,7 +258,7 @@ def is_evaluated(path: Path, config, identity: identities.Identity, updates: int
 
 def free_of_evaluation(name: str, config, content_known: bool) -> bool:
     """Whether an evaluation stays valid with another value of this field (checkpoint.may_differ)."""
-    decides = name in ("train.eval_tasks", "train.eval_temperature", "train.traces")
+    decides = name in ("train.eval_tasks", "train.traces")
     return may_differ(name, config, content_known) and not decides
 
 

@@ -107,7 +107,7 @@ def stage_program(
             state, metrics = learn_stage(state, frozen, rows, earned, objective, stage, world, control)
             metrics["reward"] = objective.mean()
         if stage == 3:
-            by_row = row_numbers(rows, terms, groups, total) | verdicts
+            by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 

@@ -1,4 +1,5 @@
-"""The table of a run: methods by metrics, each as mean and 95 % interval, and where it was made."""
+"""The tables of a run, each number as mean and 95 % interval: methods by metrics, what each tool is worth, scores by
+kind of task; and where it was made."""
 
 import importlib
 import importlib.metadata
@@ -10,8 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from agemem_jax.data.questions import KINDS, MADE_FOR
 from agemem_jax.metrics import write_json
 from agemem_jax.training import identity as identities
+from agemem_jax.training.evaluate import METHODS, WAYS, Pass, shares_weights
+from agemem_jax.types import TOOL_NAMES
 
 PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentencepiece", "numpy")
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
@@ -44,14 +48,50 @@ def interval(values: list) -> dict:
     }
 
 
-def summarise(results: dict[int, dict], task_metric: str) -> dict:
-    """{method: {metric: interval}} of {seed: {method: {metric: [tasks]}}}; task_score is the task's own metric."""
-    methods: dict = {}
-    for method in next(iter(results.values())):
-        runs = [result[method] for result in results.values()]
-        methods[method] = {name: interval([run[name] for run in runs]) for name in runs[0]}
+def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str) -> dict:
+    """What the evaluations decoded in a way say.
+
+    Args:
+      results: by seed, {pass: {number: [tasks]}}, the same tasks in each. What not every seed has was evaluated once,
+        since all seeds share its weights (evaluate.shares_weights).
+      task_metric: the number that is the task score.
+
+    Returns:
+      methods: {method: {number: interval}}, "task_score" among them.
+      by_kind: {method: {kind of task: interval of the task score, and "tasks", how many there are}}.
+      masked: {tool: what the trained agent loses of the task score without it, task by task: the interval over the part
+        of the tasks made for that tool (empty where there is none), "kinds" and "tasks" of that part, and "overall",
+        the interval over all tasks}.
+    """
+    methods, by_kind, masked = {}, {}, {}
+    for method in METHODS:
+        runs = runs_of(results, Pass(method, way))
+        if not runs:
+            continue
+        numbers = [name for name in runs[0] if name != "kind"]
+        methods[method] = {name: interval([run[name] for run in runs]) for name in numbers}
         methods[method]["task_score"] = methods[method][task_metric]
-    return methods
+        kinds, scores = np.asarray(runs[0]["kind"]), np.array([run[task_metric] for run in runs], float)
+        by_kind[method] = {
+            name: interval(scores[:, kinds == kind]) | {"tasks": int((kinds == kind).sum())}
+            for kind, name in enumerate(KINDS)
+            if (kinds == kind).any()
+        }
+    for tool in TOOL_NAMES:
+        runs, without = (runs_of(results, Pass("agemem", way, name)) for name in ("", tool))
+        if not without:
+            continue
+        lost = np.array([run[task_metric] for run in runs], float) - [run[task_metric] for run in without]
+        part = np.isin(runs[0]["kind"], [KINDS.index(name) for name in MADE_FOR[tool]])
+        on_its_part = interval(lost[:, part]) if part.any() else {}
+        counts = {"kinds": list(MADE_FOR[tool]), "tasks": int(part.sum())}
+        masked[tool] = on_its_part | counts | {"overall": interval(lost)}
+    return {"methods": methods, "by_kind": by_kind, "masked": masked}
+
+
+def runs_of(results: dict[int, dict[Pass, dict]], one: Pass) -> list[dict]:
+    """The numbers of an evaluation, of each seed that has it."""
+    return [result[one] for result in results.values() if one in result]
 
 
 def environment() -> dict:
@@ -69,19 +109,25 @@ def environment() -> dict:
     }
 
 
-def write_summary(workdir: Path, config, results: dict[int, dict], command: str) -> dict:
-    """Writes summary.json and config.json; `results` are training.loop.train's by seed."""
+def write_summary(workdir: Path, config, results: dict[int, dict[Pass, dict]], command: str) -> dict:
+    """Writes summary.json and config.json; `results` are training.loop.train's by seed.
+
+    What `summarise` says of the greedy evaluations stands in the summary itself, of the sampled ones under "sampled".
+    """
     metric = TASK_METRICS[config.reward.task_metric]
     folders = [workdir / f"seed_{seed}" for seed in results]
     seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
     identity = identities.read(folders[0] / identities.FILE)
+    greedy, sampled = (summarise(results, metric, way) for way in WAYS)
     summary = {
         "name": config.name,
         "command": command,
         "seeds": list(results),
         "task_metric": metric,
         "test_tasks": len(next(iter(next(iter(results.values())).values()))["f1"]),
-        "methods": summarise(results, metric),
+        **greedy,
+        "sampled": sampled,
+        "one_policy": [method for method in greedy["methods"] if shares_weights(config, method)],
         "cut_texts": json.loads((folders[0] / "cut_texts.json").read_text()),  # of the data, the same for all seeds
         "environment": environment(),
         "identity": identities.short(identity),  # of what was read, the same for every seed
@@ -93,12 +139,46 @@ def write_summary(workdir: Path, config, results: dict[int, dict], command: str)
 
 
 def table(summary: dict) -> str:
-    """The summary as aligned text."""
-    header = ["method", *COLUMNS]
-    rows = [header]
-    for method, metrics in summary["methods"].items():
-        found = (metrics.get(column) for column in COLUMNS)
-        cells = [f"{m['mean']:.3f} ± {m['ci95']:.3f}" if m else "-" for m in found]
-        rows.append([method, *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    """The summary as aligned text: methods, greedy and sampled; what each tool is worth; scores by kind of task.
+
+    One that an older version wrote has the greedy numbers alone.
+    """
+    ways = {"greedy": summary} | {way: summary[way] for way in WAYS if way in summary}
+    once = summary.get("one_policy", ())
+    rows = [["method", "decoding", *COLUMNS]]
+    for method in summary["methods"]:
+        for way, found in ways.items():
+            metrics = found["methods"][method]
+            rows.append([method + "*" * (method in once), way, *(cell(metrics.get(column)) for column in COLUMNS)])
+    parts = [aligned(rows)]
+    if once:
+        parts[0] += "\n* the same weights for every seed: evaluated once, its interval is over the tasks alone"
+    if masked := summary.get("masked"):
+        rows = [["score lost without", *(f"{on} ({way})" for way in ways for on in ("its part", "all tasks")), "part"]]
+        for tool, one in masked.items():
+            found = [found["masked"][tool] for found in ways.values()]
+            cells = [text for lost in found for text in (cell(lost), cell(lost["overall"]))]
+            rows.append([tool, *cells, f"{one['tasks']} tasks: {', '.join(one['kinds'])}"])
+        parts.append(aligned(rows))
+    by_kind = summary.get("by_kind") or {}
+    if kinds := list(dict.fromkeys(kind for found in by_kind.values() for kind in found)):
+        rows = [["score by kind", "decoding", *kinds]]
+        for method in by_kind:
+            for way, found in ways.items():
+                rows.append([method, way, *(cell(found["by_kind"][method].get(kind)) for kind in kinds)])
+        parts.append(aligned(rows))
+    return "\n\n".join(parts)
+
+
+def cell(value: dict | None) -> str:
+    """An interval as text; "-" where there is none."""
+    if not value or "mean" not in value:
+        return "-"
+    return f"{value['mean']:.3f}" + (f" ± {value['ci95']:.3f}" if value["ci95"] is not None else "")
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as lines of columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
