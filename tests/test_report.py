@@ -75,7 +75,8 @@ def test_every_section_is_there(html):
         "Total reward", "Storage", "stage 1 · weight 0.333", "switched off", "KL to the reference", "Entropy",
         "Clip fraction", "Generated tokens/s", "Segments per trajectory", "Zero-variance groups", "an_extra_key",
         "Retrieve_memory", "Silver River was written by Ada Keller", "Context after: ", "--config=configs/tiny.py",
-        "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.",
+        "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.", "Stage 1 ended: all turns made.",
+        "Stage 3 ended: answered.",
     ):  # fmt: skip
         assert text in reader.text, text
     for outcome in ("Learned", "Still wrong", "Unlearned"):
@@ -235,6 +236,7 @@ def test_the_diagnosis_names_the_first_broken_link(kind):
         ("not_retrieved", ("not retrieved in stage 3 (1 retrieval made)",)),
         ("dropped", ("back in view in stage 3, turn 1, but removed",)),
         ("no_answer", ("Both gold facts had come into view",)),
+        ("no_room", ("ended without an answer", "no segment was left (context.max_segments)")),
         ("wrong_answer", ("both gold facts in view, but “Old Brindle” differs from “Halden”",)),
     ],
 )
