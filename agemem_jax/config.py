@@ -66,7 +66,7 @@ AT_LEAST = {
     "store.embedding_size": 1,
     "context.limit": 1,
     "context.capacity": 1,
-    "context.messages": 4,  # what a turn adds (tool results, user, assistant) beside the pinned query
+    "context.messages": 3,  # what a turn adds; more with a pinned query and with summaries (check_context)
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
     "task.train_size": 1,
     "task.validation_size": 1,
@@ -142,6 +142,7 @@ ABOVE_ZERO = (
 # Lowest and highest value.
 WITHIN = {
     "context.filter_threshold": (0, 1),
+    "context.low_water": (0, 1),
     "store.min_score": (-1, 1),
     "task.auto_min_score": (-1, 1),
     "task.validation_fraction": (0, 1),
@@ -185,7 +186,8 @@ class Derived:
     sequences: int  # segments that an update can record
     micro_batch: int  # of these, in a gradient-accumulation step
     observation_tokens: int  # most content tokens that a row is shown before a turn, chat marks not counted
-    turn_tokens: int  # most content tokens that one turn needs beside the pinned query
+    turn_tokens: int  # most content tokens that one turn needs beside the pinned query, a summary in it
+    summaries: bool  # whether a turn may ask for a summary that the policy writes in a slot of its own
 
 
 def derive(config: ConfigDict) -> Derived:
@@ -193,14 +195,16 @@ def derive(config: ConfigDict) -> Derived:
     tools, task, rollout = config.tools, config.task, config.rollout
     rows = config.rl.tasks_per_update * config.rl.group_size
     sequences = rows * config.context.max_segments
-    shown = max(tools.max_calls * tools.max_top_k, task.auto_top_k)
+    shown = tools.max_calls * tools.max_top_k + task.auto_top_k
     observation = task.message_tokens + shown * config.store.entry_tokens
+    summaries = tools.summary_by == "policy" and rollout.summary_slots > 0
     return Derived(
         rows=rows,
         sequences=sequences,
         micro_batch=min(config.rl.micro_batch, sequences),
         observation_tokens=observation,
-        turn_tokens=observation + max(rollout.action_tokens, rollout.summary_tokens),
+        turn_tokens=observation + rollout.action_tokens + (rollout.summary_tokens if summaries else 0),
+        summaries=summaries,
     )
 
 
@@ -450,7 +454,7 @@ def check_judge(r: ConfigDict) -> None:
 
 
 def check_context(config: ConfigDict) -> None:
-    """Whether one turn fits the context."""
+    """Whether one turn fits the context and the table of its messages."""
     c, sizes = config.context, derive(config)
     pinned = config.task.message_tokens if c.pin_query else 0
     need = pinned + sizes.turn_tokens
@@ -458,9 +462,65 @@ def check_context(config: ConfigDict) -> None:
         refuse(
             "context.capacity", c.capacity,
             f"must hold the pinned query ({pinned} tokens), the largest observation ({sizes.observation_tokens}: a "
-            f"message and the entries retrieved) and one turn ({sizes.turn_tokens - sizes.observation_tokens}), chat "
-            f"marks not counted; set context.capacity > {need}, or lower task.message_tokens, store.entry_tokens, "
-            "tools.max_top_k or rollout.action_tokens",
+            f"message and the entries retrieved) and one turn ({sizes.turn_tokens - sizes.observation_tokens}, with a "
+            f"summary if it may ask for one), chat marks not counted; set context.capacity > {need}, or lower "
+            "task.message_tokens, store.entry_tokens, tools.max_top_k or rollout.action_tokens",
+        )  # fmt: skip
+    messages = turn_messages(config, told=1) + (1 if c.pin_query else 0)
+    if c.messages < messages:
+        refuse(
+            "context.messages", c.messages,
+            f"must hold the messages of one turn (tool results, the user's, the agent's; a summary takes two more) and "
+            f"the pinned query; set context.messages >= {messages}",
+        )  # fmt: skip
+
+
+def turn_messages(config: ConfigDict, told: int, results: int = 1) -> int:
+    """Most messages that a turn needs with so many user messages told, tool results or not, and a summary asked for."""
+    return results + told + 1 + (2 if derive(config).summaries else 0)
+
+
+def check_turns(config: ConfigDict, told: int, around: int, summary: int, shortest: int) -> None:
+    """Raises ConfigError if the segments cannot hold the turns that are asked for, though each is as short as can be.
+
+    Where the context or the table of its messages is full, the oldest go and another segment begins. A row that uses
+    its tools needs more of them than this.
+
+    Args:
+      told: tokens of a told message of full length with its chat marks.
+      around: tokens around what the policy writes in a turn.
+      summary: tokens that a turn keeps for a summary.
+      shortest: tokens of the shortest turn.
+    """
+    c, task, rollout = config.context, config.task, config.rollout
+
+    def overflows(turns: list[int]) -> int:
+        """How often the oldest messages go in turns of so many told messages each."""
+        count, window = 0, []  # tokens of the messages, oldest first
+        for new in turns:
+            need = new * told + around + rollout.action_tokens + summary
+            slots = turn_messages(config, new, results=0)
+            tokens, places = c.capacity - need, c.messages - slots
+            if sum(window) > tokens or len(window) > places:
+                count += 1
+                tokens = tokens if sum(window) <= tokens else int(c.low_water * c.capacity) - need
+                places = places if len(window) <= places else int(c.low_water * c.messages) - slots
+                while window and (sum(window) > tokens or len(window) > places):
+                    window.pop(0)
+            window += [told] * new + [around + shortest]
+        return count
+
+    first = [1] * task.facts + [0] * rollout.stage1_extra_turns
+    later = [1] * task.distractors + [0] * rollout.stage2_extra_turns + [1] + [0] * (rollout.stage3_turns - 1)
+    one, two = overflows(first), overflows(later)
+    need = max(2 * one + 2, 2 * two + 1)  # stage 1 may take half of them
+    if c.max_segments < need:
+        refuse(
+            "context.max_segments", c.max_segments,
+            f"too few for the turns asked for: with context.capacity = {c.capacity} and context.messages = "
+            f"{c.messages} the oldest messages go {one} times in stage 1 and {two} times in stages 2 and 3, even if "
+            "every turn is as short as can be, and each time another segment begins; set "
+            f"context.max_segments >= {need}, better twice that, or raise context.capacity or context.messages",
         )  # fmt: skip
 
 

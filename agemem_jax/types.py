@@ -82,6 +82,16 @@ class Mode(enum.IntEnum):
     DONE = 2
 
 
+class StopReason(enum.IntEnum):
+    """Why a row's stage is over."""
+
+    NONE = 0  # it is not
+    ANSWERED = 1
+    TURNS = 2  # all turns are made
+    CONTEXT = 3  # the next turn does not fit, although everything that may go has gone
+    SEGMENTS = 4  # the next turn does not fit, and no segment is left in which to go on without the older messages
+
+
 @struct.dataclass
 class Text:
     """Padded token sequences. Positions at or after `length` hold PAD_ID."""
@@ -189,6 +199,7 @@ class EpisodeStats:
     turns: jax.Array  # [B] int32 generations of all stages
     over_turns: jax.Array  # [B] bool: stage 3 ran out of turns without an answer
     over_context: jax.Array  # [B, 3] bool: the context passed its limit
+    stop: jax.Array  # [B, 3] int32 StopReason of each stage
     malformed: jax.Array  # [B, 3] int32 turns that did not parse
     generated_tokens: jax.Array  # [B] int32 tokens written by the policy, forced ones included
     sampled_tokens: jax.Array  # [B] int32 of these, sampled ones
@@ -206,8 +217,8 @@ def empty_stats(batch: int) -> EpisodeStats:
         maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
         reduced_in_time=stages(bool), prevented=stages(bool), answered=b(), exact_match=f(), f1=f(), preservation=f(),
         context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(), memory_quality=f(),
-        turns=i(), over_turns=b(), over_context=stages(bool), malformed=stages(jnp.int32), generated_tokens=i(),
-        sampled_tokens=i(),
+        turns=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32), malformed=stages(jnp.int32),
+        generated_tokens=i(), sampled_tokens=i(),
     )  # fmt: skip
 
 

@@ -94,10 +94,16 @@ def get_config() -> ConfigDict:
     # Tokens a row can hold beside the prompt; past it the oldest messages go. Prompt and capacity together must fit the
     # positions that the model was made for.
     c.context.capacity = 10240
-    c.context.messages = 64
+    # Share of the capacity (and of the table of messages) that is still used, the turn to come with it, when the oldest
+    # messages have gone: each time they go costs a segment. 1 = only as many go as have to.
+    c.context.low_water = 0.75
+    c.context.messages = 64  # at a time: a turn makes up to 3, a summary 2 more
     c.context.filter_threshold = 0.6  # theta
     c.context.pin_query = True
-    c.context.max_segments = 4  # per row: first context + edits in stage 1, the same again in stages 2 and 3
+    # Of a row: first context + edits in stage 1, the same again in stages 2 and 3. Overflow edits too, and half of the
+    # edits are kept for it. A row that has none left ends where its context is full (metric stop_segments). Unused ones
+    # cost memory, and no time.
+    c.context.max_segments = 4
 
     # The task: HotpotQA records into three stages.
     c.task = ConfigDict()

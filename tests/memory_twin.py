@@ -130,7 +130,8 @@ def cosine(table, one, other):
 
 @dataclass
 class Message:
-    index: int
+    slot: int
+    born: int
     tokens: tuple[int, ...]
     role: int
     pinned: bool
@@ -152,61 +153,65 @@ class ContextTwin:
         return [t for m in self.messages for t in m.tokens]
 
     def insert(self, place, tokens, role, pinned, round):
-        self.messages.insert(place, Message(self.count, tokens, role, pinned, round))
+        slot = min(set(range(self.max_messages)) - {m.slot for m in self.messages})
+        self.messages.insert(place, Message(slot, self.count, tokens, role, pinned, round))
         self.count += 1
 
     def append(self, tokens, role, pinned, round):
         if not tokens:
             return Status.EMPTY_TEXT
-        if len(self.tokens) + len(tokens) > self.capacity or self.count == self.max_messages:
+        if len(self.tokens) + len(tokens) > self.capacity or len(self.messages) == self.max_messages:
             return Status.NO_ROOM
         self.insert(len(self.messages), tokens, role, pinned, round)
         return Status.OK
 
-    def remove(self, indices):
+    def remove(self, slots):
         cut, before = None, 0
         for message in self.messages:
-            if message.index in indices and cut is None:
+            if message.slot in slots and cut is None:
                 cut = before
             before += len(message.tokens)
-        self.messages = [m for m in self.messages if m.index not in indices]
+        self.messages = [m for m in self.messages if m.slot not in slots]
         return before if cut is None else cut
 
-    def replace(self, indices, tokens, role, round):
-        here = [m for m in self.messages if m.index in indices]
+    def replace(self, slots, tokens, role, round):
+        here = [m for m in self.messages if m.slot in slots]
         left = len(self.tokens) - sum(len(m.tokens) for m in here)
         if not tokens:
             return len(self.tokens), Status.EMPTY_TEXT
         if not here:
             return len(self.tokens), Status.NOTHING_TO_EDIT
-        if left + len(tokens) > self.capacity or self.count == self.max_messages:
+        if left + len(tokens) > self.capacity:
             return len(self.tokens), Status.NO_ROOM
         place = self.messages.index(here[0])
-        cut = self.remove(indices)
+        cut = self.remove(slots)
         self.insert(place, tokens, role, False, round)
         return cut, Status.OK
 
     def similarity(self, criteria):
         wanted = embed(self.table, criteria)
-        return {m.index: float(embed(self.table, m.tokens) @ wanted) for m in self.messages}
+        return {m.slot: float(embed(self.table, m.tokens) @ wanted) for m in self.messages}
 
     def filter_drop(self, criteria, theta):
         if not criteria:
             return set(), Status.EMPTY_TEXT
         scores = self.similarity(criteria)
-        drop = {m.index for m in self.messages if not m.pinned and scores[m.index] >= theta}
+        drop = {m.slot for m in self.messages if not m.pinned and scores[m.slot] >= theta}
         return drop, Status.OK if drop else Status.NOTHING_FOUND
 
     def span_drop(self, span):
         rounds = sorted({m.round for m in self.messages}, reverse=True)
         chosen = rounds if span == 0 else rounds[: max(span, 0)]
-        drop = {m.index for m in self.messages if not m.pinned and m.round in chosen}
+        drop = {m.slot for m in self.messages if not m.pinned and m.round in chosen}
         return drop, Status.OK if drop else Status.NOTHING_TO_EDIT
 
-    def oldest_drop(self, need, protect_round):
-        drop, length = set(), len(self.tokens)
-        for message in sorted(self.messages, key=lambda m: m.index):
-            if length + need > self.capacity and not message.pinned and message.round != protect_round:
-                drop.add(message.index)
-                length -= len(message.tokens)
+    def oldest_drop(self, need, more_messages, low_water, protect_round):
+        drop, tokens, messages = set(), len(self.tokens) + need, len(self.messages) + more_messages
+        wanted_tokens = int(low_water * self.capacity) if tokens > self.capacity else tokens
+        wanted_messages = int(low_water * self.max_messages) if messages > self.max_messages else messages
+        for message in sorted(self.messages, key=lambda m: m.born):
+            over = tokens > wanted_tokens or messages > wanted_messages
+            if over and not message.pinned and message.round != protect_round:
+                drop.add(message.slot)
+                tokens, messages = tokens - len(message.tokens), messages - 1
         return drop

@@ -36,7 +36,7 @@ class TraceWriter:
         self.method, self.task, self.size = method, task, size
         self.stage, self.turn, self.next_id = 1, 0, 1
         self.store, self.context, self.turns, self.pending = [], [], [], []
-        self.said_answer, self.malformed = None, 0
+        self.said_answer, self.malformed, self.stop = None, 0, "turns"
 
     def to_stage(self, stage: int) -> None:
         self.stage, self.turn, self.pending = stage, 0, []
@@ -87,7 +87,7 @@ class TraceWriter:
 
     def answer(self, text: str, user: str | None = None) -> None:
         self.step(user, said=f"<think></think><answer> {text}</answer>")
-        self.said_answer = text
+        self.said_answer, self.stop = text, "answered"
 
     def trace(self) -> dict:
         exact = float(self.said_answer == ANSWER)
@@ -96,6 +96,7 @@ class TraceWriter:
             "question": QUESTION, "answer": ANSWER, "gold": list(GOLD), "said_answer": self.said_answer,
             "reward": exact + 0.4, "terms": dict.fromkeys(TERMS, 0.0) | {"task": exact, "malformed": self.malformed},
             "exact_match": exact, "f1": exact, "turns": self.turns, "diagnosis": "",
+            "stops": {"1": "turns", "2": "turns", "3": self.stop},
         }  # fmt: skip
 
 
@@ -130,7 +131,8 @@ def ending(kind: str, method: str = "agemem", task: int = 0) -> dict:
         writer.step(None, retrieve("Ada Keller born"))
         writer.step(None, call("Filter_context", criteria="keller"))
         writer.answer("Old Brindle")
-    elif kind in ("no_answer", "malformed"):
+    elif kind in ("no_answer", "malformed", "no_room"):
+        writer.stop = "segments" if kind == "no_room" else "turns"
         writer.step(QUESTION, retrieve("Silver River was Ada Keller born"))
         writer.step(None, retrieve("Ada Keller was born in"))
         if kind == "malformed":

@@ -14,6 +14,7 @@ from agemem_jax.config import (
     check_fields,
     check_override,
     check_prompt,
+    check_turns,
     derive,
     difference,
     flatten,
@@ -32,7 +33,8 @@ REFUSED = {
     "empty store": ({"store.entries": 0}, "at least 1"),
     "negative entry": ({"store.entry_tokens": -3}, "at least 1"),
     "no layers": ({"policy.num_layers": 0}, "at least 1"),
-    "no messages": ({"context.messages": 2}, "at least 4"),
+    "no messages": ({"context.messages": 2}, "at least 3"),
+    "few messages": ({"context.messages": 5}, "and the pinned query; set context.messages >= 6"),
     "one segment": ({"context.max_segments": 1}, "at least 2"),
     "no seeds": ({"num_seeds": 0}, "at least 1"),
     "negative updates": ({"rl.updates": -1}, "at least 0"),
@@ -204,8 +206,27 @@ def test_capacity_below_the_limit():
 def test_derived_sizes():
     sizes = derive(changed({"rl.micro_batch": 1000}))
     assert (sizes.rows, sizes.sequences, sizes.micro_batch) == (32, 128, 128)
-    assert sizes.observation_tokens == 64 + 3 * 5 * 64
-    assert sizes.turn_tokens == sizes.observation_tokens + 2048
+    assert sizes.observation_tokens == 64 + (3 * 5 + 3) * 64  # what was asked for, and what is shown unasked
+    assert sizes.turn_tokens == sizes.observation_tokens + 2048 + 256 and sizes.summaries
+    assert not derive(changed({"tools.summary_by": "call"})).summaries
+    assert not derive(changed({"rollout.summary_slots": 0})).summaries
+
+
+def test_segments_for_the_turns_asked_for():
+    sizes = dict(told=70, around=5, summary=300, shortest=20)
+    check_turns(changed({}), **sizes)
+    long = {"rollout.stage3_turns": 50, "context.messages": 32}
+    with pytest.raises(ConfigError) as refused:
+        check_turns(changed(long), **sizes)
+    # Of 59 messages 30 go in, since a turn keeps 3 places; then 9 at a time, since 24 - 3 stay.
+    assert str(refused.value).startswith("context.max_segments = 4: ")
+    assert "0 times in stage 1 and 4 times in stages 2 and 3" in str(refused.value)
+    assert "set context.max_segments >= 9" in str(refused.value)
+    check_turns(changed(long | {"context.max_segments": 9}), **sizes)
+    check_turns(changed(long | {"context.messages": 64}), **sizes)
+    small = {"task.facts": 40, "context.capacity": 4000, "context.limit": 4000}
+    with pytest.raises(ConfigError, match="context.max_segments >= 8, better twice that, or raise context.capacity"):
+        check_turns(changed(small), **sizes)
 
 
 def test_fields_set_in_a_config_file():

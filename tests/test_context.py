@@ -13,7 +13,8 @@ from memory_twin import ContextTwin
 from agemem_jax.memory import context
 from agemem_jax.types import NO_MESSAGE, PAD_ID, Role, Status, Text
 
-C, M, W, E = 16, 8, 6, 8
+C, M, W, E = 16, 5, 6, 8
+LOW_WATER = 0.75
 TABLE = np.random.default_rng(5).normal(size=(10, E)).astype(np.float32)
 TABLE[[PAD_ID, 9]] = 0
 THETA = 0.6
@@ -71,7 +72,7 @@ def run_sequence(ctx, steps):
         spanned, spans = context.span_drop(ctx, s["span"])
         ctx, summary_cut, summarized = context.replace(ctx, asked["summarize"], spanned, s["text"], 2, s["round"])
 
-        oldest = context.oldest_drop(ctx, s["need"], s["protect"])
+        oldest = context.oldest_drop(ctx, s["need"], s["more"], LOW_WATER, s["protect"])
         ctx, room_cut = context.remove(ctx, asked["make_room"], oldest)
         ctx, some_cut = context.remove(ctx, asked["drop_some"], s["some"])
 
@@ -99,6 +100,7 @@ def random_steps(rng, length, batch, op_weights):
         "round": np.cumsum(number(0, 2), axis=0, dtype=np.int32),
         "span": number(-1, 4),
         "need": number(0, W + 1),
+        "more": number(0, 4),
         "protect": number(-1, 6),
         "some": rng.random((*shape, M)) < 0.3,
     }
@@ -108,13 +110,13 @@ def check_window(twin, ctx, t, row):
     length = ctx.length[t, row]
     assert length == len(twin.tokens)
     assert ctx.tokens[t, row].tolist() == twin.tokens + [PAD_ID] * (C - length)
-    owners = [m.index for m in twin.messages for _ in m.tokens]
+    owners = [m.slot for m in twin.messages for _ in m.tokens]
     assert ctx.message[t, row].tolist() == owners + [NO_MESSAGE] * (C - length)
-    assert np.flatnonzero(ctx.alive[t, row]).tolist() == sorted({m.index for m in twin.messages})
+    assert np.flatnonzero(ctx.alive[t, row]).tolist() == sorted(m.slot for m in twin.messages)
     assert ctx.count[t, row] == twin.count
     for m in twin.messages:
-        got = [getattr(ctx, name)[t, row, m.index] for name in ("role", "pinned", "round")]
-        assert got == [m.role, m.pinned, m.round]
+        got = [getattr(ctx, name)[t, row, m.slot] for name in ("role", "pinned", "round", "born")]
+        assert got == [m.role, m.pinned, m.round, m.born]
 
 
 def near_threshold(twin, criteria):
@@ -130,6 +132,7 @@ def test_random_sequences_agree_with_the_twin(seed, op_weights):
     steps = random_steps(np.random.default_rng(seed), length, batch, op_weights)
     outputs = jax.device_get(run_sequence(context.empty(batch, C, M), steps))
     statuses, cuts, drop, similarity, changed, ctx = outputs
+    assert ctx.count[-1].max() > M  # slots were used again
     for row in range(batch):
         twin = ContextTwin(C, M, TABLE)
         for t in range(length):
@@ -160,13 +163,13 @@ def test_random_sequences_agree_with_the_twin(seed, op_weights):
                     edited = status == Status.OK
                     assert statuses[t, 2, row] == status
             elif op == "make_room":
-                chosen = twin.oldest_drop(get("need"), get("protect"))
+                chosen = twin.oldest_drop(get("need"), get("more"), LOW_WATER, get("protect"))
                 assert set(np.flatnonzero(drop[t, 2, row])) == chosen
                 if on:
                     expected_cuts[2] = twin.remove(chosen)
                     edited = bool(chosen)
             elif on:
-                chosen = {m.index for m in twin.messages if steps["some"][t, row, m.index]}
+                chosen = {m.slot for m in twin.messages if steps["some"][t, row, m.slot]}
                 expected_cuts[3] = twin.remove(chosen)
                 edited = bool(chosen)
             for got, cut in zip(cuts[t, :, row], expected_cuts, strict=True):
@@ -198,7 +201,8 @@ def test_replace_puts_the_summary_where_the_first_removed_message_was():
     ctx = window(([1], 0, True), ([2, 2], 0, False), ([3], 0, True), ([4, 4, 4], 1, False), ([5], 2, True))
     after, cut, status = _replace(ctx, jnp.ones(1, bool), drops(1, 3), text([7, 8, 9]), Role.USER, ints(2))
     assert after.tokens[0, :7].tolist() == [1, 7, 8, 9, 3, 5, PAD_ID]
-    assert after.message[0, :6].tolist() == [0, 5, 5, 5, 2, 4]
+    assert after.message[0, :6].tolist() == [0, 1, 1, 1, 2, 4]  # it takes the first slot that is free
+    assert after.born[0].tolist() == [0, 5, 2, 3, 4] and context.newest(after).tolist() == [1]
     assert cut.tolist() == [1] and status.tolist() == [Status.OK] and after.count.tolist() == [6]
 
 
@@ -248,7 +252,38 @@ def test_oldest_drop_frees_enough_with_the_fewest_messages():
     ctx = window(([1] * 4, 0, True), ([2] * 3, 1, False), ([3] * 3, 2, False), ([4] * 4, 3, False))  # 14 of 16
     for need, messages in ((0, []), (2, []), (3, [1]), (5, [1]), (6, [1, 2]), (9, [1, 2, 3]), (99, [1, 2, 3])):
         assert np.flatnonzero(context.oldest_drop(ctx, ints(need))[0]).tolist() == messages
-    assert np.flatnonzero(context.oldest_drop(ctx, ints(99), ints(3))[0]).tolist() == [1, 2]
+    assert np.flatnonzero(context.oldest_drop(ctx, ints(99), protect_round=ints(3))[0]).tolist() == [1, 2]
+
+
+def test_overflow_goes_down_to_the_low_water_mark():
+    ctx = window(([1] * 4, 0, True), ([2] * 3, 1, False), ([3] * 3, 2, False), ([4] * 4, 3, False))  # 14 of 16
+    dropped = lambda *args: np.flatnonzero(context.oldest_drop(ctx, *args)[0]).tolist()  # noqa: E731
+    assert dropped(ints(2), 1, 0.5) == []  # all that is needed fits: nothing goes, full as it is
+    assert dropped(ints(3), 0, 0.75) == [1, 2]  # 17 of 16: down to 12
+    assert dropped(ints(0), 2, 1.0) == [1] and dropped(ints(0), 2, 0.6) == [1, 2, 3]  # 6 of 5 messages: to 5, to 3
+    assert dropped(ints(3), 2, 1.0) == [1] and dropped(ints(6), 2, 1.0) == [1, 2]
+
+
+def test_age_is_the_order_of_creation_and_not_the_slot():
+    on = jnp.ones(1, bool)
+    ctx = window(([1] * 3, 0, False), ([2] * 3, 1, False), ([3] * 3, 2, False))
+    ctx, _ = context.remove(ctx, on, drops(0))
+    ctx, _ = _append(ctx, on, text([4] * 3), Role.USER, False, ints(3))  # in slot 0 again, and the youngest
+    assert ctx.message[0, :9].tolist() == [1] * 3 + [2] * 3 + [0] * 3 and ctx.born[0, :3].tolist() == [3, 1, 2]
+    assert np.flatnonzero(context.oldest_drop(ctx, ints(8))[0]).tolist() == [1]
+    assert np.flatnonzero(context.oldest_drop(ctx, ints(13))[0]).tolist() == [1, 2]
+    assert np.flatnonzero(context.span_drop(ctx, ints(1))[0][0]).tolist() == [0] == context.newest(ctx).tolist()
+
+
+def test_any_number_of_messages_fits_a_small_table():
+    ctx, on = context.empty(1, C, M), jnp.ones(1, bool)
+    for i in range(4 * M):
+        drop = context.oldest_drop(ctx, ints(3), 1)
+        ctx, _ = context.remove(ctx, on, drop)
+        ctx, status = _append(ctx, on, text([1 + i % 8] * 3), Role.USER, False, ints(i))
+        assert status.tolist() == [Status.OK]
+    assert ctx.count.tolist() == [4 * M]
+    assert ctx.tokens[0].tolist() == [1 + i % 8 for i in range(4 * M - 5, 4 * M) for _ in range(3)] + [PAD_ID]
 
 
 def test_a_message_that_grew_counts_in_full():

@@ -78,6 +78,7 @@ def test_every_section_is_there(html):
         "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.",
         "changed (212)", "sampled as in training", "changed: 212 tasks", "21.2", "misled: 0 tasks",
         "evaluated once, and its interval is over the tasks alone",
+        "Stage 1 ended: all turns made.", "Stage 3 ended: answered.",
     ):  # fmt: skip
         assert text in reader.text, text
     for outcome in ("Learned", "Still wrong", "Unlearned"):
@@ -247,6 +248,7 @@ def test_the_diagnosis_names_the_first_broken_link(kind):
         ("not_retrieved", ("not retrieved in stage 3 (1 retrieval made)",)),
         ("dropped", ("back in view in stage 3, turn 1, but removed",)),
         ("no_answer", ("Both gold facts had come into view",)),
+        ("no_room", ("ended without an answer", "no segment was left (context.max_segments)")),
         ("wrong_answer", ("both gold facts in view, but “Old Brindle” differs from “Halden”",)),
     ],
 )

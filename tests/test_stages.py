@@ -24,7 +24,7 @@ from agemem_jax.rollout.rows import RolloutSpec, new_rows
 from agemem_jax.rollout.stage import Trace, run_stage, scripted_writer
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.setup import Run, build
-from agemem_jax.types import Mode, Op, Role, Status, Task, Text
+from agemem_jax.types import Mode, Op, Role, Status, StopReason, Task, Text
 
 ADA_HALDEN = "Ada Keller was born in Halden"
 ADA_YEAR = "Ada Keller was born in 1984"
@@ -76,12 +76,12 @@ class Played(NamedTuple):
         return {int(i): decode(tokens[:n].tolist()).strip() for i, tokens, n in rows if i >= 0}
 
     def context(self, stage: int, slot: int) -> dict[int, tuple[Role, bool, str]]:
-        """The messages after a slot: {index: (role, pinned, text)}, in the order of the window."""
+        """The messages after a slot: {number: (role, pinned, text)}, in the order of the window."""
         trace = self.traces[stage - 1]
         length = trace.context_length[slot]
         message, tokens = trace.message[slot][:length], trace.context[slot][:length]
         return {
-            int(m): (
+            int(trace.born[slot][m]): (
                 Role(int(trace.role[slot][m])), bool(trace.pinned[slot][m]),
                 self.run.tokenizer.decode(tokens[message == m].tolist()),
             )
@@ -137,6 +137,10 @@ COMMON = dict(
 )  # fmt: skip
 VARIANTS = {
     "paper": COMMON,
+    "long": COMMON | dict(
+        rollout__stage3_turns=50, context__messages=32, context__capacity=120, context__limit=120,
+        context__low_water=0.5, context__max_segments=20,
+    ),
     "free": COMMON | dict(
         tools__constrained=False, tools__optional_arguments=True, store__tag_tokens=4,
         tools__summary_by="call", rollout__stage1_answer_ends=True,
@@ -148,6 +152,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
     """Plays up to 12 scripts at once."""
     run, episode = stage(variant)
     spec, source = run.spec.rollout, run.source
+    most = max(spec.turns(k) for k in (1, 2, 3))
     scripts = list(scripts) + [Script() for _ in range(spec.batch - len(scripts))]
 
     def turn(said) -> list[int]:
@@ -155,7 +160,7 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
         return source.tokenizer.encode_markup(said)
 
     def turns(lines) -> Text:
-        return pad_texts([turn(line) for line in lines] + [turn([])] * (TURNS - len(lines)), TURNS, spec.width)
+        return pad_texts([turn(line) for line in lines] + [turn([])] * (most - len(lines)), most, spec.width)
 
     def stack(texts) -> Text:
         return jax.tree.map(lambda *x: np.stack(x), *texts)
@@ -392,6 +397,68 @@ def test_overflow_drops_the_oldest_messages_that_are_not_pinned():
     assert lost > 2 and agent.rows[2].segments.count > 2
     assert stats.over_context.any() and stats.peak_context_tokens > LIMIT
     assert not stats.reduced_in_time.any() and not stats.prevented.any()  # nobody asked for it
+
+
+def test_fifty_turns_fit_a_table_of_32_messages():
+    looks = [calls(retrieve("Ada")) if i % 10 == 0 else [] for i in range(49)]
+    answers, never = play(
+        "long", Script(one=[calls(add(ADA_HALDEN))], three=[*looks, answer("Halden")]), Script(three=[[]] * 50)
+    )[:2]
+    for agent, turns, end in ((answers, 50, StopReason.ANSWERED), (never, 50, StopReason.TURNS)):
+        assert len(agent.slots(3)) == turns
+        stats = agent.rows[2].stats
+        assert stats.stop.tolist() == [StopReason.TURNS, StopReason.TURNS, end] == [
+            agent.traces[k].stop[agent.slots(k + 1)[-1]] for k in range(3)
+        ]
+        assert bool(stats.over_turns) == (end == StopReason.TURNS)
+        context = agent.rows[2].context
+        assert context.count > 52 > 32 == len(context.alive)
+        shown = agent.context(3, 49)
+        assert [pinned for _, pinned, text in shown.values() if QUERY in text] == [True]
+        numbers = [number for number, (_, pinned, _) in shown.items() if not pinned]
+        assert numbers == sorted(numbers) and numbers[-1] == context.count - 1
+        # Down to the low-water mark at a time, so that a few segments hold all turns.
+        assert 2 < agent.rows[2].segments.count < 14
+    assert answers.rows[2].stats.f1 == 1
+
+
+def test_a_row_that_a_size_ends_says_which():
+    looks = calls(retrieve("Ada Keller"))
+    flood = calls(retrieve("Ada Keller"), retrieve("Ada Halden"), retrieve("Keller Halden"))
+    told = [calls(add(f"{ADA_HALDEN} Ada Ada Ada")), calls(add(f"{ADA_HALDEN} Ada Ada Keller"))]
+    many, much = play("long", Script(one=told, three=[looks] * 50), Script(one=told, three=[[], flood]))[:2]
+    # Each look brings so much that the oldest messages go every other turn, until no segment is left to go on in.
+    stats = many.rows[2].stats
+    assert stats.stop[2] == StopReason.SEGMENTS and 15 < len(many.slots(3)) < 50
+    assert many.rows[2].segments.count == many.run.spec.rollout.segments
+    assert not stats.over_turns and not stats.answered
+    # Six entries at once are more than the context holds beside the query, whatever goes.
+    stats = much.rows[2].stats
+    assert stats.stop[2] == StopReason.CONTEXT and len(much.slots(3)) == 2
+    assert stats.over_context and not stats.over_turns
+    assert much.traces[2].stop[:3].tolist() == [StopReason.NONE, StopReason.NONE, StopReason.CONTEXT]
+
+
+def test_a_summary_at_the_brim_sees_what_it_summarises():
+    """However full the context is, and however much the turn that asks writes, nothing goes before the summary."""
+    asking = lambda words: calls(retrieve("Ada " * words), (Op.SUMMARY, {"span": "all"}))  # noqa: E731
+    scripts = [Script(three=[calls(retrieve("Ada " * n))] * 3 + [asking(35)]) for n in range(1, 13)]
+    room, fullest = 5 + stage("long")[0].spec.rollout.summary_tokens, 0
+    for agent in play("long", *scripts):
+        trace = agent.traces[2]
+        (slot,) = np.flatnonzero(trace.mode == Mode.SUMMARIZE)
+        before, seen = agent.context(3, slot - 1), trace.context_length[slot - 1]
+        assert agent.text(3, "seen", slot).endswith(f"summarise{END}<|im_start|>assistant")
+        segments = agent.rows[2].segments
+        decode = agent.run.tokenizer.decode
+        recorded = [decode(t[:n].tolist()) for t, n in zip(segments.tokens, segments.length, strict=True)]
+        view = "".join(text for _, _, text in before.values())
+        assert any(text.startswith(view) and f"summarise{END}" in text[len(view) :] for text in recorded)
+        assert agent.status(3, slot - 1) == [Status.NOTHING_FOUND, Status.OK]
+        assert agent.rows[2].stats.calls_ok[Op.SUMMARY] == 1
+        fullest = max(fullest, seen + room)
+    capacity = stage("long")[0].spec.rollout.capacity
+    assert capacity - 4 <= fullest <= capacity
 
 
 def test_the_store_answers_in_words():

@@ -1,9 +1,10 @@
 """Short-term memory: a token window per row, edited by whole messages.
 
 The window holds the row's own messages one after another; the shared system prompt (prefix) is not in here. A message
-is named by its index in creation order, which stays when others go. All functions are batched over rows `B`, can be
-jitted, and are total: what does not fit gives a `types.Status` and leaves the window as it was. `on` selects the rows
-that run; the others are left alone and report NOT_RUN.
+is named by its slot in a table of `M`, which it keeps while it is in the window and which the next message takes when
+it has left. How old a message is tells its number in creation order (`born`), never its slot. All functions are batched
+over rows `B`, can be jitted, and are total: what does not fit gives a `types.Status` and leaves the window as it was.
+`on` selects the rows that run; the others are left alone and report NOT_RUN.
 
 An edit moves tokens, so that keys and values of a cache are valid only before the first token that changed: edits
 return that position as `cut`. A message that is still being written (the policy's own) may be extended with `write`
@@ -27,17 +28,18 @@ class ContextWindow:
     """`B` windows. The tokens of a message are contiguous; places from `length` on hold PAD_ID and NO_MESSAGE."""
 
     tokens: jax.Array  # [B, C] int32
-    message: jax.Array  # [B, C] int32 index of the token's message, or NO_MESSAGE
+    message: jax.Array  # [B, C] int32 slot of the token's message, or NO_MESSAGE
     length: jax.Array  # [B] int32
     role: jax.Array  # [B, M] int32 types.Role
     pinned: jax.Array  # [B, M] bool: no filter, summary or overflow takes it
     round: jax.Array  # [B, M] int32
-    alive: jax.Array  # [B, M] bool: its tokens are in the window
+    alive: jax.Array  # [B, M] bool: its tokens are in the window; other slots are free, and what they hold is old
+    born: jax.Array  # [B, M] int32 number of the message in creation order
     count: jax.Array  # [B] int32 messages ever made
 
 
 def empty(batch: int, capacity: int, messages: int) -> ContextWindow:
-    """`batch` windows without messages, for up to `capacity` (C) tokens and `messages` (M) messages ever made."""
+    """`batch` windows without messages, for up to `capacity` (C) tokens and `messages` (M) messages at a time."""
     table = jnp.zeros((batch, messages), jnp.int32)
     return ContextWindow(
         tokens=jnp.full((batch, capacity), PAD_ID, jnp.int32),
@@ -47,6 +49,7 @@ def empty(batch: int, capacity: int, messages: int) -> ContextWindow:
         pinned=table.astype(bool),
         round=table,
         alive=table.astype(bool),
+        born=table,
         count=jnp.zeros((batch,), jnp.int32),
     )
 
@@ -59,7 +62,7 @@ def append(
     Returns the window and status `[B]`: EMPTY_TEXT, NO_ROOM (the tokens, or one more message, do not fit).
     """
     status = first_failure(
-        on, (text.length <= 0, Status.EMPTY_TEXT), (~_room(ctx, ctx.length + text.length), Status.NO_ROOM)
+        on, (text.length <= 0, Status.EMPTY_TEXT), (~_room(ctx, ctx.alive, text.length), Status.NO_ROOM)
     )
     return _insert(ctx, status == Status.OK, text, ctx.length, role, pinned, round), status
 
@@ -79,7 +82,7 @@ def replace(
 ) -> tuple[ContextWindow, jax.Array, jax.Array]:
     """Takes the messages `drop` `[B, M]` out and puts one new, unpinned message where the first of them began.
 
-    Args are those of `append` and `remove`. The new message has the next index, although it may stand before others.
+    Args are those of `append` and `remove`. The new message is the youngest, although it may stand before others.
 
     Returns:
         The window, `cut` `[B]` as in `remove`, and status `[B]`: EMPTY_TEXT, NOTHING_TO_EDIT (`drop` names no message
@@ -91,7 +94,7 @@ def replace(
         on,
         (text.length <= 0, Status.EMPTY_TEXT),
         (~jnp.any(drop, axis=1), Status.NOTHING_TO_EDIT),
-        (~_room(ctx, ctx.length - freed + text.length), Status.NO_ROOM),
+        (~_room(ctx, ctx.alive & ~drop, text.length - freed), Status.NO_ROOM),
     )
     ok = status == Status.OK
     drop = drop & ok[:, None]
@@ -153,18 +156,38 @@ def span_drop(ctx: ContextWindow, span: jax.Array) -> tuple[jax.Array, jax.Array
     return drop, status
 
 
-def oldest_drop(ctx: ContextWindow, need: jax.Array, protect_round: jax.Array | None = None) -> jax.Array:
-    """The fewest oldest messages, by index, that make room for `need` `[B]` more tokens: drop `[B, M]`.
+def newest(ctx: ContextWindow) -> jax.Array:
+    """The slot `[B]` of the message of the window that was made last; 0 if there is none."""
+    return jnp.argmax(jnp.where(ctx.alive, ctx.born, -1), axis=1)
+
+
+def oldest_drop(
+    ctx: ContextWindow,
+    need: jax.Array,
+    slots: jax.Array | int = 0,
+    low_water: float = 1.0,
+    protect_round: jax.Array | None = None,
+) -> jax.Array:
+    """Which messages go when `need` `[B]` more tokens or `slots` (`[B]` or for all) more messages do not fit: `[B, M]`.
+
+    The oldest go, and then not one by one: down to where the window with what is needed fills the share `low_water` of
+    its capacity, or of its table, whichever overflowed. Every such edit costs a segment of the trajectory.
 
     Pinned messages and those of `protect_round` `[B]` are left alone; if all others are not enough, all of them go.
     """
     may_go = ctx.alive & ~ctx.pinned
     if protect_round is not None:
         may_go &= ctx.round != protect_round[:, None]
-    size = jnp.where(may_go, _sizes(ctx), 0)
-    freed_before = jnp.cumsum(size, axis=1) - size
-    missing = ctx.length + need - ctx.tokens.shape[1]
-    return may_go & (freed_before < missing[:, None])
+    older = may_go[:, None] & (ctx.born[:, None] < ctx.born[:, :, None])  # [B, M, M]: message, another that goes before
+    before = lambda size: jnp.sum(jnp.where(older, size[:, None], 0), axis=2)  # noqa: E731
+
+    def short(used: jax.Array, whole: int) -> jax.Array:
+        """By how much `used` `[B]` is over the low-water mark, where it is over the whole."""
+        return jnp.where(used > whole, used - int(low_water * whole), 0)[:, None]
+
+    tokens = short(ctx.length + need, ctx.tokens.shape[1])
+    places = short(jnp.sum(ctx.alive, axis=1) + slots, ctx.alive.shape[1])
+    return may_go & ((before(_sizes(ctx)) < tokens) | (before(ctx.alive) < places))
 
 
 def write(buffer: jax.Array, block: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
@@ -206,9 +229,9 @@ def pack(parts: list[Text], width: int | None = None) -> Text:
     return Text(jnp.where(place < total[..., None], joined, PAD_ID), total)
 
 
-def _room(ctx: ContextWindow, length: jax.Array) -> jax.Array:
-    """Whether windows of that length with one more message are possible `[B]`."""
-    return (length <= ctx.tokens.shape[1]) & (ctx.count < ctx.alive.shape[1])
+def _room(ctx: ContextWindow, kept: jax.Array, more: jax.Array) -> jax.Array:
+    """Whether a message fits beside the messages `kept` `[B, M]`: `[B]`, if the window then grows by `more` `[B]`."""
+    return (ctx.length + more <= ctx.tokens.shape[1]) & ~jnp.all(kept, axis=1)
 
 
 def _token_mask(ctx: ContextWindow, messages: jax.Array) -> jax.Array:
@@ -256,17 +279,19 @@ def _insert(
     pinned: jax.Array | bool,
     round: jax.Array,
 ) -> ContextWindow:
-    """Writes a new message of the rows `ok` to the free places from `start` `[B]` on."""
+    """Writes a new message of the rows `ok` to the free places from `start` `[B]` on, in the first free slot."""
     size = jnp.where(ok, text.length, 0)
-    new = ok[:, None] & (jnp.arange(ctx.alive.shape[1]) == ctx.count[:, None])
+    slot = jnp.argmin(ctx.alive, axis=1)[:, None]
+    new = ok[:, None] & (jnp.arange(ctx.alive.shape[1]) == slot)
     column = lambda value: jnp.broadcast_to(value, ok.shape)[:, None]  # noqa: E731
     return ctx.replace(
         tokens=write(ctx.tokens, text.tokens, start, size),
-        message=write(ctx.message, jnp.broadcast_to(ctx.count[:, None], text.tokens.shape), start, size),
+        message=write(ctx.message, jnp.broadcast_to(slot, text.tokens.shape), start, size),
         length=ctx.length + size,
         role=jnp.where(new, column(role), ctx.role),
         pinned=jnp.where(new, column(pinned), ctx.pinned),
         round=jnp.where(new, column(round), ctx.round),
         alive=ctx.alive | new,
+        born=jnp.where(new, ctx.count[:, None], ctx.born),
         count=ctx.count + ok,
     )

@@ -6,7 +6,7 @@ back into the context of stage 3, still there when the answer is written. The fi
 A trace is one element of a run's traces.json: {"method", "question", "answer", "gold": [text], "said_answer": text or
 null, "exact_match", "f1", "terms": {name: value}, "turns": [turn]}, and a turn is {"stage", "turn", "saw": [message],
 "said", "calls": [{"op", "arguments", "status", "status_text"}], "store": [{"id", "text", "tags", "hits"}],
-"context": [message], "context_tokens"}, store and context as they are after the turn.
+"context": [message], "context_tokens"}, store and context as they are after the turn. "stops" is {stage: why it ended}.
 """
 
 import re
@@ -41,8 +41,16 @@ KINDS = {
     "not_retrieved": "A stored gold fact was never retrieved",
     "dropped": "A retrieved fact was removed from the context again",
     "no_answer": "Ran out of turns without an answer",
+    "no_room": "A size ran out before the answer",
     "wrong_answer": "All facts in view, but the answer differs",
 }
+STOPS = {  # why a stage ended (types.StopReason)
+    "answered": "answered",
+    "turns": "all turns made",
+    "context": "the next turn did not fit the context",
+    "segments": "the context was full and no segment was left (context.max_segments)",
+}
+SIZES = ("context", "segments")  # of these, the sizes that ran out
 CORRECT_KINDS = ("from_memory", "unsupported")
 
 
@@ -216,6 +224,9 @@ def _failure(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
         guess = f" {_quote(said)} could only be a guess; right is {_quote(wanted)}." if said else " It gave no answer."
         return "no_memory", f"The facts of stage 1 were gone when the question came.{guess}"
     why = " ".join(_explain(trace, fact) for fact in broken)
+    stopped = (trace.get("stops") or {}).get("3")
+    if not said and stopped in SIZES:
+        return "no_room", f"Stage 3 ended without an answer: {STOPS[stopped]}. {why}".rstrip()
     if not said:
         if malformed:
             turns = f"{malformed} turn{'s' * (malformed != 1)}"

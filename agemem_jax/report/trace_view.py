@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from agemem_jax.report.diagnosis import KINDS, Diagnosis, Moment, examine, holds, is_correct
+from agemem_jax.report.diagnosis import KINDS, STOPS, Diagnosis, Moment, examine, holds, is_correct
 
 VARIANTS = (("no_memory", "No memory"), ("agemem_norl", "Before RL"), ("agemem", "After RL"))
 STAGE_TITLES = {1: "Building the memory", 2: "Distractors", 3: "The question"}
@@ -107,6 +107,7 @@ class VariantView:
     diagnosis: Diagnosis
     terms: list[TermView]
     stages: list[tuple[int, str, list[TurnView]]]
+    endings: dict[int, str]  # why each stage ended
 
 
 @dataclass
@@ -188,12 +189,14 @@ def _variant(trace: dict, label: str, weights: dict[str, float]) -> VariantView:
     diagnosis = examine(trace)
     told = {fact.told for fact in diagnosis.facts}
     before: dict = {}
-    for turn in trace.get("turns") or ():
-        stage = turn.get("stage", 0)
-        if not stages or stages[-1][0] != stage:
-            stages.append((stage, STAGE_TITLES.get(stage, ""), []))
-        stages[-1][2].append(_turn(turn, before, trace.get("gold") or (), told))
-        before = turn
+    endings = {int(stage): STOPS.get(reason, reason) for stage, reason in (trace.get("stops") or {}).items()}
+    turns = trace.get("turns") or ()
+    for stage in sorted(endings.keys() | {turn.get("stage", 0) for turn in turns}):
+        stages.append((stage, STAGE_TITLES.get(stage, ""), []))
+        for turn in turns:
+            if turn.get("stage", 0) == stage:
+                stages[-1][2].append(_turn(turn, before, trace.get("gold") or (), told))
+                before = turn
     terms = [
         TermView(name, value, weights.get(name))
         for name, value in (trace.get("terms") or {}).items()
@@ -209,6 +212,7 @@ def _variant(trace: dict, label: str, weights: dict[str, float]) -> VariantView:
         diagnosis=diagnosis,
         terms=terms,
         stages=stages,
+        endings=endings,
     )
 
 

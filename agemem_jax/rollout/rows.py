@@ -27,6 +27,7 @@ class RolloutSpec:
     capacity: int
     limit: int
     messages: int
+    low_water: float
     prefix_tokens: int
     action_tokens: int
     summary_tokens: int
@@ -93,6 +94,15 @@ class RolloutSpec:
     def segment_limit(self, stage: int) -> int:
         """Segments that may be in use when a stage ends: stage 1 may take half of them."""
         return max(1, self.segments // 2) if stage == 1 else self.segments
+
+    def edit_limit(self, stage: int) -> int:
+        """Segments that may be in use when FILTER or SUMMARY begins another.
+
+        Half of the edits that stage 1, and then stages 2 and 3, have room for are left to overflow: without them a
+        row that tidied up would end where one that did not goes on.
+        """
+        edits = self.segment_limit(stage) - (self.segment_limit(1) if stage > 1 else 0) - 1
+        return self.segment_limit(stage) - 1 - max(0, edits) // 2
 
 
 @struct.dataclass
@@ -270,8 +280,25 @@ def rowwise(spec: RolloutSpec, function, rows: Rows, *sliced, whole: tuple = ())
 
 
 def may_edit(rows: Rows, spec: RolloutSpec, stage: int) -> jax.Array:
+    """[B] bool: FILTER or SUMMARY may edit the context."""
+    return used_segments(rows) <= spec.edit_limit(stage)
+
+
+def may_overflow(rows: Rows, spec: RolloutSpec, stage: int) -> jax.Array:
     """[B] bool: a context edit would still leave room for the segment that follows it."""
-    return rows.segments.count < spec.segment_limit(stage) - 1
+    return used_segments(rows) < spec.segment_limit(stage)
+
+
+def used_segments(rows: Rows) -> jax.Array:
+    """[B] segments in use, the open one with them if anything in it is to be kept."""
+    return rows.segments.count + rows.tape.trainable.any(1)
+
+
+def stop(rows: Rows, on: jax.Array, reason: jax.Array | int, stage: int) -> Rows:
+    """Ends the stage for rows `on` and notes why (`types.StopReason`, of all rows or `[B]`)."""
+    here = on[:, None] & (jnp.arange(3) == stage - 1)
+    noted = jnp.where(here, jnp.broadcast_to(reason, on.shape)[:, None], rows.stats.stop)
+    return rows.replace(mode=jnp.where(on, Mode.DONE, rows.mode), stats=rows.stats.replace(stop=noted))
 
 
 def remove(rows: Rows, drop: jax.Array) -> Rows:

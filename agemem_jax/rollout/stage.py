@@ -10,9 +10,9 @@ from flax import struct
 from agemem_jax.envs import scoring
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation, Policy, generate
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select, stop
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.types import Mode, Op, Status, Task, Text, in_stage
+from agemem_jax.types import Mode, Op, Status, StopReason, Task, Text, in_stage
 
 # (rows, slot, on [B], start [B], ops [B], budget [B]) -> (rows with updated caches, what was written)
 Writer = Callable[..., tuple[Rows, Generation]]
@@ -35,10 +35,12 @@ class Trace:
     store_id: jax.Array  # [T, R, N] int32, NO_ID where empty
     store_hits: jax.Array  # [T, R, N] int32
     context: jax.Array  # [T, R, C] int32 the context after the slot
-    message: jax.Array  # [T, R, C] int32 message index of each place
+    message: jax.Array  # [T, R, C] int32 message slot of each place
+    born: jax.Array  # [T, R, M] int32 number of the slot's message in creation order
     pinned: jax.Array  # [T, R, M] bool
     role: jax.Array  # [T, R, M] int32
     context_length: jax.Array  # [T, R] int32
+    stop: jax.Array  # [T, R] int32 StopReason; rows that do not fit end before they speak (`ran` is False)
 
 
 def policy_writer(policy: Policy, world: World, spec: RolloutSpec, temperature: jax.Array, key: jax.Array) -> Writer:
@@ -121,7 +123,7 @@ def run_stage(
     last_turn = turn_lib.turns_of(task, spec, stage)
     zeros = jnp.zeros((batch,), jnp.int32)
     rows = rows.replace(mode=zeros + Mode.ACT, turn=zeros, summaries=zeros, pointer=zeros)
-    rows = rows.replace(mode=jnp.where(last_turn > 0, rows.mode, Mode.DONE))
+    rows = stop(rows, last_turn <= 0, StopReason.TURNS, stage)
 
     def body(carry):
         slot, rows, trace = carry
@@ -132,7 +134,7 @@ def run_stage(
         budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
         rows, gen = write(rows, slot, on, start, ops, budget)
         rows, op = rowwise(spec, act, rows, task, gen, start, ops, summing, on, last_turn, whole=(world,))
-        trace = add_to_trace(trace, slot, snapshot(rows, on, mode, turn, seen, gen, op, spec))
+        trace = add_to_trace(trace, slot, snapshot(rows, on, mode, turn, seen, gen, op, spec, stage))
         return slot + 1, rows, trace
 
     def observe(rows: Rows, task: Task, world: World, spec: RolloutSpec):
@@ -162,8 +164,9 @@ def run_stage(
         turn = rows.turn + over
         answered = (calls.op[:, 0] == Op.ANSWER) & spoke
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
-        mode = jnp.where(over & (ends | (turn >= last_turn)), Mode.DONE, rows.mode)
-        return rows.replace(turn=turn, round=rows.round + over, mode=mode), op
+        why = jnp.where(ends, StopReason.ANSWERED, StopReason.TURNS)
+        rows = stop(rows, over & (ends | (turn >= last_turn)), why, stage)
+        return rows.replace(turn=turn, round=rows.round + over), op
 
     def going(carry):
         slot, rows, _ = carry
@@ -205,11 +208,11 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
     )
     if stage == 2:
         return rows.replace(stats=stats)
-    rows = rows.replace(stats=stats.replace(over_turns=~stats.answered))
+    rows = rows.replace(stats=stats.replace(over_turns=stats.stop[:, 2] == StopReason.TURNS))
     return close_segment(rows, jnp.ones((spec.batch,), bool))
 
 
-def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec) -> Trace:
+def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec, stage) -> Trace:
     """The first `spec.trace_rows` rows after one slot: a Trace without its [T] axis."""
     whole = lambda x: spec.layout.constrain(x, *[None] * x.ndim)  # noqa: E731  (few rows: every device has them)
     head = lambda tree: jax.tree.map(lambda x: whole(x[: spec.trace_rows]), tree)  # noqa: E731
@@ -230,9 +233,11 @@ def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: 
             store_hits=store.hits,
             context=context.tokens,
             message=context.message,
+            born=context.born,
             pinned=context.pinned,
             role=context.role,
             context_length=context.length,
+            stop=rows.stats.stop[:, stage - 1],
         )
     )
 
@@ -244,7 +249,7 @@ def new_trace(spec: RolloutSpec, world: World, rows: Rows, task: Task, stage: in
         rows, seen = turn_lib.observe(rows, world, task, spec, stage)
         z = jnp.zeros((spec.batch, spec.width), jnp.int32)
         gen = Generation(z, rows.turn, z * 0.0, z, z, z > 0)
-        return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec)
+        return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec, stage)
 
     one = jax.eval_shape(shape, rows)
     return jax.tree.map(lambda x: jnp.zeros((spec.slots(stage), *x.shape), x.dtype), one)

@@ -14,11 +14,13 @@ from agemem_jax.rollout.rows import (
     close_segment,
     light_cond,
     may_edit,
+    may_overflow,
     remove,
     select,
+    stop,
 )
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, Task, Text, in_stage
+from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, StopReason, Task, Text, in_stage
 
 ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
 
@@ -88,8 +90,10 @@ def turns_of(task: Task, spec: RolloutSpec, stage: int) -> jax.Array:
 def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int) -> tuple[Rows, Text]:
     """Appends what each row sees before it generates: tool results, related memories, the user message.
 
-    Rows that write a summary get the summarising prompt. Where the context would pass its capacity, the oldest messages
-    that are not pinned go first; a row that still has no room ends its trajectory.
+    Rows that write a summary get the summarising prompt. Where the context would pass its capacity, or the table of its
+    messages is full, the oldest messages that are not pinned go first, down to the low-water mark; a row that still has
+    no room, or no segment left to drop them, ends its stage. A turn that may ask for a summary keeps room for it: what
+    is to be summarised is still there when the summary is written.
 
     Returns:
       (rows, the observation as one Text [B, W], for traces).
@@ -117,31 +121,37 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     asks = present | summarize
     said = context_lib.pack([where_text(present, body), spread(pieces.summary_prompt, summarize)])
     user = context_lib.pack([spread(pieces.user_open, asks), said, spread(pieces.close, asks)])
-    opening = spread(pieces.assistant_open, act | summarize)
+    live = act | summarize
+    opening = spread(pieces.assistant_open, live)
 
+    may_ask = act & may_edit(rows, spec, stage) & (rows.summaries < spec.summary_slots) & spec.summary_by_policy
+    ending = pieces.close.length
+    summary = pieces.user_open.length + pieces.summary_prompt.length + pieces.assistant_open.length + 2 * ending
     budget = jnp.where(act, spec.action_tokens, spec.summary_tokens)
-    need = tool.length + user.length + opening.length + budget + pieces.close.length
-    need = jnp.where(rows.mode == Mode.DONE, 0, need)
-    drop = context_lib.oldest_drop(rows.context, need)
-    drop = drop & may_edit(rows, spec, stage)[:, None]
-    rows = remove(rows.replace(store=store), drop)
-    fits = (rows.context.length + need <= spec.capacity) & (rows.context.count + 3 <= spec.messages)
-    stuck = (rows.mode != Mode.DONE) & ~fits
-    stats = rows.stats.replace(over_context=rows.stats.over_context | in_stage(stuck, stage))
+    budget = budget + ending + jnp.where(may_ask, summary + spec.summary_tokens, 0)
+    need = jnp.where(live, tool.length + user.length + opening.length + budget, 0)
+    slots = has_tool + asks + live + jnp.where(may_ask, 2, 0)
+    drop = context_lib.oldest_drop(rows.context, need, slots, spec.low_water)
+    may_drop = may_overflow(rows, spec, stage)
+    rows = remove(rows.replace(store=store), drop & may_drop[:, None])
+    used = jnp.sum(rows.context.alive, axis=1) + slots
+    stuck = live & ((rows.context.length + need > spec.capacity) | (used > spec.messages))
+    why = jnp.where(drop.any(1) & ~may_drop, StopReason.SEGMENTS, StopReason.CONTEXT)
+    rows = stop(rows, stuck, why, stage)
+    over = in_stage(stuck & (why == StopReason.CONTEXT), stage)
+    stats = rows.stats.replace(over_context=rows.stats.over_context | over)
+    spilled = rows.spilled | (drop.any(1) & may_drop) | stuck
     go = ~stuck
 
     context = rows.context
     pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
     context, _ = context_lib.append(context, has_tool & go, tool, Role.TOOL, False, rows.round)
     context, _ = context_lib.append(context, asks & go, user, Role.USER, pinned, rows.round)
-    context, _ = context_lib.append(context, (act | summarize) & go, opening, Role.ASSISTANT, False, rows.round)
-    mode = jnp.where(stuck, Mode.DONE, rows.mode)
+    context, _ = context_lib.append(context, live & go, opening, Role.ASSISTANT, False, rows.round)
     result = where_text(~act, rows.result)
     seen = context_lib.pack([tool, user, opening])
-    rows = rows.replace(
-        context=context, mode=mode, stats=stats, result=result, spilled=rows.spilled | drop.any(1) | stuck
-    )
-    rows = track_crowd(rows, present & go, user, opening, world, spec)
+    rows = rows.replace(context=context, stats=stats, result=result, spilled=spilled)
+    rows = track_crowd(rows, present & go, user, opening, budget, world, spec)
     return track_length(rows, spec, stage), seen
 
 
@@ -156,15 +166,17 @@ def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
     return rows.replace(stats=stats, spilled=rows.spilled | over)
 
 
-def track_crowd(rows: Rows, on: jax.Array, user: Text, opening: Text, world: World, spec: RolloutSpec) -> Rows:
+def track_crowd(
+    rows: Rows, on: jax.Array, user: Text, opening: Text, budget: jax.Array, world: World, spec: RolloutSpec
+) -> Rows:
     """Notes what the messages told in this context need by themselves, when one more (`user`, `opening`) comes to rows
     `on`.
 
-    Each needs the shortest turn that can be written, the last one the budget of a turn as well. What the agent brings
+    Each needs the shortest turn that can be written, the last one the `budget` [B] that room is kept for as well. What the agent brings
     in itself (retrieved entries, long turns) is not counted: to fill a context and to empty it again is no use.
     """
     asked = rows.told + user.length + opening.length
-    full = asked + spec.action_tokens + world.pieces.close.length > spec.capacity
+    full = asked + budget > spec.capacity
     over = asked + spec.shortest_turn + world.pieces.after_turn.length + spec.prefix_tokens > spec.limit
     told = jnp.where(on, asked + spec.shortest_turn + world.pieces.after_turn.length, rows.told)
     return rows.replace(told=told, crowded=rows.crowded | (on & (full | over)))
@@ -188,7 +200,7 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
     ended = grammar_lib.ends_turn(world.grammar, last)
     after = context_lib.pack([spread(world.pieces.after_turn, on & ended), spread(world.pieces.close, on & ~ended)])
     whole = context_lib.pack([Text(gen.tokens, gen.count), after])
-    index = jnp.where(on, rows.context.count - 1, 0)
+    index = context_lib.newest(rows.context)
     context = rows.context.replace(
         tokens=context_lib.write(rows.context.tokens, whole.tokens, start, whole.length),
         message=context_lib.write(
@@ -365,7 +377,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def filter_context(rows: Rows):
         drop, s = context_lib.filter_drop(rows.context, content, world.encoder, spec.filter_threshold)
-        own = jnp.arange(spec.messages) == rows.context.count[:, None] - 1
+        own = jnp.arange(spec.messages) == context_lib.newest(rows.context)[:, None]
         drop = drop & ~own
         s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)

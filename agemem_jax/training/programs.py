@@ -27,7 +27,7 @@ from agemem_jax.rollout.stage import policy_writer, run_stage
 from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.training.learn import LearnSpec, update
 from agemem_jax.training.state import Optimizer, state_shardings
-from agemem_jax.types import NUM_OPS, Op, Task, TrainState
+from agemem_jax.types import NUM_OPS, Op, StopReason, Task, TrainState
 
 STAGES = (1, 2, 3)
 ALL_TOOLS = (1 << (Op.FILTER + 1)) - 1  # bit mask of the six memory tools
@@ -175,8 +175,13 @@ def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) 
 
 
 def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict:
-    """What is reported of each trajectory: [B] arrays by name."""
+    """What is reported of each trajectory: [B] arrays by name.
+
+    stop_REASON: 1 where stage 3, which ends the row, ended so; cut_stage1, cut_stage2: where a size ended that stage.
+    """
     s = rows.stats
+    stops = {f"stop_{reason.name.lower()}": s.stop[:, 2] == reason for reason in StopReason if reason}
+    cut = {f"cut_stage{stage}": s.stop[:, stage - 1] >= StopReason.CONTEXT for stage in (1, 2)}
     calls = {f"calls_{op.name.lower()}": s.calls[:, op] for op in Op if 0 <= op < NUM_OPS and op != Op.WRITE_SUMMARY}
     return {
         "reward": total,
@@ -193,6 +198,8 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "sampled_tokens": s.sampled_tokens,
         "malformed_turns": s.malformed.sum(1),
         **calls,
+        **stops,
+        **cut,
         **{f"reward_{name}": value for name, value in groups.items()},
         **{f"term_{name}": value for name, value in terms.items()},
     }

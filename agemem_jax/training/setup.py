@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.config import ConfigError, check_mesh, check_prompt, derive, refuse, validate
+from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
@@ -66,6 +66,7 @@ def build(config: ConfigDict) -> Run:
     check_policy_mesh(config, model, mesh)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
+    check_lengths(config, pieces, grammar)
     source = TaskSource(config, tokenizer, scoring.hash_words)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
@@ -185,6 +186,21 @@ def check_budget(config: ConfigDict, grammar) -> None:
             f"must lie between {need}, the longest tool's turn with empty strings or, if more, tools.body_tokens after "
             f"an empty think block, and {grammar_lib.MAX_BUDGET}",
         )  # fmt: skip
+
+
+def check_lengths(config: ConfigDict, pieces: Pieces, grammar) -> None:
+    """Raises ConfigError if the segments cannot hold the turns that are asked for (config.check_turns)."""
+    size = lambda *texts: sum(int(text.length) for text in texts)  # noqa: E731
+    p, ops = pieces, [n for op, n in enumerate(grammar.shortest) if n and op not in (Op.ANSWER, Op.WRITE_SUMMARY)]
+    around = size(p.assistant_open, p.close)
+    prompt = size(p.user_open, p.summary_prompt, p.close) + around
+    check_turns(
+        config,
+        told=size(p.user_open, p.close) + config.task.message_tokens,
+        around=around,
+        summary=prompt + config.rollout.summary_tokens if derive(config).summaries else 0,
+        shortest=min(ops, default=grammar.shortest[Op.ANSWER]),
+    )
 
 
 def starting_params(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> dict:
@@ -307,6 +323,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         capacity=c.capacity,
         limit=c.limit,
         messages=c.messages,
+        low_water=c.low_water,
         prefix_tokens=int(pieces.prefix.length.sum()),
         action_tokens=r.action_tokens,
         summary_tokens=r.summary_tokens,

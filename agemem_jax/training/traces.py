@@ -3,7 +3,7 @@
 import numpy as np
 
 from agemem_jax.tools.schemas import read_calls
-from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status
+from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status, StopReason
 
 
 def render_traces(run, traced, method: str, when: str) -> list[dict]:
@@ -24,8 +24,9 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     marks = Marks(run.tokenizer, run.world.pieces)
     index = int(task.index[row])
     record = run.source.records[index]
-    turns, said_answer, gold = [], None, task.gold
+    turns, stops, said_answer, gold = [], {}, None, task.gold
     for stage, trace in traces.items():
+        stops[str(stage)] = why_ended(trace.stop[:, row])
         for slot in range(trace.ran.shape[0]):
             if not trace.ran[slot, row]:
                 continue
@@ -43,8 +44,15 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
         "terms": {n.removeprefix("term_"): float(v[row]) for n, v in numbers.items() if n.startswith("term_")},
         "exact_match": float(numbers["exact_match"][row]),
         "f1": float(numbers["f1"][row]),
+        "stops": stops,
         "turns": turns,
     }
+
+
+def why_ended(reasons: np.ndarray) -> str:
+    """The name of the StopReason of a row's stage, from what it was after each slot `[T]`."""
+    noted = [reason for reason in reasons.tolist() if reason != StopReason.NONE]
+    return StopReason(noted[-1] if noted else StopReason.TURNS).name.lower()  # no slot at all: there were no turns
 
 
 def readable(tokenizer, ids: list[int]) -> str:

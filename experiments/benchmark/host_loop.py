@@ -29,7 +29,7 @@ from agemem_jax.training.evaluate import control as control_of
 from agemem_jax.training.learn import update
 from agemem_jax.training.programs import STAGES, Control, trajectory
 from agemem_jax.training.setup import Run
-from agemem_jax.types import TOOL_NAMES, Mode, Op, Role, Segments, Status, Task, empty_stats
+from agemem_jax.types import TOOL_NAMES, Mode, Op, Role, Segments, Status, StopReason, Task, empty_stats
 
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 CALLS = re.compile(r"<tool_call>(.*)</tool_call>", re.DOTALL)
@@ -41,6 +41,7 @@ class Message:
     ids: list[int]
     role: Role
     round: int
+    born: int  # number in creation order
     pinned: bool = False
     tape: list[tuple] = field(default_factory=list)  # of the ids that the policy wrote, which come after `opening`
     opening: int = 0
@@ -128,7 +129,7 @@ class Rollout:
         self.gold_answer = tables.text_of(task.answer.tokens, task.answer.length)
         self.keys = [token for token in task.key_tokens.tolist() if token]
         self.messages: list[Message] = []
-        self.made = 0  # messages ever made in this context
+        self.made = 0  # messages ever made
         self.store: list[Entry] = []
         self.next_id = 1
         self.segments: list[tuple[list[int], np.ndarray]] = []
@@ -148,12 +149,21 @@ class Rollout:
     def ids(self) -> list[int]:
         return [token for message in self.messages for token in message.ids]
 
+    def used_segments(self) -> int:
+        return len(self.segments) + any(tape[TAPE.index("trainable")] for m in self.messages for tape in m.tape)
+
     def may_edit(self) -> bool:
-        return len(self.segments) < self.spec.segment_limit(self.stage) - 1
+        return self.used_segments() <= self.spec.edit_limit(self.stage)
+
+    def insert(self, place: int, ids: list[int], role: Role, pinned: bool = False) -> None:
+        self.messages.insert(place, Message(ids, role, self.round, self.made, pinned))
+        self.made += 1
 
     def append(self, text: str, role: Role, pinned: bool = False) -> None:
-        self.messages.append(Message(self.tables.encode(text), role, self.round, pinned))
-        self.made += 1
+        self.insert(len(self.messages), self.tables.encode(text), role, pinned)
+
+    def stop(self, reason: StopReason) -> None:
+        self.mode, self.stats["stop"][self.stage - 1] = Mode.DONE, reason
 
     def close_segment(self) -> None:
         """Keeps what was recorded since the last edit, if anything was."""
@@ -189,18 +199,20 @@ class Rollout:
             len(self.distractors) + spec.stage2_extra_turns,
             spec.stage3_turns,
         )[stage - 1]
-        self.mode = Mode.ACT if self.last_turn > 0 else Mode.DONE
+        self.mode = Mode.ACT
+        if self.last_turn <= 0:
+            self.stop(StopReason.TURNS)
 
     def end(self) -> None:
         if self.stage == 1:
             self.close_segment()
-            self.messages, self.made, self.result = [], 0, ""
+            self.messages, self.result = [], ""
             return
         ids = set(self.ids)
         self.stats["context_tokens"] = self.length + self.spec.prefix_tokens
         self.stats["preservation"] = sum(key in ids for key in self.keys) / len(self.keys) if self.keys else 1.0
         if self.stage == 3:
-            self.stats["over_turns"] = not self.stats["answered"]
+            self.stats["over_turns"] = self.stats["stop"][2] == StopReason.TURNS
             self.close_segment()
 
     def observe(self) -> None:
@@ -217,17 +229,18 @@ class Rollout:
         user = t.user_open + said + t.close if said else ""
         budget = spec.action_tokens if act else spec.summary_tokens
         need = sum(len(t.encode(text)) for text in (tool, user, t.assistant_open, t.close)) + budget
-        if self.may_edit():
-            drop, missing = [], self.length + need - spec.capacity
-            for message in self.messages:
-                if missing > 0 and not message.pinned:
-                    drop.append(message)
-                    missing -= len(message.ids)
+        slots = sum(map(bool, (tool, user, t.assistant_open)))
+        if act and self.may_edit() and self.summaries < spec.summary_slots:  # a summary may be asked for: keep its room
+            prompt = (t.user_open, t.summary_prompt, t.close, t.assistant_open, t.close)
+            need += sum(len(t.encode(text)) for text in prompt) + spec.summary_tokens
+            slots += 2
+        if drop := self.overflow(need, slots):
+            if self.used_segments() >= spec.segment_limit(self.stage):
+                return self.stop(StopReason.SEGMENTS)
             self.remove(drop)
-        if self.length + need > spec.capacity or self.made + 3 > spec.messages:
-            self.mode, self.stats["over_context"] = Mode.DONE, True
-            self.track_length()
-            return
+        if self.length + need > spec.capacity or len(self.messages) + slots > spec.messages:
+            self.stats["over_context"] = True
+            return self.stop(StopReason.CONTEXT)
         if tool:
             self.append(tool, Role.TOOL)
         if user:
@@ -235,6 +248,18 @@ class Rollout:
         self.append(t.assistant_open, Role.ASSISTANT)
         self.result = "" if act else self.result
         self.track_length()
+
+    def overflow(self, need: int, slots: int) -> list[Message]:
+        """The oldest messages, down to the low-water mark, where tokens or messages do not fit."""
+        spec, tokens, count = self.spec, self.length + need, len(self.messages) + slots
+        most_tokens = int(spec.low_water * spec.capacity) if tokens > spec.capacity else tokens
+        most = int(spec.low_water * spec.messages) if count > spec.messages else count
+        drop = []
+        for message in sorted(self.messages, key=lambda message: message.born):
+            if (tokens > most_tokens or count > most) and not message.pinned:
+                drop.append(message)
+                tokens, count = tokens - len(message.ids), count - 1
+        return drop
 
     def record(self, tokens: list[int], choice, logp, state, remaining, ops: int) -> None:
         """Appends what the policy wrote."""
@@ -269,7 +294,7 @@ class Rollout:
             answered = not summing and self.calls[0][0] == Op.ANSWER
             ends = answered and (self.stage == 3 or self.spec.early_answer_ends)
             if ends or self.turn >= self.last_turn:
-                self.mode = Mode.DONE
+                self.stop(StopReason.ANSWERED if ends else StopReason.TURNS)
 
     # Tools.
 
@@ -381,8 +406,9 @@ class Rollout:
         wanted = self.tables.vector(ids)
         drop = [
             message
-            for message in self.messages[:-1]  # the turn that asks for it stays
-            if not message.pinned and self.tables.vector(message.ids) @ wanted >= self.spec.filter_threshold
+            for message in self.messages
+            if message.born < self.made - 1 and not message.pinned  # the turn that asks for it stays
+            and self.tables.vector(message.ids) @ wanted >= self.spec.filter_threshold
         ]
         if not drop:
             return Status.NOTHING_FOUND
@@ -415,14 +441,13 @@ class Rollout:
             status = Status.EMPTY_TEXT
         elif not drop:
             status = Status.NOTHING_TO_EDIT
-        elif self.length - freed + len(body) > self.spec.capacity or self.made >= self.spec.messages:
+        elif self.length - freed + len(body) > self.spec.capacity:
             status = Status.NO_ROOM
         else:
             self.stats["reduced_in_time"] = self.stats["reduced_in_time"] or self.in_time()
             place = self.messages.index(drop[0])
             self.remove(drop)
-            self.messages.insert(place, Message(body, Role.USER, self.round))
-            self.made += 1
+            self.insert(place, body, Role.USER)
             self.stats["calls_ok"][Op.SUMMARY] += 1
         self.say(Op.SUMMARY, status)
 
