@@ -147,7 +147,31 @@ def track_length(rows: Rows, spec: RolloutSpec) -> Rows:
     used = rows.context.length + spec.prefix_tokens
     peak = jnp.maximum(rows.stats.peak_context_tokens, used)
     over = rows.stats.over_context | (used > spec.limit)
-    return rows.replace(stats=rows.stats.replace(peak_context_tokens=peak, over_context=over))
+    # Without the edits made since it was last emptied, the context would have passed its limit now.
+    kept = ~over & (used + rows.freed > spec.limit)
+    return rows.replace(
+        effective=rows.effective | (rows.edits & kept[:, None]),
+        stats=rows.stats.replace(peak_context_tokens=peak, over_context=over),
+    )
+
+
+def mark_turns(marks: jax.Array, turn: jax.Array, on: jax.Array) -> jax.Array:
+    """`marks` [B, turns] with those of `turn` [B, n] set where `on` [B, n] bool."""
+    return marks | ((turn[..., None] == jnp.arange(marks.shape[1])) & on[..., None]).any(1)
+
+
+def mark_writers(effective: jax.Array, store: store_lib.MemoryStore, found: store_lib.Retrieved, now) -> jax.Array:
+    """Marks the turns before `now` [B] that added the entries found, and those that wrote the text they have."""
+    shown = ((store.id[:, None] == found.id[..., None]) & found.found[..., None]).any(1)  # [B, N]
+    for turn in (store.created, store.updated):
+        effective = mark_turns(effective, turn, shown & (turn < now[:, None]))
+    return effective
+
+
+def mark_edit(rows: Rows, before: jax.Array, on: jax.Array, now: jax.Array) -> Rows:
+    """Notes that the turns `now` [B] of rows `on` have made contexts of length `before` [B] shorter."""
+    freed = jnp.where(on, before - rows.context.length, 0)
+    return rows.replace(edits=mark_turns(rows.edits, now[:, None], on[:, None]), freed=rows.freed + freed)
 
 
 def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
@@ -233,6 +257,7 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     done = on & (made == Status.OK)
     stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | (done & in_time))
     edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
+    edited = mark_edit(edited, rows.context.length, done, spec.turns_before(stage) + rows.turn)
     return select_light(done, edited, rows), status
 
 
@@ -262,10 +287,11 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
     owner, session = speaker(task, stage, rows.turn)
+    now = spec.turns_before(stage) + rows.turn
 
     def adding(store):
         return store_lib.add(
-            store, is_op(Op.ADD), content, tags, owner, session, rows.round, world.encoder, world.equality,
+            store, is_op(Op.ADD), content, tags, owner, session, now, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -277,7 +303,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def updating(store):
         return store_lib.update(
-            store, is_op(Op.UPDATE), memory_id, content, tags, owner, rows.round, world.encoder, world.equality,
+            store, is_op(Op.UPDATE), memory_id, content, tags, owner, now, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -321,7 +347,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         relevance_sum=stats.relevance_sum + gained,
         relevance_count=stats.relevance_count + found.found.sum(1),
     )
-    rows = rows.replace(store=store, stats=stats)
+    rows = rows.replace(store=store, stats=stats, effective=mark_writers(rows.effective, store, found, now))
 
     # FILTER removes messages by similarity; the turn that asks for it stays.
     filtering = is_op(Op.FILTER)
@@ -333,8 +359,9 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
         edit = filtering & (s == Status.OK)
-        in_time = rows.context.length + spec.prefix_tokens <= spec.limit
-        rows = remove(rows, drop & edit[:, None])
+        before = rows.context.length
+        in_time = before + spec.prefix_tokens <= spec.limit
+        rows = mark_edit(remove(rows, drop & edit[:, None]), before, edit, now)
         reduced = rows.stats.reduced_in_time | (edit & in_time)
         return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
 
