@@ -33,9 +33,9 @@ CHOICES = {
     "reward.task_metric": ("f1", "exact_match", "judge"),
     "mesh.learner": ("fsdp", "tensor"),
     "rl.schedule": ("chained", "sequential"),
-    "rl.credit": ("broadcast", "per_stage", "return_to_go"),
+    "rl.credit": ("broadcast", "per_stage", "return_to_go", "hindsight"),
     "rl.zero_variance": ("keep", "drop"),
-    "rl.loss_average": ("token", "sequence", "constant"),
+    "rl.loss_average": ("token", "sequence", "constant", "turn"),
 }
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # that can have adapters
@@ -89,6 +89,7 @@ AT_LEAST = {
     "rollout.prefill_rows": 0,
     "rl.updates": 0,
     "rl.tasks_per_update": 1,
+    "rl.dual_clip": 0,
     "rl.epochs": 1,
     "rl.micro_batch": 1,
     "rl.logit_chunk": 1,
@@ -159,6 +160,7 @@ COLD = "colder, rounding passes for a changed policy; hotter, what the policy sa
 TRAINS_WITHIN = {
     "rl.clip_low": (1e-4, 1, CLIP),
     "rl.clip_high": (1e-4, math.inf, CLIP),
+    "rl.hindsight": (1e-3, 1e3, "smaller, nothing is added; larger, nothing but the outcome of used calls is learnt"),
     "rl.kl_coef": (0, 1e6, "larger, rounding of log-probabilities alone outweighs an advantage of 1"),
     "rollout.temperature": (1e-2, 1e2, COLD),
     "optim.learning_rate": (1e-10, 1, RATE),
@@ -531,6 +533,11 @@ def check_learning(config: ConfigDict) -> None:
         refuse(
             "rl.group_size", r.group_size,
             "a group needs at least 2 rollouts, since the advantage compares them; set rl.group_size >= 2",
+        )  # fmt: skip
+    if 0 < r.dual_clip <= 1:
+        refuse(
+            "rl.dual_clip", r.dual_clip,
+            "must be 0, which is off, or above 1: a ratio of 1 is the policy that sampled, which must still learn",
         )  # fmt: skip
     if r.schedule == "sequential" and r.updates % 3:
         refuse(

@@ -186,14 +186,17 @@ def get_config() -> ConfigDict:
     c.rl.updates = 100  # sequential: split evenly over the three stages
     c.rl.tasks_per_update = 4
     c.rl.group_size = 8
-    c.rl.credit = "broadcast"  # "broadcast" (paper), "per_stage", "return_to_go"
+    c.rl.credit = "broadcast"  # "broadcast" (paper), "per_stage", "return_to_go", "hindsight"
+    c.rl.hindsight = 1.0  # of credit "hindsight": weight of the outcome in turns whose calls had a later effect
     c.rl.advantage_eps = 1e-6
     c.rl.advantage_std = True  # False: Dr.GRPO's, no division by the group's standard deviation
     c.rl.zero_variance = "keep"  # groups of equal reward: "keep" (advantage 0) or "drop" (DAPO: not in the mean)
     c.rl.clip_low = 0.2
     c.rl.clip_high = 0.2
+    c.rl.dual_clip = 0.0  # bound of the ratio where the advantage is negative, above 1 (usually 3); 0 = none
     c.rl.kl_coef = 0.1  # beta, to the frozen starting policy; 0 = no reference pass
-    c.rl.loss_average = "token"  # "token", "sequence" or "constant" (Dr.GRPO: all turns and summaries at full length)
+    # "token", "sequence", "turn" (the paper's mean over experiences) or "constant" (Dr.GRPO: all turns at full length).
+    c.rl.loss_average = "token"
     c.rl.epochs = 1
     c.rl.micro_batch = 32  # segments a gradient-accumulation step, of all devices together
     c.rl.logit_chunk = 512  # tokens whose logits exist at once (of each device)

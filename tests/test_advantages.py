@@ -76,6 +76,35 @@ def test_return_to_go_of_stage_one_is_the_broadcast_advantage():
     np.testing.assert_allclose(to_go[:, 2], last, atol=1e-5)
 
 
+def test_hindsight_by_hand():
+    """Two groups of two; turns 0, 1 and 2, of which some had an effect that was used."""
+    rl = rl_config(credit="hindsight", hindsight=0.5)
+    reward = jnp.array([1.0, 3.0, 2.0, 2.0])
+    outcome = jnp.array([0.0, 1.0, 1.0, 1.0])  # nothing to tell apart in the second group
+    effective = jnp.array([[1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 0]], bool)
+    turn = jnp.array([[[0, 0, 1], [2, 2, 7]]] * 4, jnp.int32)  # 7: no turn, reads the last
+    extra = advantages.hindsight(outcome, effective, turn, rl)
+    high = 0.5**0.5
+    expected = np.zeros((4, 2, 3))
+    expected[0, 0, :2] = -0.5 * high  # its first turn was of use, and the task was not solved
+    expected[1, 0, 2], expected[1, 1] = 0.5 * high, 0.5 * high
+    np.testing.assert_allclose(extra, expected, atol=1e-5)
+    shared, varied = advantages.step_credit(reward, jnp.zeros((4, 3)), rl)
+    broadcast, _ = advantages.step_credit(reward, jnp.zeros((4, 3)), rl_config())
+    np.testing.assert_array_equal(shared, broadcast)
+    np.testing.assert_allclose(shared[:2], [[-high] * 3, [high] * 3], atol=1e-5)
+
+
+def test_what_all_of_a_group_did_is_not_credited_beyond_the_broadcast():
+    rng = np.random.default_rng(0)
+    outcome = jnp.asarray(rng.random(12), jnp.float32)
+    extra = advantages.hindsight(
+        outcome, jnp.ones((12, 5), bool), jnp.zeros((12, 1), jnp.int32), rl_config(group_size=4, hindsight=1.0)
+    )
+    np.testing.assert_allclose(np.asarray(extra).reshape(3, 4).sum(1), 0, atol=1e-5)
+    assert np.abs(extra).min() > 1e-3
+
+
 def test_unknown_credit():
     with pytest.raises(ValueError, match="rl.credit is 'turn'"):
         advantages.step_credit(jnp.zeros(2), jnp.zeros((2, 3)), rl_config(credit="turn"))

@@ -11,7 +11,7 @@ from agemem_jax.rl import losses
 
 
 def rl_config(**changes):
-    return ConfigDict(dict(clip_low=0.2, clip_high=0.2, kl_coef=0.0) | changes)
+    return ConfigDict(dict(clip_low=0.2, clip_high=0.2, dual_clip=0.0, kl_coef=0.0) | changes)
 
 
 def test_masked_log_prob_by_hand():
@@ -185,11 +185,29 @@ def test_token_weights_by_hand():
     assert not losses.token_weights(jnp.zeros_like(mask), "sequence").any()
 
 
+def test_every_turn_weighs_the_same_by_hand():
+    """Row 0: turn 0 of three tokens, turn 2 of one token in a second segment; row 1: turn 2 of two tokens."""
+    turn = np.zeros((3, 2, 4), np.int32)
+    turn[0, 1], turn[1] = 2, 2
+    mask = np.asarray(trajectory_mask())
+    expected = np.zeros((3, 2, 4))
+    expected[0, 0, :3], expected[0, 1, 1], expected[1, 0, 2:] = 1 / 9, 1 / 3, 1 / 6
+    weight = losses.token_weights(jnp.asarray(mask), "turn", turn=jnp.asarray(turn), turns=3)
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    turn[0, 1] = 0  # a turn in two segments is one turn: four tokens of it
+    expected[0], expected[1, 0, 2:] = mask[0] / 8, 1 / 4
+    weight = losses.token_weights(jnp.asarray(mask), "turn", turn=jnp.asarray(turn), turns=3)
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    assert not losses.token_weights(jnp.zeros_like(mask), "turn", turn=jnp.asarray(turn), turns=3).any()
+
+
 def test_token_weights_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="loss_average is 'tokens'"):
         losses.token_weights(trajectory_mask(), "tokens")
     with pytest.raises(ValueError, match="at least 1 token"):
         losses.token_weights(trajectory_mask(), "constant")
+    with pytest.raises(ValueError, match="turns of the tokens"):
+        losses.token_weights(trajectory_mask(), "turn")
 
 
 def reference_loss(logp, old, ref, advantage, weight, rl):
@@ -201,8 +219,11 @@ def reference_loss(logp, old, ref, advantage, weight, rl):
         ratio = np.exp(new_t - old_t)
         bounded = min(max(ratio, 1 - rl.clip_low), 1 + rl.clip_high)
         kl = np.exp(ref_t - new_t) - (ref_t - new_t) - 1
-        loss += w * (-min(ratio * a, bounded * a) + rl.kl_coef * kl)
-        clipped_tokens += bounded * a < ratio * a
+        gain = min(ratio * a, bounded * a)
+        if rl.dual_clip and a < 0:
+            gain = max(gain, rl.dual_clip * a)
+        loss += w * (-gain + rl.kl_coef * kl)
+        clipped_tokens += gain != ratio * a
         tokens += 1
     return loss, clipped_tokens / tokens
 
@@ -216,7 +237,7 @@ def loss_case(n=40, seed=0):
     return [jnp.asarray(x, jnp.float32) for x in arrays]
 
 
-@pytest.mark.parametrize("changes", [{}, {"kl_coef": 0.1}, {"clip_high": 0.28, "kl_coef": 0.5}])
+@pytest.mark.parametrize("changes", [{}, {"kl_coef": 0.1}, {"clip_high": 0.28, "kl_coef": 0.5}, {"dual_clip": 1.3}])
 def test_policy_loss_equals_the_slow_reference(changes):
     rl = rl_config(**changes)
     logp, old, ref, advantage, weight, entropy = loss_case()
@@ -242,6 +263,20 @@ def test_policy_loss_by_hand():
     # A clipped token gives no gradient, another one -rho A.
     grad = jax.grad(lambda x: losses.policy_loss(x, *args)[0])(logp)
     np.testing.assert_allclose(grad, [0.0, 2.0 / 4, -0.5 / 4, 0.0], rtol=1e-6)
+
+
+def test_dual_clip_by_hand():
+    """Ratios 5, 5, 2, 0.5 with advantages -1, 1, -1, -1, clipped to [0.8, 1.2], and to 3 where it is negative."""
+    logp = jnp.log(jnp.array([5.0, 5.0, 2.0, 0.5]))
+    advantage = jnp.array([-1.0, 1.0, -1.0, -1.0])
+    args = (jnp.zeros(4), None, advantage, jnp.full(4, 0.25), jnp.zeros(4), rl_config(dual_clip=3.0))
+    loss, metrics, _ = losses.policy_loss(logp, *args)
+    np.testing.assert_allclose(loss, (3.0 - 1.2 + 2.0 + 0.8) / 4, rtol=1e-6)
+    np.testing.assert_allclose(metrics["clip_fraction"].mean(), 0.75)
+    grad = jax.grad(lambda x: losses.policy_loss(x, *args)[0])(logp)
+    np.testing.assert_allclose(grad, [0.0, 0.0, 2.0 / 4, 0.0], rtol=1e-6)
+    plain, _, _ = losses.policy_loss(logp, *args[:-1], rl_config())
+    np.testing.assert_allclose(plain, (5.0 - 1.2 + 2.0 + 0.8) / 4, rtol=1e-6)
 
 
 def test_policy_gradient_on_policy_is_reinforce_with_kl():

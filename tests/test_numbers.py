@@ -323,7 +323,7 @@ def test_a_trajectory_is_divided_by_the_budget_of_what_is_trained(monkeypatch, s
     rl = run.config.rl.copy_and_resolve_references()
     rl.schedule, rl.loss_average = schedule, "constant"
     weights = losses.token_weights
-    monkeypatch.setattr(losses, "token_weights", lambda *args: seen.append(args[1:]) or weights(*args))
+    monkeypatch.setattr(losses, "token_weights", lambda *args: seen.append(args[1:3]) or weights(*args))
     state = state_shapes(run.model, run.optimizer, run.mesh)
     traced = lambda n: programs.stage_program(n, run.spec, run.model, run.optimizer, rl, run.config.reward)  # noqa: E731
     task, control, rows = run.source.batch(0), settings(run), None

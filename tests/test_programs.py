@@ -286,6 +286,31 @@ def test_a_changed_weight_compiles_nothing():
     np.testing.assert_allclose(second["reward"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_hindsight_credits_the_turns_that_were_of_use(monkeypatch):
+    """Both in one program: the token's advantage, and a mean over turns."""
+    run = capture(monkeypatch, (3,), {"credit": "hindsight", "hindsight": 2.0, "loss_average": "turn"})
+    _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
+    rows, spec = after[-1], run.spec.rollout
+    seg, effective = rows.segments, rows.effective
+    assert 0 < effective.sum() < effective.size
+    np.testing.assert_array_equal(outcomes[-1]["rows"]["effective_turns"], effective.sum(1))
+    task = in_groups(np.asarray(outcomes[-1]["rows"]["term_task"]))
+    turn = np.array([0, 4, 5])[np.clip(seg.stage - 1, 0, 2)] + seg.turn  # stages of four, one and three turns
+    assert spec.all_turns == 8 and turn[seg.trainable].max() < 8
+    of_use = effective[np.arange(8)[:, None, None], turn]
+    advantage = in_groups(np.asarray(outcomes[-1]["rows"]["reward"]))[:, None, None] + 2 * task[:, None, None] * of_use
+    batch = outcomes[-1]["metrics"]["batch"]
+    place = {seg.tokens[b, s].tobytes(): (b, s) for b, s in zip(*np.nonzero(seg.length), strict=True)}
+    found = {(b, t) for b, t in zip(np.nonzero(seg.trainable)[0], turn[seg.trainable], strict=True)}
+    assert any(of_use[seg.trainable]) and not all(of_use[seg.trainable])
+    for i in np.flatnonzero(batch.length):
+        b, s = place[batch.tokens[i].tobytes()]
+        on = seg.trainable[b, s]
+        np.testing.assert_allclose(batch.advantage[i][on], advantage[b, s][on], rtol=1e-3, atol=1e-4)
+        same = [((seg.trainable[b] & (turn[b] == t)).sum()) for t in turn[b, s][on]]
+        np.testing.assert_allclose(batch.weight[i][on], 1 / (np.array(same) * len(found)), rtol=1e-5)
+
+
 def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeypatch):
     run = capture(monkeypatch, (1, 2, 3), {"schedule": "sequential"}, {"storage": 1.0, "maintenance": 0.7})
     task = jax.device_put(run.source.batch(0))

@@ -629,3 +629,34 @@ def test_a_retrieval_shows_as_many_as_asked_for():
     (agent,) = play("free", script)[:1]
     lines = agent.text(2, "shown", 0)
     assert lines.count(ADA_HALDEN) == 3 and lines.count(ADA_YEAR) == 2 and RIVER not in lines
+
+
+def update(memory_id: int, text: str) -> tuple:
+    return Op.UPDATE, {"memory_id": str(memory_id), "content": f" {text}"}
+
+
+def test_turns_whose_writes_were_retrieved_later_are_marked():
+    """Turns are numbered over the trajectory: 0 to 2, then 3, then from 4 on."""
+    asks = [calls(retrieve("Ada Keller")), answer("Halden")]
+    agents = play(
+        "paper",
+        Script(one=[calls(add(ADA_HALDEN)), calls(add(RIVER)), calls(update(1, ADA_YEAR))], three=asks),
+        Script(one=[calls(add(RIVER)), calls(update(1, ADA_YEAR)), calls(update(1, ADA_HALDEN))], three=asks),
+        Script(one=[calls(add(ADA_HALDEN), retrieve("Ada Keller"))], two=[calls(add(ADA_YEAR))]),
+        Script(one=[calls(add(RIVER)), calls(add(ADA_YEAR)), calls(retrieve("Ada Keller"))], three=[answer("Halden")]),
+        Script(one=[calls(add(ADA_HALDEN)), calls((Op.DELETE, {"memory_id": "1", "confirmation": True}))], three=asks),
+        Script(one=[calls(add(ADA_HALDEN)), calls(update(2, ADA_YEAR))], two=[calls(add(ADA_YEAR))], three=asks),
+    )
+    expected = [
+        {0, 2},  # the entry and its last text; the other entry was not returned
+        {0, 2},  # the text of turn 1 was replaced before anyone saw it
+        set(),  # returned in the turn that wrote it, and never again
+        {1},
+        set(),  # deleted before it could be
+        {0, 3},  # the update failed
+    ]
+    found = [set(np.flatnonzero(agent.rows[2].effective)) for agent in agents]
+    assert found[: len(expected)] == expected and not any(found[len(expected) :])
+    assert agents[0].rows[2].store.created.tolist()[:2] == [0, 1] and agents[0].rows[2].store.updated[0] == 2
+    assert agents[5].rows[2].store.created[1] == 3  # stage 2 counts on
+    assert not agents[0].rows[1].effective.any()

@@ -33,8 +33,8 @@ class MemoryStore:
     valid: jax.Array  # [B, N] bool
     id: jax.Array  # [B, N] int32
     next_id: jax.Array  # [B] int32 the id of the next entry
-    created: jax.Array  # [B, N] int32 turn
-    updated: jax.Array  # [B, N] int32 turn of the last write
+    created: jax.Array  # [B, N] int32 turn, counted over the whole trajectory (RolloutSpec.turns_before)
+    updated: jax.Array  # [B, N] int32 turn of the last write, counted alike
     hits: jax.Array  # [B, N] int32 how often it was retrieved
     owner: jax.Array  # [B, N] int32
     session: jax.Array  # [B, N] int32 session in which it was added

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+CREDITS = ("broadcast", "per_stage", "return_to_go", "hindsight")
+
 
 def group_advantages(
     reward: jax.Array, group_size: int, eps: float, divide_by_std: bool = True
@@ -41,11 +43,12 @@ def group_advantages(
 
 
 def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> tuple[jax.Array, jax.Array]:
-    """Advantage of the steps of each stage.
+    """Advantage that the steps of each stage share.
 
     - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
     - "per_stage": a stage's own reward, normalised in the group
     - "return_to_go": the sum of the rewards of this and the later stages, normalised in the group
+    - "hindsight": that of "broadcast", to which `hindsight` adds what calls with an effect get beyond it
 
     Args:
       reward: `[B]` float32, the reward of the trajectory.
@@ -59,17 +62,49 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     Raises:
       ValueError: an unknown `rl.credit`.
     """
-    if rl.credit == "broadcast":
+    if rl.credit in ("broadcast", "hindsight"):
         returns = jnp.broadcast_to(reward[:, None], (reward.shape[0], 3))
     elif rl.credit == "per_stage":
         returns = stage_rewards
     elif rl.credit == "return_to_go":
         returns = jnp.flip(jnp.cumsum(jnp.flip(stage_rewards, 1), 1), 1)
     else:
-        raise ValueError(f"rl.credit is {rl.credit!r}; it must be 'broadcast', 'per_stage' or 'return_to_go'")
+        raise ValueError(f"rl.credit is {rl.credit!r}; it must be one of {', '.join(CREDITS)}")
     columns = [group_advantages(returns[:, k], rl.group_size, rl.advantage_eps, rl.advantage_std) for k in range(3)]
     advantage, varied = zip(*columns, strict=True)
     return jnp.stack(advantage, 1), jnp.stack(varied, 1)
+
+
+def hindsight(outcome: jax.Array, effective: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
+    """What the tokens of turns with an effect get beyond the broadcast advantage, by the outcome of their trajectory.
+
+        A(b, t) = A_R(b) + rl.hindsight e(b, t) A_task(b)
+
+    A_R is the broadcast advantage of the whole reward, A_task the outcome alone (the task's score) normalised in the
+    group as rewards are, and e is 1 in a turn whose call had an effect that the rest of the trajectory used:
+
+    - an ADD or UPDATE whose entry a RETRIEVE call of a later turn returned: the turn that made the entry, and the turn
+      that wrote the text which was returned, so that of several updates the one counts that replaced the stale text
+    - a FILTER or SUMMARY without which the context would have passed its limit later (its length and the tokens freed
+      since it was last emptied together passed it, while it alone never has)
+
+    Other turns have e = 0: the broadcast advantage and no more. A group's A_task add up to 0, so what every rollout of
+    a group did is neither encouraged nor discouraged by this; a write that was used where the task was solved, and
+    not where it was not, is encouraged twice.
+
+    Args:
+      outcome: `[B]` float32, the task term of the reward, unweighted.
+      effective: `[B, turns]` bool, e (Rows.effective).
+      turn: `[B, ...]` int32 number of each token's turn in the trajectory (rollout.rows.numbered_turns).
+      rl: `config.rl` (hindsight, group_size, advantage_eps, advantage_std).
+
+    Returns:
+      `[B, ...]` float32, the second term of A.
+    """
+    advantage, _ = group_advantages(outcome, rl.group_size, rl.advantage_eps, rl.advantage_std)
+    table = rl.hindsight * advantage[:, None] * effective
+    index = jnp.clip(turn, 0, effective.shape[1] - 1).reshape(turn.shape[0], -1)
+    return jnp.take_along_axis(table, index, axis=1).reshape(turn.shape)
 
 
 def of_tokens(per_stage: jax.Array, stage: jax.Array) -> jax.Array:

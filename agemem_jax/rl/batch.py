@@ -28,14 +28,14 @@ def learner_batch(segments: Segments, advantage: jax.Array, weight: jax.Array, m
 
     Args:
       segments: [B, S, C].
-      advantage: [B, 3] of each stage's tokens.
+      advantage: [B, 3] of each stage's tokens, or [B, S, C] of each token.
       weight: [B, S, C] from losses.token_weights.
       multiple: n is padded with empty sequences up to a multiple of this (the micro-batch).
     """
     b, s, c = segments.tokens.shape
     used = segments.length * segments.trainable.any(-1)
     order = jnp.argsort(-used.reshape(-1), stable=True)
-    by_token = of_tokens(advantage, segments.stage)
+    by_token = advantage if advantage.ndim == 3 else of_tokens(advantage, segments.stage)
     pad = -(b * s) % multiple
 
     def flat(x, dtype=None):

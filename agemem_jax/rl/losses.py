@@ -174,7 +174,9 @@ def _packed_backward(head_fn, allowed_fn, chunk, temperature, saved, cotangents)
 _packed_log_probs.defvjp(_packed_forward, _packed_backward)
 
 
-def token_weights(mask: jax.Array, mode: str, constant: int = 0) -> jax.Array:
+def token_weights(
+    mask: jax.Array, mode: str, constant: int = 0, turn: jax.Array | None = None, turns: int = 0
+) -> jax.Array:
     """Weight of each trainable token in the loss of a whole batch: loss = sum of weight x token loss.
 
     - "token": 1 / trainable tokens of the batch (DAPO, arXiv 2503.14476)
@@ -182,6 +184,9 @@ def token_weights(mask: jax.Array, mode: str, constant: int = 0) -> jax.Array:
     - "constant": 1 / (`constant` x trajectories) (Dr.GRPO, arXiv 2503.20783), `constant` being the most tokens that a
       trajectory can generate in all the turns and summaries that are trained on (`RolloutSpec.budget`): those of all
       stages, or in the sequential schedule of the one stage
+    - "turn": 1 / (trainable tokens of the turn x turns of the batch): the mean over experiences of the paper's
+      objective, an experience being one turn of one trajectory, with the summary that it asked for. Turns without a
+      trainable token do not count
 
     Trajectories without a trainable token do not count.
 
@@ -189,12 +194,14 @@ def token_weights(mask: jax.Array, mode: str, constant: int = 0) -> jax.Array:
       mask: `[B, S, C]` bool; a trajectory's tokens are all of a row's.
       mode: `config.rl.loss_average`.
       constant: a trajectory's tokens at full length, for "constant" only; at least 1 there.
+      turn: `[B, S, C]` int32 number of each token's turn in the trajectory, below `turns`; for "turn" only.
+      turns: most turns of a trajectory, for "turn" only.
 
     Returns:
       `[B, S, C]` float32, 0 where not masked in.
 
     Raises:
-      ValueError: an unknown mode, or "constant" without a positive `constant`.
+      ValueError: an unknown mode, "constant" without a positive `constant`, or "turn" without `turn`.
     """
     real = mask.astype(jnp.float32)
     row_tokens = real.sum(axis=(1, 2), keepdims=True)
@@ -207,7 +214,15 @@ def token_weights(mask: jax.Array, mode: str, constant: int = 0) -> jax.Array:
         if constant < 1:
             raise ValueError(f"rl.loss_average is 'constant' with a length of {constant}; it must be at least 1 token")
         return real / (constant * rows)
-    raise ValueError(f"rl.loss_average is {mode!r}; it must be 'token', 'sequence' or 'constant'")
+    if mode == "turn":
+        if turn is None:
+            raise ValueError("rl.loss_average is 'turn' but the turns of the tokens are not given; pass them as `turn`")
+        flat = lambda x: x.reshape(x.shape[0], -1)  # noqa: E731
+        index = jnp.where(flat(mask), flat(turn), turns)  # past the end: dropped
+        count = jax.vmap(lambda at: jnp.zeros((turns,)).at[at].add(1.0, mode="drop"))(index)  # [B, turns] tokens
+        own = jnp.take_along_axis(count, jnp.minimum(index, turns - 1), axis=1).reshape(mask.shape)
+        return real / (jnp.maximum(own, 1) * jnp.maximum(jnp.sum(count > 0), 1))
+    raise ValueError(f"rl.loss_average is {mode!r}; it must be 'token', 'sequence', 'constant' or 'turn'")
 
 
 def policy_loss(
@@ -225,7 +240,9 @@ def policy_loss(
         rho_t = pi / pi_old,   KL_t = pi_ref / pi - log(pi_ref / pi) - 1   (the low-variance estimator k3)
 
     The paper's objective is rho A - beta KL; the clipping is that of the trainer it ran on. `clip_high` above
-    `clip_low` is DAPO's clip-higher. Tokens of weight 0 count nowhere.
+    `clip_low` is DAPO's clip-higher. Tokens of weight 0 count nowhere. `dual_clip` c above 1 bounds what a token of
+    negative advantage can ask for, max(min(rho A, clip(rho) A), c A) (Ye et al. 2020, arXiv 1912.09729): from rho = c
+    on it has no gradient, where otherwise one far token that has become likely outweighs the batch.
 
     Args:
       logp: `[...]` float32 under the policy being trained.
@@ -234,7 +251,7 @@ def policy_loss(
       advantage: `[...]` float32.
       weight: `[...]` float32 from `token_weights` of the whole batch.
       entropy: `[...]` float32, nats, for the metric only.
-      rl: `config.rl` (clip_low, clip_high, kl_coef).
+      rl: `config.rl` (clip_low, clip_high, dual_clip, kl_coef).
 
     Returns:
       loss: `[]` float32. Already averaged: add it (and its gradient) up over micro-batches and do not divide.
@@ -258,7 +275,10 @@ def policy_loss(
     log_ratio = difference(logp, old_logp)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - rl.clip_low, 1.0 + rl.clip_high)
-    surrogate = -jnp.minimum(ratio * advantage, clipped * advantage)
+    gain = jnp.minimum(ratio * advantage, clipped * advantage)
+    if rl.dual_clip:
+        gain = jnp.where(advantage < 0, jnp.maximum(gain, rl.dual_clip * advantage), gain)
+    surrogate = -gain
     kl = jnp.zeros_like(ratio) if ref_logp is None else k3(difference(ref_logp, logp))
 
     token_loss = surrogate if rl.kl_coef == 0 else surrogate + rl.kl_coef * kl
@@ -272,7 +292,7 @@ def policy_loss(
         "kl_reference": mean(kl),
         "kl_old": mean(k3(log_ratio)),
         "ratio": mean(ratio),
-        "clip_fraction": mean((clipped * advantage < ratio * advantage).astype(jnp.float32)),
+        "clip_fraction": mean((gain != ratio * advantage).astype(jnp.float32)),
         "entropy": mean(entropy),
     }
     metrics = lax.stop_gradient(metrics)

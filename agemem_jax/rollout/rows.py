@@ -82,6 +82,15 @@ class RolloutSpec:
             3: self.stage3_turns,
         }[stage]
 
+    def turns_before(self, stage: int) -> int:
+        """Most turns of the stages before one, from which turns are numbered over the whole trajectory."""
+        return sum(self.turns(earlier) for earlier in range(1, stage))
+
+    @property
+    def all_turns(self) -> int:
+        """Most turns of a trajectory."""
+        return self.turns_before(4)
+
     def slots(self, stage: int) -> int:
         """Most generation slots of a stage: turns, and those spent on summaries."""
         return self.turns(stage) + (self.summary_slots if self.summary_by_policy else 0)
@@ -154,6 +163,9 @@ class Rows:
     span: jax.Array  # [B] int32 span of the summary being written
     summaries: jax.Array  # [B] int32 summary slots used in this stage
     answer: Text  # [B, A]
+    effective: jax.Array  # [B, turns of a trajectory] bool: a call of the turn had an effect that was used later
+    edits: jax.Array  # [B, turns of a trajectory] bool: the turn made the context shorter, which was not emptied since
+    freed: jax.Array  # [B] int32 tokens by which these turns made it shorter
     stats: EpisodeStats
 
 
@@ -223,6 +235,9 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         span=i(b),
         summaries=i(b),
         answer=Text(i(b, spec.width), i(b)),
+        effective=jnp.zeros((b, spec.all_turns), bool),
+        edits=jnp.zeros((b, spec.all_turns), bool),
+        freed=i(b),
         stats=empty_stats(b),
     )
     return lay_out_rows(rows, spec.layout)
@@ -239,6 +254,12 @@ def lay_out_rows(rows: Rows, layout: Layout) -> Rows:
     """Rows on the devices that the layout gives them; the KV history says so itself (models.kv_cache)."""
     place = lambda x: layout.constrain(x, "rows", *[None] * (x.ndim - 1))  # noqa: E731
     return jax.tree.map(place, rows.replace(history=())).replace(history=rows.history)
+
+
+def numbered_turns(spec: RolloutSpec, stage: jax.Array, turn: jax.Array) -> jax.Array:
+    """A turn's number in the trajectory, int32, of its stage (1 to 3; others read the nearest) and number in it."""
+    before = jnp.array([spec.turns_before(k) for k in (1, 2, 3)], jnp.int32)
+    return before[jnp.clip(stage.astype(jnp.int32) - 1, 0, 2)] + turn
 
 
 def select(on: jax.Array, new, old):
@@ -329,4 +350,6 @@ def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
         told=nothing,
         crowded=nothing > 0,
         spilled=nothing > 0,
+        edits=jnp.zeros_like(rows.edits),
+        freed=nothing,
     )

@@ -163,7 +163,10 @@ def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
     stats = rows.stats.replace(
         peak_context_tokens=peak, over_context=rows.stats.over_context | in_stage(over, stage)
     )
-    return rows.replace(stats=stats, spilled=rows.spilled | over)
+    # Without the edits made since it was last emptied, the context would have passed its limit now.
+    kept = ~over & (used + rows.freed > spec.limit)
+    effective = rows.effective | (rows.edits & kept[:, None])
+    return rows.replace(stats=stats, spilled=rows.spilled | over, effective=effective)
 
 
 def track_crowd(
@@ -172,8 +175,9 @@ def track_crowd(
     """Notes what the messages told in this context need by themselves, when one more (`user`, `opening`) comes to rows
     `on`.
 
-    Each needs the shortest turn that can be written, the last one the `budget` [B] that room is kept for as well. What the agent brings
-    in itself (retrieved entries, long turns) is not counted: to fill a context and to empty it again is no use.
+    Each needs the shortest turn that can be written, the last one the `budget` [B] that room is kept for as well. What
+    the agent brings in itself (retrieved entries, long turns) is not counted: to fill a context and to empty it again
+    is no use.
     """
     asked = rows.told + user.length + opening.length
     full = asked + budget > spec.capacity
@@ -190,6 +194,25 @@ def prevented(rows: Rows, stage: int) -> jax.Array:
     is emptied anyway.
     """
     return in_stage(rows.crowded & ~rows.spilled & (stage > 1), stage)
+
+
+def mark_turns(marks: jax.Array, turn: jax.Array, on: jax.Array) -> jax.Array:
+    """`marks` [B, turns] with those of `turn` [B, n] set where `on` [B, n] bool."""
+    return marks | ((turn[..., None] == jnp.arange(marks.shape[1])) & on[..., None]).any(1)
+
+
+def mark_writers(effective: jax.Array, store: store_lib.MemoryStore, found: store_lib.Retrieved, now) -> jax.Array:
+    """Marks the turns before `now` [B] that added the entries found, and those that wrote the text they have."""
+    shown = ((store.id[:, None] == found.id[..., None]) & found.found[..., None]).any(1)  # [B, N]
+    for turn in (store.created, store.updated):
+        effective = mark_turns(effective, turn, shown & (turn < now[:, None]))
+    return effective
+
+
+def mark_edit(rows: Rows, before: jax.Array, on: jax.Array, now: jax.Array) -> Rows:
+    """Notes that the turns `now` [B] of rows `on` have made contexts of length `before` [B] shorter."""
+    freed = jnp.where(on, before - rows.context.length, 0)
+    return rows.replace(edits=mark_turns(rows.edits, now[:, None], on[:, None]), freed=rows.freed + freed)
 
 
 def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
@@ -275,6 +298,7 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     done = on & (made == Status.OK)
     stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | in_stage(done & in_time, stage))
     edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
+    edited = mark_edit(edited, rows.context.length, done, spec.turns_before(stage) + rows.turn)
     return select_light(done, edited, rows), status
 
 
@@ -304,10 +328,11 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
     owner, session = speaker(task, stage, rows.turn)
+    now = spec.turns_before(stage) + rows.turn
 
     def adding(store):
         return store_lib.add(
-            store, is_op(Op.ADD), content, tags, owner, session, rows.round, world.encoder, world.equality,
+            store, is_op(Op.ADD), content, tags, owner, session, now, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -319,7 +344,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def updating(store):
         return store_lib.update(
-            store, is_op(Op.UPDATE), memory_id, content, tags, owner, rows.round, world.encoder, world.equality,
+            store, is_op(Op.UPDATE), memory_id, content, tags, owner, now, world.encoder, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -370,7 +395,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         relevance_sum=stats.relevance_sum + in_stage(gained, stage),
         relevance_count=stats.relevance_count + in_stage(found.found.sum(1), stage),
     )
-    rows = rows.replace(store=store, stats=stats)
+    rows = rows.replace(store=store, stats=stats, effective=mark_writers(rows.effective, store, found, now))
 
     # FILTER removes messages by similarity; the turn that asks for it stays.
     filtering = is_op(Op.FILTER)
@@ -382,8 +407,9 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         s = jnp.where((s == Status.OK) & ~drop.any(1), Status.NOTHING_FOUND, s)
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
         edit = filtering & (s == Status.OK)
-        in_time = rows.context.length + spec.prefix_tokens <= spec.limit
-        rows = remove(rows, drop & edit[:, None])
+        before = rows.context.length
+        in_time = before + spec.prefix_tokens <= spec.limit
+        rows = mark_edit(remove(rows, drop & edit[:, None]), before, edit, now)
         reduced = rows.stats.reduced_in_time | in_stage(edit & in_time, stage)
         return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s
 

@@ -22,7 +22,15 @@ from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.decode import Policy
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, lay_out_rows, new_rows
+from agemem_jax.rollout.rows import (
+    RolloutSpec,
+    Rows,
+    World,
+    close_segment,
+    lay_out_rows,
+    new_rows,
+    numbered_turns,
+)
 from agemem_jax.rollout.stage import policy_writer, run_stage
 from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.training.learn import LearnSpec, update
@@ -128,8 +136,12 @@ def stage_program(
         segments = segments.replace(trainable=trainable)
         trained = STAGES if rl.schedule == "chained" else (stage,)
         budget = sum(spec.rollout.budget(stage) for stage in trained)
-        weight = losses.token_weights(trainable, rl.loss_average, budget)
-        batch = learner_batch(segments, advantage, weight, spec.learn.micro_batch)
+        turn = numbered_turns(spec.rollout, segments.stage, segments.turn)
+        weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
+        by_token = advantages.of_tokens(advantage, segments.stage)
+        if credit.credit == "hindsight":
+            by_token += advantages.hindsight(terms["task"], rows.effective, turn, rl)
+        batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
         state, metrics = update(
             state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
             control.update
@@ -193,6 +205,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "context_tokens": s.context_tokens,
         "peak_context_tokens": s.peak_context_tokens,
         "turns": s.turns,
+        "effective_turns": rows.effective.sum(1),
         "answered": s.answered,
         "generated_tokens": s.generated_tokens,
         "sampled_tokens": s.sampled_tokens,

@@ -65,6 +65,8 @@ class Tables:
                 "the host-driven agent needs tools.think and tools.optional_arguments False and tools.summary_by "
                 "'policy', as in configs/tiny.py"
             )
+        if run.config.rl.credit == "hindsight" or run.config.rl.loss_average == "turn":
+            raise ValueError("the host-driven agent knows no turns; give another rl.credit and rl.loss_average")
         self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode_markup, run.tokenizer.decode
         self.end = run.tokenizer.end_of_turn
         self.table, self.weight = np.asarray(run.world.encoder), np.asarray(run.world.token_weight)
