@@ -97,7 +97,7 @@ class Shadow:
 
     def __init__(self, config):
         self.places, self.capacity = config.store.entries, config.context.capacity
-        self.low_water = int(config.context.capacity * config.context.get("low_water", 1.0))
+        self.low_water = int(config.context.capacity * config.context.low_water)
         self.reserve = config.rollout.action_tokens + config.rollout.summary_tokens + RESERVED_TOKENS
         self.entries: dict[int, tuple[int, str]] = {}  # id: (owner, text)
         self.next_id = 1

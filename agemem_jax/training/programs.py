@@ -140,7 +140,7 @@ def stage_program(
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "hindsight":
-            by_token += advantages.hindsight(terms["task"], rows.effective, turn, rl)
+            by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
         state, metrics = update(
             state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
