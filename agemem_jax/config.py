@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from ml_collections import ConfigDict
 
-from agemem_jax.data import questions
 from agemem_jax.errors import InputError
 from agemem_jax.types import TOOL_NAMES
 
@@ -76,6 +75,12 @@ AT_LEAST = {
     "task.distractors": 1,
     "task.message_tokens": 1,
     "task.answer_tokens": 1,
+    "task.share_recall": 0,
+    "task.share_changed": 0,
+    "task.share_closed": 0,
+    "task.share_misled": 0,
+    "task.share_bids": 0,
+    "task.share_split": 0,
     "task.auto_top_k": 0,
     "task.owners": 1,
     "rollout.action_tokens": 1,
@@ -387,8 +392,6 @@ def check_task(config: ConfigDict) -> None:
             f"only task.test_size = {t.test_size} test questions are generated; ask for at most as many, or raise "
             "task.test_size",
         )  # fmt: skip
-    if not t.path:
-        check_mix(config)
     check_judge(r)
 
 
@@ -413,21 +416,6 @@ def check_splits(config: ConfigDict) -> None:
                 f"{t.test_fraction} and task.validation_fraction = {t.validation_fraction} of its records; or give "
                 f"task.{split}_path",
             )  # fmt: skip
-
-
-def check_mix(config: ConfigDict) -> None:
-    """Whether the kinds of generated questions fit store and stages."""
-    t = config.task
-    shares = {kind: t[f"share_{kind}"] for kind in questions.KINDS}
-    for kind, share in shares.items():
-        if share < 0:
-            refuse(f"task.share_{kind}", share, "must be at least 0")
-        fields = {"store.entries": config.store.entries, "task.facts": t.facts, "task.distractors": t.distractors}
-        for (name, size), least in zip(fields.items(), questions.LEAST[kind], strict=True):
-            if share and size < least:
-                refuse(name, size, f"{kind!r} questions need {least}; raise it, or set task.share_{kind} = 0")
-    if not sum(shares.values()):
-        refuse("task.share_recall", 0.0, "every kind has share 0; give one of them more")
 
 
 def check_judge(r: ConfigDict) -> None:

@@ -343,3 +343,16 @@ def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_
     assert (task.num_gold > 0).all() and (task.num_answer_words > 0).all() and (task.query.length > 0).all()
     assert (task.facts.length.sum(1) > 0).all() and (task.num_distractors == 3).all()
     assert bpe_source._measure().keys() == bpe_source.cut_texts.keys()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"facts": 5}, "task.facts = 5: 'closed' questions need 6; raise it, or set task.share_closed = 0"),
+        ({"distractors": 1}, "task.distractors = 1: 'misled' questions need 2"),
+        ({f"share_{kind}": 0.0 for kind in questions.KINDS}, "task.share_recall = 0.0: every kind has share 0"),
+    ],
+)
+def test_a_mix_that_does_not_fit_is_refused(tokenizer, change, told):
+    with pytest.raises(ConfigError, match=told):
+        TaskSource(tiny_config(**change), tokenizer, hash_answer)

@@ -60,11 +60,10 @@ class TaskSource:
         if task.path:
             splits = self._leave_out_later_ones(self._read())
         else:
-            mix = {kind: task[f"share_{kind}"] for kind in questions.KINDS}
             sizes = questions.Sizes(config.store.entries, task.facts, task.distractors)
-            splits = {
-                split: questions.generate(task.seed, task[f"{split}_size"], split, mix, sizes) for split in SPLITS
-            }
+            counts = zip(SPLITS, (task.train_size, task.validation_size, task.test_size), strict=True)
+            mix = checked_mix(config)
+            splits = {split: questions.generate(task.seed, count, split, mix, sizes) for split, count in counts}
         self.records = [record for split in SPLITS for record in splits[split]]
         ends = np.cumsum([len(splits[split]) for split in SPLITS]).tolist()
         self.places = dict(zip(SPLITS, map(range, [0, *ends], ends), strict=False))
@@ -109,8 +108,9 @@ class TaskSource:
 
     def file_of(self, split: str) -> tuple[str, str]:
         """The file that a split comes from ("" of generated questions), and the config's field that names it."""
-        own = self.config.task[f"{split}_path"] if split != "train" else ""
-        return (own, f"task.{split}_path") if own else (self.config.task.path, "task.path")
+        task = self.config.task
+        own = {"train": "", "validation": task.validation_path, "test": task.test_path}[split]
+        return (own, f"task.{split}_path") if own else (task.path, "task.path")
 
     def rows(self, picks: list[tuple[int, int]]) -> Task:
         """The tasks of (record index, epoch) pairs as numpy arrays, one a row."""
@@ -151,11 +151,12 @@ class TaskSource:
 
         splits = {"train": load("train")}
         whole = len(splits["train"])
-        for split in ("test", "validation"):
-            if self.config.task[f"{split}_path"]:
+        task = self.config.task
+        for split, fraction in (("test", task.test_fraction), ("validation", task.validation_fraction)):
+            if self.file_of(split)[0] != task.path:
                 splits[split] = load(split)
             else:
-                cut = len(splits["train"]) - round(whole * self.config.task[f"{split}_fraction"])
+                cut = len(splits["train"]) - round(whole * fraction)
                 splits["train"], splits[split] = splits["train"][: max(cut, 0)], splits["train"][max(cut, 0) :]
         return splits
 
@@ -272,6 +273,27 @@ class TaskSource:
     def _key_tokens(self, words: list[str]) -> list[int]:
         """Distinct token ids of the words as they appear inside a sentence, after a space."""
         return list(dict.fromkeys(token for word in words for token in self.tokenizer.encode(" " + word)))
+
+
+def checked_mix(config) -> dict[str, float]:
+    """The share of each kind of generated questions. Raises ConfigError if one does not fit store and stages."""
+    t = config.task
+    mix = {
+        "recall": t.share_recall,
+        "changed": t.share_changed,
+        "closed": t.share_closed,
+        "misled": t.share_misled,
+        "bids": t.share_bids,
+        "split": t.share_split,
+    }
+    fields = {"store.entries": config.store.entries, "task.facts": t.facts, "task.distractors": t.distractors}
+    for kind, share in mix.items():
+        for (name, size), least in zip(fields.items(), questions.LEAST[kind], strict=True):
+            if share and size < least:
+                refuse(name, size, f"{kind!r} questions need {least}; raise it, or set task.share_{kind} = 0")
+    if not sum(mix.values()):
+        refuse("task.share_recall", 0.0, "every kind has share 0; give one of them more")
+    return mix
 
 
 def pad_text(ids: list[int], width: int) -> Text:
