@@ -193,7 +193,7 @@ class Derived:
     sequences: int  # segments that an update can record
     micro_batch: int  # of these, in a gradient-accumulation step
     observation_tokens: int  # most content tokens that a row is shown before a turn, chat marks not counted
-    turn_tokens: int  # most content tokens that one turn needs beside the pinned query, a summary in it
+    turn_tokens: int  # most content tokens that one turn needs, with a summary that it asks for
     summaries: bool  # whether a turn may ask for a summary that the policy writes in a slot of its own
 
 
@@ -446,14 +446,12 @@ def check_judge(r: ConfigDict) -> None:
 def check_context(config: ConfigDict) -> None:
     """Whether one turn fits the context and the table of its messages."""
     c, sizes = config.context, derive(config)
-    pinned = config.task.message_tokens if c.pin_query else 0
-    need = pinned + sizes.turn_tokens
-    if c.capacity < need:
+    if c.capacity < sizes.turn_tokens:
         refuse(
             "context.capacity", c.capacity,
-            f"must hold the pinned query ({pinned} tokens), the largest observation ({sizes.observation_tokens}: a "
-            f"message and the entries retrieved) and one turn ({sizes.turn_tokens - sizes.observation_tokens}, with a "
-            f"summary if it may ask for one), chat marks not counted; set context.capacity > {need}, or lower "
+            f"must hold the largest observation ({sizes.observation_tokens} tokens: a message or the pinned query, and "
+            f"the entries retrieved) and one turn ({sizes.turn_tokens - sizes.observation_tokens}, with a summary if "
+            f"it may ask for one), chat marks not counted; set context.capacity > {sizes.turn_tokens}, or lower "
             "task.message_tokens, store.entry_tokens, tools.max_top_k or rollout.action_tokens",
         )  # fmt: skip
     messages = turn_messages(config, told=1) + (1 if c.pin_query else 0)

@@ -38,7 +38,7 @@ REFUSED = {
     "one segment": ({"context.max_segments": 1}, "at least 2"),
     "no seeds": ({"num_seeds": 0}, "at least 1"),
     "negative updates": ({"rl.updates": -1}, "at least 0"),
-    "capacity for no turn": ({"context.capacity": 3100}, "pinned query"),
+    "capacity for no turn": ({"context.capacity": 3100}, "a message or the pinned query"),
     "heads": ({"policy.num_heads": 5}, "multiple of policy.num_kv_heads = 2"),
     "biases and norms": ({"policy.qkv_bias": True}, "policy.qk_norm = True"),
     "odd head": ({"policy.head_dim": 31}, "even"),

@@ -500,7 +500,7 @@ def test_lexical_table():
     assert (table[1] == table[2]).all() and (table[1] == table[3]).all() and (table[1] != table[4]).any()
     assert not table[[0, 5, 6, 9]].any()  # special, punctuation, control, empty
     norms = np.linalg.norm(table, axis=1)
-    np.testing.assert_allclose(norms[[1, 4, 7, 8]], np.log([10 / 4, 10 / 2, 10 / 1, 10 / 10]), atol=1e-6)
+    np.testing.assert_allclose(norms[[1, 4, 7, 8]], np.log([10 / 4, 10 / 2, 10 / 4, 10 / 10]), atol=1e-6)
     np.testing.assert_array_equal(table, lexical_table(pieces, counts, 64, seed=1))
     assert (table != lexical_table(pieces, counts, 64, seed=2)).any()
     np.testing.assert_allclose(np.linalg.norm(lexical_table(pieces, None, 64, 1), axis=1)[[1, 8]], 1, atol=1e-6)
@@ -511,7 +511,16 @@ def test_policy_table():
     table = policy_table(rows, None)
     np.testing.assert_allclose(table, rows - rows.mean(axis=0), atol=1e-5)
     weighted = policy_table(rows, np.array([3, 0, 1, 0, 0, 0]))
-    np.testing.assert_allclose(weighted, table * np.log(4 / np.array([4, 1, 2, 1, 1, 1]))[:, None], atol=1e-5)
+    unseen = np.log(2) / 2  # the median of the two that were seen
+    np.testing.assert_allclose(weighted, table * np.array([0, unseen, np.log(2), *[unseen] * 3])[:, None], atol=1e-5)
+
+
+def test_a_token_that_was_never_seen_is_not_the_most_telling_one():
+    counts = np.array([40, 20, 5, 2, 1, 0, 0])
+    words = [b"the", b"of", b"river", b"Halden", b"Ada", b"Zyx", b"Qqq"]
+    norms = np.linalg.norm(lexical_table(words, counts, 64, 1), axis=1)
+    assert norms[0] == 0 and (np.diff(norms[:5]) > 0).all()  # the rarer, the more
+    np.testing.assert_allclose(norms[5:], norms[2])  # of five seen words the third
 
 
 def test_encoders_refuse_wrong_sizes():

@@ -88,10 +88,16 @@ def policy_table(embedding: np.ndarray, counts: np.ndarray | None) -> np.ndarray
 
 
 def _idf(frequency: np.ndarray) -> np.ndarray:
-    """log((n + 1) / (f + 1)) with n the largest frequency: the most frequent word weighs nothing, unseen words most."""
-    if not frequency.any():
+    """log((n + 1) / (f + 1)) with n the largest frequency: the most frequent word weighs nothing.
+
+    A word that was never seen weighs the median of those that were: nothing is known of it, least of all that it is
+    the most telling one of a text.
+    """
+    seen = frequency > 0
+    if not seen.any():
         return np.ones(len(frequency))
-    return np.log((frequency.max() + 1) / (frequency + 1))
+    weight = np.log((frequency.max() + 1) / (frequency + 1))
+    return np.where(seen, weight, np.median(weight[seen]))
 
 
 def _normalise(piece: bytes | None) -> str | bytes:
