@@ -253,6 +253,7 @@ class Pieces:
     """Tokenised fixed strings that observations are composed of (built by data/prompts.py)."""
 
     prefix: Text  # [1, P] the system message, shared by all rows
+    plain_prefix: Text  # [1, P] that of an agent without tools
     user_open: Text  # [w]
     assistant_open: Text  # [w]
     tool_open: Text  # [w]

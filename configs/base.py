@@ -224,6 +224,7 @@ def get_config() -> ConfigDict:
     c.train.keep_checkpoints = 2
     c.train.eval_every = 0  # updates after which the validation split is played; 0 = no evaluation in between
     c.train.eval_tasks = 512  # at most, of an evaluation: a method, greedy or sampled, or the trained one less a tool
+    c.train.baselines = False  # also trains no_memory_rl and store_all_rl, which only answer: three times the updates
     c.train.traces = 8  # trajectories kept for the report at each evaluation
     c.train.transfer_guard = True
     return c

@@ -21,6 +21,7 @@ from agemem_jax.errors import InputError, storage_problem
 from agemem_jax.report import page
 from agemem_jax.training.checkpoint import last_saved
 from agemem_jax.training.distributed import Notice, Preempted, is_leader, session
+from agemem_jax.training.evaluate import BASELINES
 from agemem_jax.training.lock import hold
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
@@ -51,12 +52,16 @@ def main(config) -> None:
 
 def run_seeds(config, workdir: Path, notice: Notice) -> None:
     """Trains every seed; then process 0 writes table and report."""
-    results = {}
+    results: dict[int, dict] = {}
+    run = None
     with notice as stop:
         for seed in range(config.seed, config.seed + config.num_seeds):
-            one = config.copy_and_resolve_references()
+            one, folder = config.copy_and_resolve_references(), workdir / f"seed_{seed}"
             one.seed = seed
-            results[seed] = train(build(one), workdir / f"seed_{seed}", stop, first=seed == config.seed)
+            run, first = build(one, like=run), seed == config.seed
+            results[seed] = train(run, folder, stop, first)
+            for method in BASELINES if config.train.baselines else ():
+                results[seed] |= train(run, folder / method, stop, first, method)
     if not is_leader():
         return
     command = "python -m experiments.train " + " ".join(sys.argv[1:])

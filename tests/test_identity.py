@@ -287,7 +287,7 @@ def test_a_run_that_diverged_saves_nothing_and_names_the_last_good_checkpoint(ru
 
 
 def test_the_check_comes_before_the_checkpoint(run, tmp_path, monkeypatch):
-    def update(run, state, frozen, number, task):
+    def update(run, state, frozen, number, task, method):
         return state, {"metrics": {"loss": 0.5, "reward": 1.0, "params_finite": float(number < 2)}}
 
     monkeypatch.setattr(loop, "evaluate_once", lambda run, state, *_: state)

@@ -147,7 +147,7 @@ def test_the_command_says_so_and_exits_with_143(monkeypatch, tmp_path, capsys):
         raise Preempted("seed 0: stopped after update 3 of 9, which is saved")
 
     monkeypatch.setattr(command, "train", stopped)
-    monkeypatch.setattr(command, "build", lambda config: config)
+    monkeypatch.setattr(command, "build", lambda config, like: config)
     for name, flag in list(vars(command).items()):  # not parsed: other commands of this process have required flags too
         if isinstance(flag, FlagHolder):
             monkeypatch.setattr(command, name, SimpleNamespace(value=flag.default))

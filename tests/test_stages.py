@@ -22,6 +22,7 @@ from agemem_jax.rl import rewards
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
 from agemem_jax.rollout.stage import Trace, run_stage, scripted_writer
+from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.setup import Run, build
 from agemem_jax.types import Mode, Op, Role, Status, StopReason, Task, Text
@@ -148,8 +149,8 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]:
-    """Plays up to 12 scripts at once."""
+def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS, method: str = "agemem") -> list[Played]:
+    """Plays up to 12 scripts at once, by the rules of a method."""
     run, episode = stage(variant)
     spec, source = run.spec.rollout, run.source
     most = max(spec.turns(k) for k in (1, 2, 3))
@@ -169,7 +170,8 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS) -> list[Played]
     told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
     summary = stack([pad_texts([source.tokenizer.encode_markup(f" {s.summary}{END}")], 1, spec.width) for s in scripts])
     task = jax.device_put(task_of(run, scripts))
-    after, traces = jax.device_get(episode(task, told, summary, run.world, jnp.int32(tools)))
+    world = run.world.replace(rules=jax.device_put(METHODS[method].rules, run.world.rules.stores.sharding))
+    after, traces = jax.device_get(episode(task, told, summary, world, jnp.int32(tools)))
     row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731
     by_slot = lambda tree, b: jax.tree.map(lambda x: x[:, b], tree)  # noqa: E731
     return [Played(run, [row(r, b) for r in after], [by_slot(t, b) for t in traces]) for b in range(spec.batch)]
@@ -226,6 +228,56 @@ def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
     assert "done1" in seen[1] and "done" not in seen[2]  # what a call did is told once, in the next turn
     assert agent.traces[0].store_hits[2].sum() == 0  # a look that the agent did not ask for
     assert agent.store(1, 0) == {1: ADA_HALDEN}
+
+
+READER = Script(one=[calls(add(ADA_HALDEN))], two=[calls(criteria(RIVER))], three=[answer("Halden")])
+
+
+def roles(agent: Played, stage: int) -> list[Role]:
+    return [role for role, _, _ in agent.context(stage, agent.slots(stage)[-1]).values()]
+
+
+def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
+    whole, cut = (play("paper", READER, method=name)[0] for name in ("full_context", "no_memory"))
+    for agent in (whole, cut):
+        for stage, told in ((1, FACTS), (2, [DISTRACTOR])):
+            assert [agent.text(stage, "seen", slot) for slot in agent.slots(stage)] == [
+                f"<|im_start|>user {text}<|im_end|>" for text in told
+            ]  # fmt: skip
+            assert agent.traces[stage - 1].said.length.sum() == 0
+        assert len(agent.slots(3)) == 1 and agent.rows[2].stats.exact_match == 1
+        assert agent.rows[2].stats.turns == 1 and agent.rows[2].stats.calls[: Op.ANSWER].sum() == 0
+        assert not agent.store(3, 0) and agent.rows[2].stats.malformed.sum() == 0
+        assert agent.rows[2].segments.count == 1
+    told = [*FACTS, DISTRACTOR, QUERY]
+    texts = [text for _, _, text in whole.context(3, 0).values()]
+    assert roles(whole, 3) == [Role.USER] * 5 + [Role.ASSISTANT]
+    assert all(text in seen for text, seen in zip(told, texts, strict=False))
+    # Nothing is lost while it fits with the turn to come, and then no more than must.
+    spec, prefix = cut.run.spec.rollout, int(cut.run.world.pieces.prefix.length.sum())
+    assert roles(cut, 1) == [Role.USER] * 3 and roles(cut, 2) == [Role.USER] * 4
+    kept = [text for _, _, text in cut.context(3, 0).values()]
+    assert kept == texts[len(texts) - len(kept) :] and len(kept) < len(texts)
+    tokens = [len(cut.run.tokenizer.encode_markup(text)) for text in texts[:-1]]
+    reserve = prefix + 1 + spec.action_tokens + 1  # the assistant's opening, the turn and its close
+    assert sum(tokens[-len(kept) + 1 :]) + reserve <= LIMIT < sum(tokens[-len(kept) :]) + reserve
+
+
+def test_all_is_stored_by_rule_and_shown_with_the_question():
+    (agent,) = play("paper", READER, method="store_all")[:1]
+    stored = dict(enumerate(FACTS, 1))
+    assert agent.store(1, agent.slots(1)[-1]) == agent.store(2, 0) == stored  # three places: the fourth is lost
+    assert agent.rows[1].stats.calls.sum() == 0 and roles(agent, 2) == [Role.USER]  # stage 1 is gone from the context
+    seen = agent.text(3, "seen", 0)
+    assert "related memories" in seen and f"1: {ADA_HALDEN}" in seen
+    assert QUERY in seen and seen.endswith("<|im_start|>assistant")
+    assert agent.rows[2].stats.exact_match == 1 and agent.traces[2].store_hits.sum() == 0
+
+
+def test_who_only_answers_may_do_nothing_else():
+    (agent,) = play("free", Script(three=[calls(add(ADA_HALDEN)), answer("Halden")]), method="no_memory")[:1]
+    assert agent.rows[2].stats.malformed.sum() == 1 and not agent.store(3, 0)
+    assert agent.rows[2].stats.exact_match == 1
 
 
 def test_the_exported_template_gives_the_recorded_tokens(tmp_path):

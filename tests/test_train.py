@@ -292,7 +292,7 @@ def test_a_judge_that_falls_silent_stops_the_run_before_it_is_mistaken_for_a_bad
     run, made = build(config), []
     assert run.spec.rollout.batch == 4
 
-    def silent_update(run, state, frozen, update, task):
+    def silent_update(run, state, frozen, update, task, method):
         made.append(update)
         failed = 0.25 if update == 2 else 0.5
         return state, {"metrics": {"loss": 0.0, "rollout/judge_asked": 0.5, "rollout/judge_failed": failed}}

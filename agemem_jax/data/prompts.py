@@ -40,6 +40,21 @@ hold no line breaks and no tags.
 # Example
 {example}"""
 
+# Of an agent that only answers (training/evaluate.py: METHODS).
+PLAIN_PROMPT = """You are an agent that answers a question about the conversation before it.
+
+# Workflow
+- A message tells something: it needs no reply.
+- A message asks a question: write the answer, from what is in view.
+
+# Format
+Always begin with a <think> block of one short sentence, then write
+<answer> your short final answer</answer>
+Nothing may stand outside these tags. They hold no tags.
+
+# Example
+{example}"""
+
 # What is said, thought, called and returned; turns of tools that are not enabled are left out. Byte-level BPE merges
 # ">The" and ".</" into tokens that the grammar keeps apart, and a policy that reads them merged avoids such beginnings
 # and ends in what it writes: hence the space after a mark and no full stop before one.
@@ -57,6 +72,7 @@ EXAMPLE_CALLS = (
         "Retrieve_memory: done\nThe Eiffel Tower in Paris was completed in 1889 | memory_id=1",
     ),
 )
+PLAIN_EXAMPLE_ANSWER = (" The first message answers the question", " 1889")
 EXAMPLE_ANSWER = (" The memory that I found answers the question", " 1889")
 
 PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with COUNT"""
@@ -70,9 +86,18 @@ NO_CALLS = {
 }
 
 
-def system_message(tokenizer: Tokenizer, tools) -> str:
-    """What the system message says; in the tiny vocabulary nothing."""
-    return "" if tokenizer.is_small else system_prompt(tools)
+def system_message(tokenizer: Tokenizer, tools, plain: bool = False) -> str:
+    """What the system message says, `plain` to an agent without tools; in the tiny vocabulary nothing."""
+    if tokenizer.is_small:
+        return ""
+    return plain_prompt(tools) if plain else system_prompt(tools)
+
+
+def plain_prompt(tools) -> str:
+    """What an agent without tools is told."""
+    thought, answer = PLAIN_EXAMPLE_ANSWER
+    said = [f"user: {said}" for said, *_ in EXAMPLE_CALLS]
+    return PLAIN_PROMPT.format(example="\n".join([*said, example_turn(thought, f"<answer>{answer}</answer>", tools)]))
 
 
 def system_prompt(tools) -> str:
@@ -96,15 +121,17 @@ def call_format(tools) -> str:
 def example(tools) -> str:
     """A short conversation in the configured format; small policies follow it where they miss the instructions."""
 
-    def turn(thought: str, body: str) -> str:
-        return f"assistant: <think>{thought if tools.think else ''}</think>{body}"
-
     lines = []
     for said, thought, call, result in EXAMPLE_CALLS:
         if call["name"] in tools.enabled:
-            lines += [f"user: {said}", turn(thought, write_calls([call], tools)), f"tool: {result}"]
+            lines += [f"user: {said}", example_turn(thought, write_calls([call], tools), tools), f"tool: {result}"]
     thought, answer = EXAMPLE_ANSWER
-    return "\n".join([*lines, turn(thought, f"<answer>{answer}</answer>")])
+    return "\n".join([*lines, example_turn(thought, f"<answer>{answer}</answer>", tools)])
+
+
+def example_turn(thought: str, body: str, tools) -> str:
+    """A turn of the example conversation."""
+    return f"assistant: <think>{thought if tools.think else ''}</think>{body}"
 
 
 def symbols() -> list[str]:
@@ -149,8 +176,12 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
     table = _text(statuses)
     shape = (NUM_OPS, NUM_STATUSES)
     assert Op.WRITE_SUMMARY == NUM_OPS - 1
+    prefixes = _text(
+        [encode(chat.system_open + system_message(tokenizer, config.tools, plain) + end) for plain in (False, True)]
+    )
     return Pieces(
-        prefix=_text([encode(chat.system_open + system_message(tokenizer, config.tools) + end)]),
+        prefix=Text(prefixes.tokens[:1], prefixes.length[:1]),
+        plain_prefix=Text(prefixes.tokens[1:], prefixes.length[1:]),
         user_open=one(chat.user_open),
         assistant_open=one(chat.assistant_open),
         tool_open=one(chat.tool_open),

@@ -165,7 +165,7 @@ def oldest_drop(
     ctx: ContextWindow,
     need: jax.Array,
     slots: jax.Array | int = 0,
-    low_water: float = 1.0,
+    low_water: float | jax.Array = 1.0,
     protect_round: jax.Array | None = None,
 ) -> jax.Array:
     """Which messages go when `need` `[B]` more tokens or `slots` (`[B]` or for all) more messages do not fit: `[B, M]`.
@@ -183,7 +183,7 @@ def oldest_drop(
 
     def short(used: jax.Array, whole: int) -> jax.Array:
         """By how much `used` `[B]` is over the low-water mark, where it is over the whole."""
-        return jnp.where(used > whole, used - int(low_water * whole), 0)[:, None]
+        return jnp.where(used > whole, used - jnp.floor(low_water * whole).astype(jnp.int32), 0)[:, None]
 
     tokens = short(ctx.length + need, ctx.tokens.shape[1])
     places = short(jnp.sum(ctx.alive, axis=1) + slots, ctx.alive.shape[1])

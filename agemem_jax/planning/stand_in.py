@@ -25,7 +25,7 @@ from agemem_jax.envs import scoring
 from agemem_jax.models import qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import rewards
-from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings
+from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings, rules
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
 from agemem_jax.training.setup import (
@@ -73,7 +73,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     pieces = build_pieces(tokenizer, config)
     if not is_exact:
         prefix = Text(np.zeros((1, PROMPT_TOKENS), np.int32), np.full((1,), PROMPT_TOKENS, np.int32))
-        pieces = pieces.replace(prefix=prefix)
+        pieces = pieces.replace(prefix=prefix, plain_prefix=prefix)
     model = fitted(config, architecture(config.policy, tokenizer.vocab_size), tokenizer.vocab_size, pieces)
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
@@ -91,7 +91,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     fresh = jax.eval_shape(lambda key: qwen.init_params(plain, key), jax.random.key(0))
     frozen = shapes(fresh, param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
-    control = Control(**scalars, update=np.bool_(True), reward=rewards.factors(config.reward))
+    control = Control(**scalars, rules=rules(), update=np.bool_(True), reward=rewards.factors(config.reward))
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
     if not is_exact:
         world = resized(world, tokenizer.vocab_size, model.vocab_size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from agemem_jax.envs.names import NameTable
@@ -74,6 +75,11 @@ class RolloutSpec:
         """Columns of a generation slot."""
         return max(self.action_tokens, self.summary_tokens)
 
+    @property
+    def rule_top_k(self) -> int:
+        """Entries that are shown by rule with the question: as many as a turn of an agent can be shown."""
+        return min(self.max_calls * self.max_top_k, self.entries)
+
     def turns(self, stage: int) -> int:
         """Most turns of a stage."""
         return {
@@ -115,6 +121,21 @@ class RolloutSpec:
 
 
 @struct.dataclass
+class Rules:
+    """What the environment does in place of an agent with tools. Data, so that all methods share a program: [] bool."""
+
+    answers_only: jax.Array  # the agent reads in silence until the question comes, then answers; a prompt of its own
+    keeps_context: jax.Array  # the context is not emptied after stage 1
+    keeps_limit: jax.Array  # what would pass the context's limit pushes the oldest messages out
+    stores: jax.Array  # each message of stages 1 and 2 is stored, and the best entries are shown with the question
+
+
+def rules(**on: bool) -> Rules:
+    """The rules named are on."""
+    return Rules(**{name: np.bool_(on.get(name, False)) for name in Rules.__dataclass_fields__})
+
+
+@struct.dataclass
 class World:
     """Device tables that every stage reads and none changes."""
 
@@ -125,6 +146,20 @@ class World:
     token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
     names: NameTable  # of the names, dates and numbers in a text
     answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
+    rules: Rules = struct.field(default_factory=rules)  # of the method that plays
+
+    @property
+    def prefix_tokens(self) -> jax.Array:
+        """[] int32 tokens of the shared prompt."""
+        return self.pieces.prefix.length.sum()
+
+    def for_method(self, rules: Rules) -> "World":
+        """The tables with a method's rules and prompt."""
+        plain = jax.tree.map(
+            lambda plain, prefix: jnp.where(rules.answers_only, plain, prefix),
+            self.pieces.plain_prefix, self.pieces.prefix,
+        )  # fmt: skip
+        return self.replace(rules=rules, pieces=self.pieces.replace(prefix=plain))
 
 
 @struct.dataclass
@@ -340,11 +375,11 @@ def light_cond(predicate: jax.Array, then, rows: Rows) -> Rows:
     return light.replace(history=rows.history)
 
 
-def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
-    """The emptied context before stage 2; the store stays."""
+def reset_context(rows: Rows, world: World, spec: RolloutSpec) -> Rows:
+    """The context before stage 2: emptied, unless the rules keep it; the store stays."""
     rows = close_segment(rows, jnp.ones((spec.batch,), bool))
     nothing = jnp.zeros_like(rows.cached)
-    return rows.replace(
+    emptied = rows.replace(
         context=context_lib.empty(spec.batch, spec.capacity, spec.messages),
         cached=nothing,
         told=nothing,
@@ -353,3 +388,4 @@ def reset_context(rows: Rows, spec: RolloutSpec) -> Rows:
         edits=jnp.zeros_like(rows.edits),
         freed=nothing,
     )
+    return select((nothing > 0) | world.rules.keeps_context, rows, emptied)

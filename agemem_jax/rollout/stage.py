@@ -91,12 +91,17 @@ def scripted_writer(world: World, spec: RolloutSpec, script: Text, summaries: Te
     return write
 
 
-def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array) -> jax.Array:
-    """Bit mask of a stage's operations: the method's tools, the empty turn, an answer where one may be given."""
+def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array, answers_only: jax.Array | bool = False) -> jax.Array:
+    """Bit mask of a stage's operations: the method's tools, the empty turn, an answer where one may be given.
+
+    `answers_only`: of Rules; then an answer is all that may be given.
+    """
     mask = tools | (1 << Op.WRITE_SUMMARY)
     if spec.pass_allowed:
         mask = mask | (1 << Op.PASS)
-    if stage == 3 or spec.early_answer_ends:
+    if stage == 3:
+        return jnp.where(answers_only, 1 << Op.ANSWER, mask | (1 << Op.ANSWER))
+    if spec.early_answer_ends:
         return mask | (1 << Op.ANSWER)
     # Without tools and empty turns, a plain reply is the only thing left to say.
     speechless = (mask & ~(1 << Op.WRITE_SUMMARY)) == 0
@@ -119,7 +124,7 @@ def run_stage(
       (rows, trace of the first `spec.trace_rows` rows).
     """
     batch = spec.batch
-    ops = jnp.broadcast_to(allowed_ops(spec, stage, tools).astype(jnp.int32), (batch,))
+    ops = jnp.broadcast_to(allowed_ops(spec, stage, tools, world.rules.answers_only).astype(jnp.int32), (batch,))
     last_turn = turn_lib.turns_of(task, spec, stage)
     zeros = jnp.zeros((batch,), jnp.int32)
     rows = rows.replace(mode=zeros + Mode.ACT, turn=zeros, summaries=zeros, pointer=zeros)
@@ -129,19 +134,20 @@ def run_stage(
         slot, rows, trace = carry
         rows, seen = rowwise(spec, observe, rows, task, whole=(world,))
         mode, turn = rows.mode, rows.turn
-        on, summing = mode != Mode.DONE, mode == Mode.SUMMARIZE
+        live, summing = mode != Mode.DONE, mode == Mode.SUMMARIZE
+        on = live & ~turn_lib.is_silent(world, stage)
         start = jnp.where(summing, world.grammar.start_summary, world.grammar.start_act)
         budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
         rows, gen = write(rows, slot, on, start, ops, budget)
-        rows, op = rowwise(spec, act, rows, task, gen, start, ops, summing, on, last_turn, whole=(world,))
-        trace = add_to_trace(trace, slot, snapshot(rows, on, mode, turn, seen, gen, op, spec, stage))
+        rows, op = rowwise(spec, act, rows, task, gen, start, ops, summing, live, on, last_turn, whole=(world,))
+        trace = add_to_trace(trace, slot, snapshot(rows, live, mode, turn, seen, gen, op, spec, stage))
         return slot + 1, rows, trace
 
     def observe(rows: Rows, task: Task, world: World, spec: RolloutSpec):
         return turn_lib.observe(rows, world, task, spec, stage)
 
-    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, on, last_turn, world, spec: RolloutSpec):
-        """Records and executes what was written, and moves the rows whose turn is over to their next one."""
+    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, live, on, last_turn, world, spec):
+        """Records and executes what the rows `on` wrote, and moves the `live` ones whose turn is over to their next."""
         rows = turn_lib.record(rows, world, gen, ops, spec, stage)
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
         # An unconstrained turn may ask for what the stage or the method does not allow.
@@ -160,7 +166,7 @@ def run_stage(
         none = jnp.zeros_like(rows.turn)
         rows = turn_lib.say(rows, world, wrong & spoke, none, none + Status.MALFORMED, [])
         rows = turn_lib.run_calls(rows, world, task, spec, stage, on)
-        over = on & (rows.mode == Mode.ACT)
+        over = live & (rows.mode == Mode.ACT)
         turn = rows.turn + over
         answered = (calls.op[:, 0] == Op.ANSWER) & spoke
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
@@ -199,10 +205,10 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
             kept=scoring.kept_quality(holds(task.keep), valid, task.num_keep),
             revised=revised,
         )
-        rows = reset_context(rows.replace(stats=stats), spec)
+        rows = reset_context(rows.replace(stats=stats), world, spec)
         return rows.replace(result=rows.result.replace(length=jnp.zeros_like(rows.result.length)))
     stats = stats.replace(
-        context_tokens=rows.context.length + spec.prefix_tokens,
+        context_tokens=rows.context.length + world.prefix_tokens,
         prevented=stats.prevented | turn_lib.prevented(rows, stage),
         preservation=scoring.token_share(task.key_tokens, rows.context.tokens, rows.context.length),
     )

@@ -95,23 +95,33 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     no room, or no segment left to drop them, ends its stage. A turn that may ask for a summary keeps room for it: what
     is to be summarised is still there when the summary is written.
 
+    Where the agent only answers (Rules), messages come without an assistant's turn after them, until the question.
+
     Returns:
       (rows, the observation as one Text [B, W], for traces).
     """
-    pieces = world.pieces
+    pieces, rules = world.pieces, world.rules
+    silent = is_silent(world, stage)
     act, summarize = rows.mode == Mode.ACT, rows.mode == Mode.SUMMARIZE
     body, present = message(task, spec, stage, rows.turn)
     present = present & act
     related: list[Text] = []
     store = rows.store
-    if stage == 1 and spec.auto_top_k:
-        empty = Text(jnp.zeros_like(rows.calls.tags.tokens[:, 0]), jnp.zeros_like(rows.calls.tags.length[:, 0]))
-        wanted = jnp.full((spec.batch,), spec.auto_top_k, jnp.int32)
+    if stage < 3:
+        store = store_by_rule(store, rows, present, body, task, world, stage)
+    # Stage 1: automatic retrieval. Stage 3: the question's, by rule.
+    shows, top_k, min_score = {
+        1: (present & ~silent, spec.auto_top_k, spec.auto_min_score),
+        2: (present, 0, 0.0),
+        3: (present & rules.stores, spec.rule_top_k, spec.min_score),
+    }[stage]
+    if top_k:
+        wanted = jnp.full((spec.batch,), top_k, jnp.int32)
         store, found, _ = store_lib.retrieve(
-            store, present, body, wanted, empty, speaker(task, stage, rows.turn)[0], world.encoder,
-            max_k=spec.auto_top_k, min_score=spec.auto_min_score, count_hits=False,
+            store, shows, body, wanted, no_tags(rows), speaker(task, stage, rows.turn)[0], world.encoder,
+            max_k=top_k, min_score=min_score, count_hits=False,
         )  # fmt: skip
-        found = found.replace(found=found.found & present[:, None])
+        found = found.replace(found=found.found & shows[:, None])
         any_found = found.found.any(1)
         between = spread(pieces.line_break, any_found & (rows.result.length > 0))
         related = [between, spread(pieces.related, any_found), *memory_lines(world, found)]
@@ -122,16 +132,22 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     said = context_lib.pack([where_text(present, body), spread(pieces.summary_prompt, summarize)])
     user = context_lib.pack([spread(pieces.user_open, asks), said, spread(pieces.close, asks)])
     live = act | summarize
-    opening = spread(pieces.assistant_open, live)
+    speaks = live & ~silent
+    opening = spread(pieces.assistant_open, speaks)
 
     may_ask = act & may_edit(rows, spec, stage) & (rows.summaries < spec.summary_slots) & spec.summary_by_policy
+    may_ask = may_ask & ~rules.answers_only
     ending = pieces.close.length
     summary = pieces.user_open.length + pieces.summary_prompt.length + pieces.assistant_open.length + 2 * ending
     budget = jnp.where(act, spec.action_tokens, spec.summary_tokens)
     budget = budget + ending + jnp.where(may_ask, summary + spec.summary_tokens, 0)
-    need = jnp.where(live, tool.length + user.length + opening.length + budget, 0)
-    slots = has_tool + asks + live + jnp.where(may_ask, 2, 0)
-    drop = context_lib.oldest_drop(rows.context, need, slots, spec.low_water)
+    written = jnp.where(speaks, budget, 0)
+    need = jnp.where(live, tool.length + user.length + opening.length + written, 0)
+    slots = has_tool + asks + speaks + jnp.where(may_ask, 2, 0)
+    # To keep the limit is to keep free what the capacity has beyond it; and what still fits then stays.
+    beyond = jnp.where(rules.keeps_limit, jnp.maximum(spec.capacity - spec.limit + world.prefix_tokens, 0), 0)
+    low_water = jnp.where(rules.keeps_limit, 1.0, spec.low_water)
+    drop = context_lib.oldest_drop(rows.context, need + jnp.where(live, beyond, 0), slots, low_water)
     may_drop = may_overflow(rows, spec, stage)
     rows = remove(rows.replace(store=store), drop & may_drop[:, None])
     used = jnp.sum(rows.context.alive, axis=1) + slots
@@ -147,17 +163,44 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
     context, _ = context_lib.append(context, has_tool & go, tool, Role.TOOL, False, rows.round)
     context, _ = context_lib.append(context, asks & go, user, Role.USER, pinned, rows.round)
-    context, _ = context_lib.append(context, live & go, opening, Role.ASSISTANT, False, rows.round)
+    context, _ = context_lib.append(context, speaks & go, opening, Role.ASSISTANT, False, rows.round)
     result = where_text(~act, rows.result)
     seen = context_lib.pack([tool, user, opening])
     rows = rows.replace(context=context, stats=stats, result=result, spilled=spilled)
     rows = track_crowd(rows, present & go, user, opening, budget, world, spec)
-    return track_length(rows, spec, stage), seen
+    return track_length(rows, world, spec, stage), seen
 
 
-def track_length(rows: Rows, spec: RolloutSpec, stage: int) -> Rows:
+def is_silent(world: World, stage: int) -> jax.Array:
+    """[] bool: nobody speaks in this stage (Rules.answers_only)."""
+    return world.rules.answers_only & (stage < 3)
+
+
+def no_tags(rows: Rows) -> Text:
+    """Tags of an entry that has none: [B, G, 2, Lt]."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x[:, 0]), rows.calls.tags)
+
+
+def store_by_rule(
+    store: store_lib.MemoryStore, rows: Rows, on: jax.Array, body: Text, task: Task, world: World, stage: int
+) -> store_lib.MemoryStore:
+    """Where the rules say so, adds the message of rows `on` as an entry of its speaker, also one that is there already.
+
+    What does not fit the store is lost.
+    """
+    owner, session = speaker(task, stage, rows.turn)
+
+    def add(store):
+        return store_lib.add(
+            store, on, body, no_tags(rows), owner, session, rows.round, world.encoder, world.equality, "add"
+        )[0]
+
+    return jax.lax.cond(world.rules.stores, add, lambda store: store, store)
+
+
+def track_length(rows: Rows, world: World, spec: RolloutSpec, stage: int) -> Rows:
     """Notes the longest context so far and whether it passed its limit."""
-    used = rows.context.length + spec.prefix_tokens
+    used = rows.context.length + world.prefix_tokens
     peak = jnp.maximum(rows.stats.peak_context_tokens, used)
     over = (used > spec.limit) & (rows.mode != Mode.DONE)
     stats = rows.stats.replace(
@@ -181,7 +224,7 @@ def track_crowd(
     """
     asked = rows.told + user.length + opening.length
     full = asked + budget > spec.capacity
-    over = asked + spec.shortest_turn + world.pieces.after_turn.length + spec.prefix_tokens > spec.limit
+    over = asked + spec.shortest_turn + world.pieces.after_turn.length + world.prefix_tokens > spec.limit
     told = jnp.where(on, asked + spec.shortest_turn + world.pieces.after_turn.length, rows.told)
     return rows.replace(told=told, crowded=rows.crowded | (on & (full | over)))
 
@@ -247,7 +290,7 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
         generated_tokens=rows.stats.generated_tokens + gen.count,
         sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
     )
-    return track_length(rows.replace(context=context, tape=tape, stats=stats), spec, stage)
+    return track_length(rows.replace(context=context, tape=tape, stats=stats), world, spec, stage)
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
@@ -291,7 +334,7 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     body = context_lib.pack(
         [spread(pieces.user_open, on), spread(pieces.summary_open, on), where_text(on, text), spread(pieces.close, on)]
     )
-    in_time = rows.context.length + spec.prefix_tokens <= spec.limit
+    in_time = rows.context.length + world.prefix_tokens <= spec.limit
     closed = close_segment(rows, on)
     context, cut, made = context_lib.replace(closed.context, on, drop & on[:, None], body, Role.USER, rows.round)
     status = jnp.where(on, made, status)
@@ -408,7 +451,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         s = jnp.where((s == Status.OK) & ~may_edit(rows, spec, stage), Status.EDIT_LIMIT, s)
         edit = filtering & (s == Status.OK)
         before = rows.context.length
-        in_time = before + spec.prefix_tokens <= spec.limit
+        in_time = before + world.prefix_tokens <= spec.limit
         rows = mark_edit(remove(rows, drop & edit[:, None]), before, edit, now)
         reduced = rows.stats.reduced_in_time | in_stage(edit & in_time, stage)
         return rows.replace(stats=rows.stats.replace(reduced_in_time=reduced)), s

@@ -9,12 +9,36 @@ from agemem_jax import sharding
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.rl import rewards
+from agemem_jax.rollout.rows import Rules, rules
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
 
-METHODS = ("no_memory", "agemem_norl", "agemem")  # agemem and agemem_norl differ in their weights only
-UNTRAINED = ("no_memory", "agemem_norl")  # act with the starting weights
+
+@dataclass(frozen=True)
+class Method:
+    """How the test tasks are played."""
+
+    rules: Rules = rules()
+    tools: bool = False  # it has those that are enabled
+    trained: bool = False  # with its own rules; else it acts with the starting weights
+    roomy: bool = False  # its rows hold all that is told (setup.Run.roomy)
+
+
+CUT = rules(answers_only=True, keeps_context=True, keeps_limit=True)
+WHOLE = rules(answers_only=True, keeps_context=True)
+BY_RULE = rules(answers_only=True, keeps_limit=True, stores=True)
+METHODS = {
+    "no_memory": Method(CUT),  # what is told stays in the context as long as it fits
+    "full_context": Method(WHOLE, roomy=True),  # and all of it does: the upper bound
+    "store_all": Method(BY_RULE, roomy=True),  # all is stored by rule, and what is like the question is shown with it
+    "no_memory_rl": Method(CUT, trained=True),
+    "store_all_rl": Method(BY_RULE, trained=True, roomy=True),
+    "agemem_norl": Method(tools=True),
+    "agemem": Method(tools=True, trained=True),
+}
+UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trained)
+BASELINES = tuple(name for name, method in METHODS.items() if method.trained and name != "agemem")
 WAYS = ("greedy", "sampled")  # how turns are decoded; sampled: at the temperature of training
 EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
 
@@ -51,9 +75,14 @@ def shares_weights(config, method: str) -> bool:
     return method in UNTRAINED and bool(config.policy.weights)
 
 
+def programs_of(run: Run, method: str) -> dict:
+    """The stage programs that a method plays in."""
+    return run.roomy if METHODS[method].roomy else run.programs
+
+
 def method_tools(config, method: str, without: str = "") -> int:
     """Bit mask over Op of the memory tools that a method may use; the tool `without` is masked."""
-    if method == "no_memory":
+    if not METHODS[method].tools:
         return 0
     enabled = [name for name in config.tools.enabled if name != without]
     return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in enabled) & ALL_TOOLS
@@ -68,6 +97,7 @@ def control(
         step=np.int32(step),
         temperature=np.float32(temperature),
         tools=np.int32(method_tools(run.config, method, without)),
+        rules=METHODS[method].rules,
         update=np.bool_(update),
         reward=rewards.factors(run.config.reward),
     )
@@ -92,8 +122,9 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, s
         valid = valid & (index * rows + np.arange(rows) < tasks)
         temperature = one.temperature(run.config)
         settings = control(run, EVALUATION_SEED, index, one.method, temperature, update=False, without=one.without)
+        placed = sharding.put(task, sharding.rows(run.mesh))
         state, outcome, traces = trajectory(
-            run.programs, state, frozen, sharding.put(task, sharding.rows(run.mesh)), run.world, settings
+            programs_of(run, one.method), state, frozen, placed, run.world, settings
         )
         for name, value in (jax.device_get(outcome["rows"]) | {"kind": task.kind}).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])

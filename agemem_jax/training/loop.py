@@ -23,12 +23,14 @@ from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer, intact_in_words, may_differ
 from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
 from agemem_jax.training.evaluate import (
+    METHODS,
     UNTRAINED,
     Pass,
     control,
     count_unheard,
     evaluate,
     passes_of,
+    programs_of,
     refuse_silence,
     shares_weights,
 )
@@ -42,24 +44,27 @@ from agemem_jax.types import TrainState
 GLANCE = 4096  # bytes of each tensor by which a process checks that its weights are those of process 0
 
 
-def stages_of(config, update: int) -> int:
-    """The last stage that runs, and trains, in an update: 3, or in the sequential schedule each stage for a third."""
-    if config.rl.schedule == "chained":
+def stages_of(config, update: int, method: str = "agemem") -> int:
+    """The last stage that runs, and trains, in an update: 3, or in the sequential schedule each stage for a third.
+
+    A method that only answers has nothing to learn before stage 3.
+    """
+    if config.rl.schedule == "chained" or METHODS[method].rules.answers_only:
         return 3
     return min(3, 1 + update * 3 // config.rl.updates)
 
 
-def train_update(run: Run, state: TrainState, frozen: dict, update: int, task):
-    """One update: (state, outcome). A function of (config.seed, update) and the state alone."""
-    settings = control(run, run.config.seed, update, "agemem", run.config.rollout.temperature, update=True)
+def train_update(run: Run, state: TrainState, frozen: dict, update: int, task, method: str = "agemem"):
+    """One update of a method: (state, outcome). A function of (config.seed, update) and the state alone."""
+    settings = control(run, run.config.seed, update, method, run.config.rollout.temperature, update=True)
     state, outcome, _ = trajectory(
-        run.programs, state, frozen, task, run.world, settings, until=stages_of(run.config, update)
+        programs_of(run, method), state, frozen, task, run.world, settings, stages_of(run.config, update, method)
     )
     return state, outcome
 
 
 def train(
-    run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False, first: bool = True
+    run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False, first: bool = True, method: str = "agemem"
 ) -> dict[Pass, dict[str, list[float]]]:
     """Trains one seed in `workdir`, or goes on where an earlier call was stopped; returns its evaluations.
 
@@ -68,28 +73,35 @@ def train(
       stop: asked before each evaluation and after each update; once it says True, the state is saved and Preempted
         raised (training.distributed.Notice).
       first: of the seeds. A later one leaves out the methods whose weights are the same for all of them.
+      method: which one learns. Those that do not are evaluated beside "agemem", not beside a baseline.
 
     Returns:
       The numbers of each evaluation, {number: [tasks]}; {} in other processes than 0.
     """
     config = run.config
-    before = [method for method in UNTRAINED if first or not shares_weights(config, method)]
-    before = [one for method in before for one in passes_of(config, method)]
-    after = passes_of(config, "agemem")
+    untrained = [name for name in UNTRAINED if first or not shares_weights(config, name)] if method == "agemem" else []
+    before = [one for name in untrained for one in passes_of(config, name)]
+    after = passes_of(config, method)
     if jax.process_count() > 1:
         agree_on(read_here(run))
     open_channels(run.mesh)
     keep = config.train.keep_checkpoints
     with Checkpointer(workdir / "checkpoints", config, keep, run.identity) as checkpoints:
-        train_seed(run, workdir, checkpoints, stop, before, after)
+        train_seed(run, workdir, checkpoints, stop, method, before, after)
     return {one: read_json(result_path(workdir, one))["numbers"] for one in before + after if is_leader()}
 
 
 def train_seed(
-    run: Run, workdir: Path, checkpoints: Checkpointer, stop: Callable[[], bool], before: list[Pass], after: list[Pass]
+    run: Run,
+    workdir: Path,
+    checkpoints: Checkpointer,
+    stop: Callable[[], bool],
+    method: str,
+    before: list[Pass],
+    after: list[Pass],
 ) -> None:
     """The loop itself: evaluations before, updates, evaluations after."""
-    config, clock, name = run.config, Clock(), f"seed {run.config.seed}"
+    config, clock, name = run.config, Clock(), name_of(run.config, method)
     frozen = run.frozen
     done, owed = 0, False
     restored = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
@@ -114,21 +126,21 @@ def train_seed(
                 raise Preempted(f"{name}: stopped before the first update")
             with clock.measure("eval"):
                 state = evaluate_once(run, state, frozen, one, 0, workdir)
-    writer = Writer(workdir, config, done) if is_leader() else None
+    writer = Writer(workdir, config, done, name) if is_leader() else None
     task = put_batch(run, done) if done < config.rl.updates else None
     if owed:
-        state = evaluate_between(run, state, frozen, done, clock, writer)
+        state = evaluate_between(run, state, frozen, done, clock, writer, method)
     unheard, rows = 0, run.spec.rollout.batch
     for update in range(done, config.rl.updates):
         began = time.perf_counter()
         with jax.transfer_guard("disallow" if config.train.transfer_guard else "allow"):
-            state, outcome = train_update(run, state, frozen, update, task)
+            state, outcome = train_update(run, state, frozen, update, task, method)
             if update + 1 < config.rl.updates:  # made while the device works
                 task = put_batch(run, update + 1)
             metrics = jax.device_get(outcome["metrics"])
         seconds = time.perf_counter() - began
         clock.add("train", seconds)
-        record = tidy(metrics, update, stages_of(config, update), seconds, run)
+        record = tidy(metrics, update, stages_of(config, update, method), seconds, run)
         if "judge_failed" in record:
             unheard = count_unheard(record["judge_asked"] * rows, record["judge_failed"] * rows, unheard)
         if unheard >= SILENCE:  # the program has not updated on the last of them
@@ -140,7 +152,7 @@ def train_seed(
         last, stopping = update + 1 == config.rl.updates, stop()
         owed = bool(config.train.eval_every) and (update + 1) % config.train.eval_every == 0 and not last
         if owed and not stopping:
-            state = evaluate_between(run, state, frozen, update + 1, clock, writer)
+            state = evaluate_between(run, state, frozen, update + 1, clock, writer, method)
             owed = False
         if last or stopping or (update + 1) % config.train.checkpoint_every == 0:
             with clock.measure("checkpoint"):  # what the loop waits for; the rest is written beside it
@@ -163,12 +175,17 @@ def train_seed(
         write_json(workdir / "cut_texts.json", run.source.cut_texts)
 
 
+def name_of(config, method: str) -> str:
+    """What is trained, as messages name it."""
+    return f"seed {config.seed}" + ("" if method == "agemem" else f", {method}")
+
+
 class Writer:
     """The metrics of a run and its progress, in process 0; `done` updates were made before."""
 
-    def __init__(self, workdir: Path, config, done: int):
+    def __init__(self, workdir: Path, config, done: int, name: str):
         self.metrics = MetricWriter(workdir, config, resume_from=done)
-        self.progress = Progress(config.rl.updates, done, name=f"seed {config.seed}")
+        self.progress = Progress(config.rl.updates, done, name=name)
 
     def update(self, update: int, record: dict) -> None:
         """Adds the metrics of an update."""
@@ -194,11 +211,11 @@ def put_batch(run: Run, update: int):
 
 
 def evaluate_between(
-    run: Run, state: TrainState, frozen: dict, update: int, clock: Clock, writer: Writer | None
+    run: Run, state: TrainState, frozen: dict, update: int, clock: Clock, writer: Writer | None, method: str
 ) -> TrainState:
     """The evaluation after every `train.eval_every` updates, greedy, on validation tasks: eval/... in the metrics."""
     with clock.measure("eval"):
-        one, tasks = Pass("agemem", "greedy"), run.config.train.eval_tasks
+        one, tasks = Pass(method, "greedy"), run.config.train.eval_tasks
         state, numbers, _ = evaluate(run, state, frozen, one, tasks, split="validation")
         kinds = numbers.pop("kind")
         record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}

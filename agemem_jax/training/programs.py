@@ -25,6 +25,7 @@ from agemem_jax.rollout.decode import Policy
 from agemem_jax.rollout.rows import (
     RolloutSpec,
     Rows,
+    Rules,
     World,
     close_segment,
     lay_out_rows,
@@ -51,6 +52,7 @@ class Control:
     step: jax.Array  # [] int32 the update, or the batch of an evaluation
     temperature: jax.Array  # [] float32; 0 = greedy
     tools: jax.Array  # [] int32 bit mask of the memory tools that may be used
+    rules: Rules  # of the method that plays
     update: jax.Array  # [] bool: False rolls out and scores only
     reward: rewards.Factors  # weights of the reward's terms
 
@@ -71,12 +73,13 @@ def stage_program(
     rl,
     reward,
     judge: Judge | None = None,
+    learns: bool = True,
 ):
     """The function of one stage, to be jitted with `state` and `rows` donated.
 
     (state, frozen, rows, task, world, control) -> (state, rows, outcome); rows is None before stage 1. The outcome
     holds "metrics" (scalars), "rows" (per-row numbers) and "trace". `rl` and `reward` are config.rl and config.reward,
-    whose weights come with `control`.
+    whose weights come with `control`. Without `learns` nothing is ever updated, and the program compiles faster.
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
@@ -88,6 +91,7 @@ def stage_program(
         rows = new_rows(spec.rollout, actor) if stage == 1 else rows
         if stage > 1 and rl.schedule == "sequential":
             rows = share_in_groups(rows, rl.group_size, control.update)
+        world = world.for_method(control.rules)
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
         write = policy_writer(
@@ -108,7 +112,7 @@ def stage_program(
         terms = rewards.terms(earned)
         total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
-        if stage == 3 or rl.schedule == "sequential":
+        if learns and (stage == 3 or rl.schedule == "sequential"):
             objective = total
             if rl.schedule == "sequential":
                 objective = rewards.stage_objective(stage, earned, control.reward)
@@ -219,7 +223,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
 
 
 def compile_programs(
-    spec: ProgramSpec, model: ModelConfig, optimizer, rl, reward, judge: Judge | None = None
+    spec: ProgramSpec, model: ModelConfig, optimizer, rl, reward, judge: Judge | None = None, learns: bool = True
 ) -> dict[int, Callable]:
     """The three jitted programs. They compile on first use, once; `_cache_size()` of each tells.
 
@@ -227,7 +231,7 @@ def compile_programs(
     """
     mesh = spec.rollout.layout.mesh
     out = None if mesh is None else (state_shardings(model, optimizer, mesh), None, sharding.replicated(mesh))
-    program = lambda stage: stage_program(stage, spec, model, optimizer, rl, reward, judge)  # noqa: E731
+    program = lambda stage: stage_program(stage, spec, model, optimizer, rl, reward, judge, learns)  # noqa: E731
     return {stage: jax.jit(program(stage), donate_argnums=(0, 2), out_shardings=out) for stage in STAGES}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, refuse, validate
+from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
@@ -52,17 +53,24 @@ class Run:
     optimizer: object
     spec: ProgramSpec
     programs: dict[int, Callable]
+    roomy: dict[int, Callable]  # the same, with rows that hold all that is told (roomy_config)
     identity: Identity  # of what was read to make all this
 
 
-def build(config: ConfigDict) -> Run:
-    """Checks the config, then builds the run. Nothing compiles before the checks are over."""
+def build(config: ConfigDict, like: Run | None = None) -> Run:
+    """Checks the config, then builds the run. Nothing compiles before the checks are over.
+
+    like: a run of the same config but for its seed: the programs are its own, compiled once for both.
+    """
     validate(config)
+    if like and difference(config, like.config) not in ([], ["seed"]):
+        raise ValueError(f"programs of another config: {difference(config, like.config)} differ")
     mesh = run_mesh(config)
     check_attention(config, mesh)
     tokenizer = Tokenizer.load(tokenizer_path(config.policy))
     pieces = build_pieces(tokenizer, config)
-    model = fitted(config, architecture(config.policy, tokenizer.vocab_size), tokenizer.vocab_size, pieces)
+    described = architecture(config.policy, tokenizer.vocab_size)
+    model = fitted(config, described, tokenizer.vocab_size, pieces)
     check_policy_mesh(config, model, mesh)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
@@ -73,10 +81,17 @@ def build(config: ConfigDict) -> Run:
     identity |= identities.identity_of(config, tokenizer, source, pieces, grammar, counts)
     world = build_world(config, tokenizer, counts, pieces, grammar, lambda: token_embeddings(config, model))
     spec = program_spec(config, world, mesh)
+    roomy_spec = program_spec(roomy_config(config, pieces, described.longest_context), world, mesh)
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
-    programs = compile_programs(spec, model, optimizer, config.rl, config.reward, judge)
+    if like:
+        programs, roomy = like.programs, like.roomy
+    else:
+        settings = model, optimizer, config.rl, config.reward, judge
+        programs = roomy = compile_programs(spec, *settings)
+        if roomy_spec != spec:  # compiled where a method needs them
+            roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
     # What is trained is not made before a run begins: one that goes on from a checkpoint needs none.
     start = functools.partial(starting_params, config, model, mesh)
     frozen = {}
@@ -87,7 +102,7 @@ def build(config: ConfigDict) -> Run:
         frozen = reference_params(config, policy)
         if frozen is policy:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
-    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, identity)
+    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
 
 
 def tokenizer_path(p: ConfigDict) -> str:
@@ -175,6 +190,30 @@ def program_spec(config: ConfigDict, world: World, mesh: Mesh) -> ProgramSpec:
         layout=Layout(mesh, f"update_{config.mesh.learner}"),
     )
     return ProgramSpec(rollout=rollout, learn=learn)
+
+
+def roomy_config(config: ConfigDict, pieces: Pieces, reach: int | None) -> ConfigDict:
+    """The config of rows that hold all that is told, in the context and in the store.
+
+    Args:
+      reach: positions that the model was made for; a context ends there, with a warning.
+    """
+    task, room = config.task, config.copy_and_resolve_references()
+    messages = task.facts + task.distractors
+    marks = int(pieces.user_open.length + pieces.close.length)
+    turn = int(pieces.assistant_open.length + pieces.close.length) + config.rollout.action_tokens
+    need = max((messages + 1) * (task.message_tokens + marks) + turn, config.context.capacity)
+    most = need if reach is None else min(need, reach - int(pieces.prefix.length.sum()))
+    if most < need:
+        warnings.warn(
+            f"full_context: all that is told can take {need} tokens; a context ends at {most}, since the model was "
+            f"made for {reach} positions",
+            stacklevel=3,
+        )
+    room.context.update({"capacity": most, "messages": max(config.context.messages, messages + 4)})
+    room.store.entries = max(config.store.entries, messages)
+    room.store.entry_tokens = max(config.store.entry_tokens, task.message_tokens)
+    return room
 
 
 def check_budget(config: ConfigDict, grammar) -> None:

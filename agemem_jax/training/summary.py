@@ -14,7 +14,7 @@ import numpy as np
 from agemem_jax.data.questions import KINDS, MADE_FOR
 from agemem_jax.metrics import write_json
 from agemem_jax.training import identity as identities
-from agemem_jax.training.evaluate import METHODS, WAYS, Pass, shares_weights
+from agemem_jax.training.evaluate import BASELINES, METHODS, WAYS, Pass, shares_weights
 from agemem_jax.types import TOOL_NAMES
 
 PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentencepiece", "numpy")
@@ -116,7 +116,8 @@ def write_summary(workdir: Path, config, results: dict[int, dict[Pass, dict]], c
     """
     metric = TASK_METRICS[config.reward.task_metric]
     folders = [workdir / f"seed_{seed}" for seed in results]
-    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
+    trained = [folder / method for folder in folders for method in ("", *BASELINES) if (folder / method).is_dir()]
+    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in trained]
     identity = identities.read(folders[0] / identities.FILE)
     greedy, sampled = (summarise(results, metric, way) for way in WAYS)
     summary = {
