@@ -6,11 +6,14 @@ Test questions of every kind are played in the real environment by scripts (data
 the oracle with all tools, and for each tool that of the best oracle without it, on the kinds made for that tool.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from agemem_jax.data.hotpotqa import StagedRecord
 from agemem_jax.data.oracles import FULL, WITHOUT, Oracle, Strategy
 from agemem_jax.data.questions import KINDS, MADE_FOR
 from agemem_jax.data.scripts import Lines, Writer
@@ -31,7 +34,7 @@ def main(config) -> None:
     if config.task.path:
         raise InputError("task.path: oracles know the generated questions alone; leave it empty")
     config.policy.weights = ""  # nothing is generated
-    results = measure(build(config), TASKS.value)
+    results = measure(Stage(build(config)), TASKS.value)
     print(f"{'tool':<18}{'kinds':<16}{'full':>7}{'without':>9}{'loss':>7}  best without it")
     for tool, row in results["tools"].items():
         print(
@@ -42,11 +45,9 @@ def main(config) -> None:
     out.write(results)
 
 
-def measure(run: Run, tasks: int) -> dict:
+def measure(stage: "Stage", tasks: int) -> dict:
     """Mean F1 of the full oracle by kind, and of the best oracle without each tool on the kinds made for it."""
-    stage = Stage(run)
-    picks = {kind: [i for i in test_tasks(run) if run.source.records[i]["kind"] == kind][:tasks] for kind in KINDS}
-    picks = {kind: chosen for kind, chosen in picks.items() if chosen}
+    picks = stage.picks(tasks)
     full = dict(zip(picks, stage.scores(FULL, list(picks.values())), strict=True))
     tools = {}
     for op, strategies in WITHOUT.items():
@@ -63,11 +64,6 @@ def measure(run: Run, tasks: int) -> dict:
             "strategies": scores,
         }
     return {"tasks_of_a_kind": tasks, "full": full, "tools": tools}
-
-
-def test_tasks(run: Run) -> list[int]:
-    """Numbers of the test records."""
-    return list(run.source.places["test"])
 
 
 class Stage:
@@ -89,6 +85,12 @@ class Stage:
 
         self.episode = episode
 
+    def picks(self, most: int) -> dict[str, list[int]]:
+        """Up to so many test records of each kind that there is."""
+        source = self.run.source
+        of_kind = {kind: [i for i in source.places["test"] if source.records[i]["kind"] == kind] for kind in KINDS}
+        return {kind: chosen[:most] for kind, chosen in of_kind.items() if chosen}
+
     def scores(self, strategy: Strategy, groups: list[list[int]]) -> list[float]:
         """Mean F1 of each group of records."""
         played = self.play(strategy, [index for group in groups for index in group])
@@ -96,20 +98,29 @@ class Stage:
         return [float(np.mean(part)) for part in np.split(played, ends[:-1])]
 
     def play(self, strategy: Strategy, indices: list[int]) -> np.ndarray:
-        """F1 of each record. Played twice: the answer is read off the context that the first pass ends with."""
-        scores = []
+        """F1 of each record."""
+        return self.episodes(lambda record: self.oracle.play(record, strategy), indices).f1
+
+    def episodes(self, script: Callable[[StagedRecord], Lines], indices: list[int], answers: bool = True):
+        """The statistics of each record's episode, on the host.
+
+        Played twice if the script `answers`: the answer is read off the context that the first pass ends with.
+        """
+        parts = []
         for at in range(0, len(indices), self.spec.batch):
             chosen = indices[at : at + self.spec.batch]
             padded = chosen + [chosen[-1]] * (self.spec.batch - len(chosen))
             staged = [self.run.source.staged(index) for index in padded]
-            lines = [self.oracle.play(record, strategy) for record in staged]
+            lines = [script(record) for record in staged]
             rows = self.run_lines(padded, lines)
-            told = [
-                self.oracle.answered(line, record, self.view(rows, b))
-                for b, (line, record) in enumerate(zip(lines, staged, strict=True))
-            ]
-            scores += np.asarray(self.run_lines(padded, told).stats.f1)[: len(chosen)].tolist()
-        return np.array(scores)
+            if answers:
+                told = [
+                    self.oracle.answered(line, record, self.view(rows, b))
+                    for b, (line, record) in enumerate(zip(lines, staged, strict=True))
+                ]
+                rows = self.run_lines(padded, told)
+            parts.append(rows.stats)
+        return jax.tree.map(lambda *x: np.concatenate(x)[: len(indices)], *parts)
 
     def run_lines(self, indices: list[int], lines: list[Lines]):
         """The rows, on the host, after scripts have been played."""

@@ -85,6 +85,8 @@ REFUSED = {
     "infinite in float32": ({"reward.task": 1e39}, "float32"),
     "zero in float32": ({"rl.advantage_eps": 1e-46}, "float32"),
     "squared reward": ({"reward.no_answer": -1e20}, "rewards are squared"),
+    "terms": ({"reward.terms": "lax"}, "'strict' or 'paper'"),
+    "a constant term": ({"reward.preservation": 0.3}, "set reward.preservation = 0, or context.pin_query = False"),
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
     "warm-up without end": ({"warm.warmup_steps": 500}, "below warm.steps = 500"),
@@ -167,6 +169,9 @@ def test_judge_needs_a_model_too():
         {"policy.param_dtype": "float16", "policy.dtype": "float16", "rl.updates": 0},  # to evaluate only
         {"optim.b1": 0.0, "optim.b2": 0.9999999, "optim.max_grad_norm": 1e30, "rl.clip_low": 1.0, "rl.clip_high": 1e9},
         {"reward.good_entry": 1.0, "reward.task": 0.0},
+        {"reward.preservation": 0.3, "context.pin_query": False},
+        {"reward.preservation": 0.3, "reward.terms": "paper"},
+        {"reward.preservation": 0.3, "reward.context": 0.0},
         {"optim.warmup_updates": 10**9, "warm.final_learning_rate": 0.0},
         {"policy.weights": "some/folder", "policy.num_heads": 5},  # the file's sizes count
     ],

@@ -599,17 +599,18 @@ def test_an_edit_is_needed_where_the_messages_alone_are_too_much():
     spec = dataclasses.replace(spec, limit=1000)
     body = lambda size: Text(jnp.zeros((spec.batch, 40), jnp.int32), jnp.full((spec.batch,), size))  # noqa: E731
     blank = new_rows(spec)
-    room = spec.capacity - spec.action_tokens - int(world.pieces.close.length)
+    budget = jnp.full((spec.batch,), 25)
+    room = spec.capacity - 25
     told = jnp.full((spec.batch,), room - 30).at[1].add(1)
     on = jnp.arange(spec.batch) < 3
-    rows = turn_lib.track_crowd(blank.replace(told=told), on, body(20), body(10), world, spec)
+    rows = turn_lib.track_crowd(blank.replace(told=told), on, body(20), body(10), budget, world, spec)
     assert rows.crowded.tolist() == [False, True] + [False] * (spec.batch - 2)
     taken = 30 + spec.shortest_turn + int(world.pieces.after_turn.length)
     assert (rows.told - told).tolist() == [taken] * 3 + [0] * (spec.batch - 3)
     tight = dataclasses.replace(spec, limit=spec.prefix_tokens + taken)
-    assert not turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded.any()
+    assert not turn_lib.track_crowd(blank, on, body(20), body(10), budget, world, tight).crowded.any()
     tight = dataclasses.replace(tight, limit=tight.limit - 1)
-    assert (turn_lib.track_crowd(blank, on, body(20), body(10), world, tight).crowded == on).all()
+    assert (turn_lib.track_crowd(blank, on, body(20), body(10), budget, world, tight).crowded == on).all()
     rows = rows.replace(crowded=jnp.arange(spec.batch) < 2, spilled=jnp.arange(spec.batch) % 2 == 0)
     for k in (1, 2, 3):
         expected = np.zeros((spec.batch, 3), bool)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agemem_jax.envs.names import is_name
 from agemem_jax.envs.scoring import CLOSED_ANSWERS, normalize_answer
 from agemem_jax.memory.equality import normal_form
 from agemem_jax.models import kv_cache
@@ -53,6 +54,7 @@ class Entry:
     text: str
     ids: list[int]
     vector: np.ndarray
+    owner: int
     hits: int = 0
 
 
@@ -76,6 +78,7 @@ class Tables:
         for name in (*names, "id_mark", "line_break", "related"):
             setattr(self, name, text(getattr(pieces, name)))
         self.id_first = pieces.id_first
+        self.after_turn = int(pieces.after_turn.length)
         shape = pieces.statuses.length.shape
         self.statuses = [
             [self.text_of(pieces.statuses.tokens[o, s], pieces.statuses.length[o, s]) for s in range(shape[1])]
@@ -96,6 +99,17 @@ class Tables:
         total = float(self.weight[one].sum() + self.weight[other].sum()) if one and other else 0.0
         shared = sum(float(self.weight[token]) * count for token, count in (Counter(one) & Counter(other)).items())
         return 2.0 * shared / total if total > 0 else 0.0
+
+
+    def holds(self, entry: Entry, fact: str) -> bool:
+        """Whether an entry holds a fact, as in envs.scoring.holds."""
+        enough = self.overlap(entry.ids, self.encode(fact)) >= self.spec.good_entry
+        return enough and names_of(entry.text) == names_of(fact)
+
+
+def names_of(text: str) -> Counter:
+    """The names, dates and numbers of a text."""
+    return Counter(word.casefold() for word in re.findall(r"[^\W_]+", text) if is_name(word))
 
 
 def answer_scores(said: str, gold: str) -> tuple[float, float]:
@@ -126,7 +140,13 @@ class Rollout:
         self.tables, self.spec = tables, tables.spec
         texts = lambda t, n: [tables.text_of(t.tokens[i], t.length[i]) for i in range(int(n))]  # noqa: E731
         self.facts, self.distractors = texts(task.facts, task.num_facts), texts(task.distractors, task.num_distractors)
-        self.gold = [tables.encode(text) for text in texts(task.gold, task.num_gold)]
+        self.owners = (task.fact_owner.tolist(), task.distractor_owner.tolist(), [int(task.owner)])
+        self.gold, self.keep = texts(task.gold, task.num_gold), texts(task.keep, task.num_keep)
+        self.revisions = list(
+            zip(texts(task.stale, task.num_revisions), texts(task.present, task.num_revisions), strict=True)
+        )
+        self.stale_held: set[str] = set()
+        self.told, self.crowded, self.spilled = 0, False, False
         self.query = tables.text_of(task.query.tokens, task.query.length)
         self.gold_answer = tables.text_of(task.answer.tokens, task.answer.length)
         self.keys = [token for token in task.key_tokens.tolist() if token]
@@ -189,7 +209,8 @@ class Rollout:
     def track_length(self) -> None:
         used = self.length + self.spec.prefix_tokens
         self.stats["peak_context_tokens"] = max(self.stats["peak_context_tokens"], used)
-        self.stats["over_context"] = self.stats["over_context"] or used > self.spec.limit
+        if used > self.spec.limit:
+            self.stats["over_context"][self.stage - 1] = self.spilled = True
 
     # A stage.
 
@@ -208,8 +229,11 @@ class Rollout:
     def end(self) -> None:
         if self.stage == 1:
             self.close_segment()
+            self.judge_store()
             self.messages, self.result = [], ""
+            self.told, self.crowded, self.spilled = 0, False, False
             return
+        self.stats["prevented"][self.stage - 1] = self.crowded and not self.spilled
         ids = set(self.ids)
         self.stats["context_tokens"] = self.length + self.spec.prefix_tokens
         self.stats["preservation"] = sum(key in ids for key in self.keys) / len(self.keys) if self.keys else 1.0
@@ -229,25 +253,32 @@ class Rollout:
         tool = t.tool_open + shown + t.tool_close if shown else ""
         said = body if act else t.summary_prompt
         user = t.user_open + said + t.close if said else ""
-        budget = spec.action_tokens if act else spec.summary_tokens
-        need = sum(len(t.encode(text)) for text in (tool, user, t.assistant_open, t.close)) + budget
+        size = lambda *parts: sum(len(t.encode(part)) for part in parts)  # noqa: E731
+        budget = (spec.action_tokens if act else spec.summary_tokens) + size(t.close)
         slots = sum(map(bool, (tool, user, t.assistant_open)))
         if act and self.may_edit() and self.summaries < spec.summary_slots:  # a summary may be asked for: keep its room
-            prompt = (t.user_open, t.summary_prompt, t.close, t.assistant_open, t.close)
-            need += sum(len(t.encode(text)) for text in prompt) + spec.summary_tokens
+            budget += size(t.user_open, t.summary_prompt, t.close, t.assistant_open, t.close) + spec.summary_tokens
             slots += 2
+        need = size(tool, user, t.assistant_open) + budget
         if drop := self.overflow(need, slots):
             if self.used_segments() >= spec.segment_limit(self.stage):
+                self.spilled = True
                 return self.stop(StopReason.SEGMENTS)
             self.remove(drop)
+            self.spilled = True
         if self.length + need > spec.capacity or len(self.messages) + slots > spec.messages:
-            self.stats["over_context"] = True
+            self.stats["over_context"][self.stage - 1] = self.spilled = True
             return self.stop(StopReason.CONTEXT)
         if tool:
             self.append(tool, Role.TOOL)
         if user:
             self.append(user, Role.USER, pinned=self.stage == 3 and spec.pin_query and bool(body))
         self.append(t.assistant_open, Role.ASSISTANT)
+        if body:
+            self.told += size(user, t.assistant_open)
+            full = self.told + budget > spec.capacity
+            self.told += spec.shortest_turn + t.after_turn
+            self.crowded |= full or self.told + spec.prefix_tokens > spec.limit
         self.result = "" if act else self.result
         self.track_length()
 
@@ -303,7 +334,7 @@ class Rollout:
     def nearest(self, ids: list[int], k: int, min_score: float) -> list[Entry]:
         """The best entries for a query, highest cosine first."""
         query = self.tables.vector(ids)
-        scored = [(round(float(entry.vector @ query) * 2**16) / 2**16, entry) for entry in self.store]
+        scored = [(round(float(entry.vector @ query) * 2**16) / 2**16, entry) for entry in self.own()]
         scored = sorted((pair for pair in scored if pair[0] >= min_score), key=lambda pair: (-pair[0], pair[1].id))
         return [entry for _, entry in scored[:k]]
 
@@ -333,6 +364,8 @@ class Rollout:
             self.stats["answered"] = True
             self.stats["exact_match"], self.stats["f1"] = answer_scores(arguments["content"], self.gold_answer)
         waiting = self.mode == Mode.SUMMARIZE
+        if op in (Op.UPDATE, Op.DELETE) and status == Status.OK:
+            self.stats["maintained"][self.stage - 1] = True
         self.stats["calls"][op] += 1
         self.stats["calls_ok"][op] += status == Status.OK and not waiting
         if op < Op.ANSWER and not waiting:
@@ -344,11 +377,36 @@ class Rollout:
         return Status.OK if len(ids) <= self.spec.entry_tokens else Status.TEXT_TOO_LONG
 
     def holds(self, text: str, but: Entry | None = None) -> bool:
-        same = [entry for entry in self.store if normal_form(entry.text) == normal_form(text) and entry is not but]
+        same = [entry for entry in self.own() if normal_form(entry.text) == normal_form(text) and entry is not but]
         return self.spec.duplicates == "refuse" and bool(same)
 
     def find(self, memory_id: str) -> Entry | None:
-        return next((entry for entry in self.store if entry.id == int(memory_id)), None)
+        return next((entry for entry in self.own() if entry.id == int(memory_id)), None)
+
+    @property
+    def owner(self) -> int:
+        """Whose turn it is; after the last message of a stage its speaker is still meant."""
+        owners = self.owners[self.stage - 1]
+        told = (len(self.facts), len(self.distractors), 1)[self.stage - 1]
+        return owners[min(self.turn, max(told - 1, 0))]
+
+    def own(self) -> list[Entry]:
+        return [entry for entry in self.store if entry.owner == self.owner]
+
+    def wrote(self, entry: Entry) -> None:
+        if self.stage == 1:
+            self.stale_held |= {stale for stale, _ in self.revisions if self.tables.holds(entry, stale)}
+
+    def judge_store(self) -> None:
+        """What the strict terms ask of the store when stage 1 ends (envs/scoring.py)."""
+        held = lambda text: any(self.tables.holds(entry, text) for entry in self.store)  # noqa: E731
+        most = min(len(self.keep), self.spec.entries) + len(self.store)
+        self.stats["kept"] = min(1.0, 2 * sum(map(held, self.keep)) / max(most, 1))
+        done = [
+            not held(stale) and (held(present) if present else stale in self.stale_held)
+            for stale, present in self.revisions
+        ]
+        self.stats["revised"] = sum(done) / max(len(done), 1)
 
     def add(self, text: str) -> tuple[Status, str]:
         ids = self.tables.encode(text)
@@ -359,13 +417,13 @@ class Rollout:
             status = Status.STORE_FULL
         if status != Status.OK:
             return status, ""
-        entry = Entry(self.next_id, text, ids, self.tables.vector(ids))
+        entry = Entry(self.next_id, text, ids, self.tables.vector(ids), self.owner)
         self.store.append(entry)
         self.next_id += 1
+        self.wrote(entry)
         if self.stage == 1:
-            best = max((self.tables.overlap(ids, gold) for gold in self.gold), default=0.0)
             self.stats["added"] += 1
-            self.stats["added_good"] += best >= self.spec.good_entry
+            self.stats["added_good"] += any(self.tables.holds(entry, gold) for gold in self.gold)
         return status, str(entry.id)
 
     def update(self, memory_id: str, text: str) -> Status:
@@ -374,9 +432,12 @@ class Rollout:
             return Status.UNKNOWN_ID
         if (status := self.check_text(ids)) != Status.OK:
             return status
+        if normal_form(text) == normal_form(entry.text):
+            return Status.UNCHANGED
         if self.holds(text, but=entry):
             return Status.DUPLICATE
         entry.text, entry.ids, entry.vector = text, ids, self.tables.vector(ids)
+        self.wrote(entry)
         return Status.OK
 
     def delete(self, memory_id: str, confirmed: bool) -> Status:
@@ -397,8 +458,9 @@ class Rollout:
             return Status.NOTHING_FOUND, ""
         for entry in found:
             entry.hits += 1
-            self.stats["relevance_sum"] += max((self.tables.overlap(entry.ids, g) for g in self.gold), default=0.0)
-        self.stats["relevance_count"] += len(found)
+            best = max((self.tables.overlap(entry.ids, self.tables.encode(g)) for g in self.gold), default=0.0)
+            self.stats["relevance_sum"][self.stage - 1] += best
+        self.stats["relevance_count"][self.stage - 1] += len(found)
         return Status.OK, self.lines(found)
 
     def filter(self, criteria: str) -> Status:
@@ -416,7 +478,7 @@ class Rollout:
             return Status.NOTHING_FOUND
         if not self.may_edit():
             return Status.EDIT_LIMIT
-        self.stats["reduced_in_time"] = self.stats["reduced_in_time"] or self.in_time()
+        self.stats["reduced_in_time"][self.stage - 1] += self.in_time()
         self.remove(drop)
         return Status.OK
 
@@ -446,7 +508,7 @@ class Rollout:
         elif self.length - freed + len(body) > self.spec.capacity:
             status = Status.NO_ROOM
         else:
-            self.stats["reduced_in_time"] = self.stats["reduced_in_time"] or self.in_time()
+            self.stats["reduced_in_time"][self.stage - 1] += self.in_time()
             place = self.messages.index(drop[0])
             self.remove(drop)
             self.insert(place, body, Role.USER)
@@ -474,9 +536,10 @@ class HostLoop:
 
     def _learn(self, state, world, segments: Segments, stats):
         rl, reward = self.run.config.rl, self.run.config.reward
-        terms = rewards.terms(stats, reward, self.spec.limit)
-        total, _ = rewards.combine(terms, reward)
-        advantage, _ = advantages.step_credit(total, rewards.stage_rewards(terms, reward), rl)
+        factors = rewards.factors(reward)
+        earned = rewards.earned(stats, reward, factors, self.spec.limit)
+        total, _ = rewards.combine(rewards.terms(earned), factors)
+        advantage, _ = advantages.step_credit(total, rewards.stage_rewards(earned, factors), rl)
         budget = sum(self.spec.budget(stage) for stage in STAGES)
         weight = losses.token_weights(segments.trainable, rl.loss_average, budget)
         batch = learner_batch(segments, advantage, weight, self.run.spec.learn.micro_batch)
@@ -563,7 +626,8 @@ def agreement(run: Run, loop: HostLoop, state, task: Task) -> tuple[float, objec
     state, outcome, _ = trajectory(run.programs, state, {}, jax.device_put(task), run.world, control)
     by_row = jax.device_get(outcome["rows"])
     _, stats = loop.batch(rows)
-    terms = rewards.terms(stats, run.config.reward, run.spec.rollout.limit)
+    reward = run.config.reward
+    terms = rewards.terms(rewards.earned(stats, reward, rewards.factors(reward), run.spec.rollout.limit))
     same = np.ones((len(rows),), bool)
     for name, values in {**{f"term_{name}": x for name, x in terms.items()}, "turns": stats.turns,
                          "generated_tokens": stats.generated_tokens}.items():  # fmt: skip
