@@ -108,7 +108,9 @@ RESULTS = """
 ## Results
 
 {tasks} test tasks that training never met, over the seeds {seeds} of the run (this checkpoint is of one); mean ± half a
-95 % interval. no_memory: the starting policy with its tools off; agemem_norl: with them; agemem: after training.
+95 % interval. agemem_norl: the starting policy with its tools; agemem: after training. The others only answer:
+no_memory with what still fits the context, full_context with all in view, store_all with the entries most like the
+question, of all messages; _rl: after as much training.
 
 ```
 {table}

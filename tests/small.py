@@ -23,6 +23,10 @@ from configs import tiny
 SHARPER = 5.0  # matrices are made so much larger than fresh ones: each token then depends on the whole context
 EDITS = 1 << Op.SUMMARY | 1 << Op.FILTER
 WIDTHS = 2  # lengths to which the learner cuts its micro-batches; a run has twice as many
+# Sizes of rows that hold all that is told: no method needs programs of its own.
+ROOMY = dict(
+    store__entries=5, store__entry_tokens=16, task__message_tokens=16, context__messages=40, context__capacity=144
+)  # fmt: skip
 
 
 def small_config(**changes) -> ConfigDict:

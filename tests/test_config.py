@@ -64,6 +64,12 @@ REFUSED = {
     "threshold": ({"context.filter_threshold": 1.5}, "between 0 and 1"),
     "entry share": ({"reward.good_entry": -0.1}, "between 0 and 1"),
     "split": ({"task.path": "x.json", "task.test_fraction": 1.0}, "between 0 and 1"),
+    "no test split": ({"task.test_fraction": 0.0, "task.path": "x.json"}, "or give task.test_path"),
+    "validated, of no records": (
+        {"task.validation_fraction": 0.0, "task.path": "x.json", "train.eval_every": 5}, "or give task.validation_path"
+    ),
+    "splits of all": ({"task.validation_fraction": 0.8, "task.path": "x.json"}, "no split of task.path is empty"),
+    "test file alone": ({"task.test_path": "x.json"}, "task.path, the training records, names none"),
     "not a number": ({"reward.no_answer": float("nan")}, "finite"),
     "test tasks": ({"train.eval_tasks": 513}, "task.test_size = 512"),
     "no checkpoint": ({"train.keep_checkpoints": 0}, "at least 1"),

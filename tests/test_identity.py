@@ -36,7 +36,8 @@ def files(tmp_path_factory):
     """Weights, vocabulary and records of a run."""
     folder = tmp_path_factory.mktemp("files")
     shutil.copytree(ASSET, folder / "model")
-    (folder / "records.json").write_text(json.dumps(questions.generate(0, 30, "train")))
+    records = questions.generate(0, 30, "train", {"recall": 1.0}, questions.Sizes(3, 4, 1))  # of small_config
+    (folder / "records.json").write_text(json.dumps(records))
     return folder
 
 
@@ -70,6 +71,7 @@ def last_byte(content: bytes) -> bytes:
 CHANGES = {
     "weights": ("model/model.safetensors", last_byte),
     "training records": ("records.json", lambda records: records[0].update(question="Who wrote Silver River")),
+    "validation records": ("records.json", lambda records: records[-8].update(answer="Halden")),  # 3 before the last 6
     "test records": ("records.json", lambda records: records[-1].update(answer="Halden")),
 }
 
@@ -86,7 +88,7 @@ def test_the_same_elsewhere_has_the_same_identity(files, run, tmp_path):
 def test_what_changed_is_told_apart(files, run, tmp_path, part):
     there = build(config_of(changed(files, tmp_path / "there", *CHANGES[part])))
     assert differing(run.identity, there.identity) == [part]
-    where = {"weights": "policy.weights", "training records": "task.path", "test records": "task.path"}[part]
+    where = "policy.weights" if part == "weights" else "task.path"
     with pytest.raises(InputError) as refused:
         identities.check("it", run.identity, there.identity, there.config, run.config, "or else")
     told = str(refused.value)
@@ -101,7 +103,14 @@ def test_the_order_of_records_and_the_split_count(files, run, tmp_path):
     there = build(config_of(changed(files, tmp_path / "there", "records.json", swap)))
     assert differing(run.identity, there.identity) == ["training records"]
     less = build(config_of(files, task__test_fraction=0.1))
-    assert differing(run.identity, less.identity) == ["training records", "test records"]
+    assert differing(run.identity, less.identity) == ["training records", "validation records", "test records"]
+
+
+def test_a_split_with_a_file_of_its_own_is_named_by_it(files, run):
+    config = config_of(files, task__test_path=str(files / "records.json"), task__validation_fraction=0.0)
+    now = run.identity | {"test records": "0"}
+    with pytest.raises(InputError, match=f"task.test_path = '{files}/records.json' holds other test records"):
+        identities.check("it", run.identity, now, config, config, "or else")
 
 
 def test_template_and_merges_of_a_tokenizer(tmp_path):
@@ -165,6 +174,7 @@ def test_a_run_goes_on_by_content(files, run, tmp_path, capsys):
         ("weights", f"the weights that policy.weights = '{files}/model' names are others than those the run began"),
         ("tokenizer", "the vocabulary or encoder of policy.tokenizer = "),
         ("training records", f"task.path = '{files}/records.json' holds other training records"),
+        ("validation records", "other validation records than the run began with, or in another order, by task.test_f"),
         ("test records", "other test records than the run began with, or in another order"),
         ("prompt", "the system prompt or the marks around messages are others"),
         ("grammar", "the grammar's tables are others: another version of agemem_jax made them"),

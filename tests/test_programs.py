@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import build_small, chained, play, settings
+from small import build_small, chained, play, settings, small_config
 
 from agemem_jax.data.batches import pad_texts
+from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.questions import KINDS
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.training import programs as programs_lib
 from agemem_jax.training.evaluate import METHODS, Pass, evaluate, method_tools, passes_of
 from agemem_jax.training.loop import put_batch, stages_of, train_update
 from agemem_jax.training.programs import ALL_TOOLS, judge_answers, stage_program
-from agemem_jax.training.setup import Run, host_judge
+from agemem_jax.training.setup import Run, host_judge, roomy_config
 from agemem_jax.training.state import new_state
 from agemem_jax.types import Op
 
@@ -128,16 +130,55 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
             metrics = jax.device_get(outcome["metrics"])
         assert all(np.isfinite(value) for value in metrics.values())
         assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
-    passes = [one for method in METHODS for one in passes_of(run.config, method)]
-    assert [one.name for one in passes[:2]] == ["no_memory-greedy", "no_memory-sampled"] and len(passes) == 6 + 12
-    for one in passes[:8]:
+    methods = [name for name, method in METHODS.items() if not method.roomy]
+    passes = [one for method in methods for one in passes_of(run.config, method)]
+    assert methods == ["no_memory", "no_memory_rl", "agemem_norl", "agemem"] and len(passes) == 8 + 12
+    for one in passes[:9]:
         state, numbers, _ = evaluate(run, state, run.frozen, one, 8)
         assert {len(values) for values in numbers.values()} == {8}
-        unused = "calls_add" if one.without == "Add_memory" else "malformed_turns"
-        assert (numbers[unused] == 0).all()
-    state, _ = train_update(run, state, run.frozen, 3, task)
-    assert int(state.step) == 4
+        if not METHODS[one.method].tools:  # an answer, and nothing else
+            assert (numbers["turns"] == 1).all() and (numbers["calls_answer"] == 1).all()
+            assert (numbers["peak_context_tokens"] <= run.config.context.limit).all()
+        assert one.without in ("", "Add_memory") and (not one.without or (numbers["calls_add"] == 0).all())
+    state, outcome = train_update(run, state, run.frozen, 3, task, "no_memory_rl")
+    assert 0 < jax.device_get(outcome["metrics"]["trained_tokens"]) <= 8 * run.spec.rollout.action_tokens
+    state, _ = train_update(run, state, run.frozen, 4, task)
+    assert int(state.step) == 5
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 1}
+
+
+def test_rows_with_room_for_all_that_is_told():
+    """The full context and the store of all messages take larger rows, and programs of their own that learn nothing."""
+    run = build_small(policy__num_layers=1, rollout__history_widths=1, context__limit=70, context__capacity=80)
+    state = new_state(run.start(), run.optimizer)
+    before = jax.device_get(state)
+    task, _ = run.source.split_batch("test", 0, 8)
+    told = task.facts.length.sum(1) + task.distractors.length.sum(1) + task.query.length
+    found = {}
+    for method in ("full_context", "store_all"):
+        state, found[method], _ = evaluate(run, state, run.frozen, Pass(method, "greedy"), 8)
+        assert (found[method]["turns"] == 1).all()
+    assert (found["full_context"]["context_tokens"] > told).all()
+    assert (found["store_all"]["context_tokens"] < found["full_context"]["context_tokens"]).all()
+    assert (found["store_all"]["memory_coverage"] == 1).all() and (found["full_context"]["memory_coverage"] == 0).all()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    assert {stage: program._cache_size() for stage, program in run.roomy.items()} == {1: 1, 2: 1, 3: 1}
+    assert not any(program._cache_size() for program in run.programs.values())
+
+
+def test_rows_are_as_roomy_as_need_be_and_as_the_model_can_read():
+    config = small_config()
+    pieces = build_pieces(Tokenizer.load(config.policy.tokenizer), config)
+    room = roomy_config(config, pieces, None)
+    told = config.task.facts + config.task.distractors
+    assert room.store.entries == told > config.store.entries and room.context.messages == config.context.messages
+    config.task.distractors = 40
+    assert roomy_config(config, pieces, None).context.capacity > 44 * config.task.message_tokens
+    with pytest.warns(UserWarning, match="a context ends at 1.., since the model was made for 200 positions"):
+        assert roomy_config(config, pieces, 200).context.capacity == 200 - int(pieces.prefix.length.sum())
+    config.store.entries = config.context.messages = 50
+    config.context.capacity = 10_000
+    assert roomy_config(config, pieces, None).to_dict() == config.to_dict()  # and the programs are the run's own
 
 
 def test_the_guard_would_notice():
@@ -186,7 +227,7 @@ def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     _, again, _ = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     for name, values in numbers.items():
         np.testing.assert_array_equal(values, again[name])
-    assert method_tools(run.config, "no_memory") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS
+    assert method_tools(run.config, "store_all") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS
 
 
 def test_disabled_tools_are_not_in_a_methods_mask():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from vocabularies import write_bpe
 
-from agemem_jax.data.prompts import EXAMPLE_CALLS, build_pieces, example, system_prompt
+from agemem_jax.data.prompts import EXAMPLE_CALLS, build_pieces, example, system_message, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, validate_call
-from agemem_jax.types import Op, Status
+from agemem_jax.types import TOOL_NAMES, Op, Status
 from configs import base
 
 BODY = re.compile(r"assistant: <think>([^<]*)</think>(?:(<tool_call>[^<]*</tool_call>)|<answer>([^<]*)</answer>)")
@@ -61,6 +61,19 @@ def test_without_thinking_the_example_does_not_think():
     tools = base.get_config().tools
     tools.think = False
     assert all(not thought for thought, _, _ in BODY.findall(example(tools)))
+
+
+def test_who_only_answers_has_a_prompt_without_tools(tmp_path):
+    config = base.get_config()
+    tokenizer = Tokenizer.load(write_bpe(tmp_path))
+    text = system_message(tokenizer, config.tools, plain=True)
+    assert not [name for name in TOOL_NAMES if name in text] and "tool_call" not in text and "memory" not in text
+    ((thought, call, answer),) = BODY.findall(text)
+    assert thought and not call and answer.strip() == "1889"
+    pieces = build_pieces(tokenizer, config)
+    assert pieces.plain_prefix.tokens.shape == pieces.prefix.tokens.shape
+    assert pieces.plain_prefix.length[0] < pieces.prefix.length[0] / 2
+    assert text in tokenizer.decode(pieces.plain_prefix.tokens[0][: pieces.plain_prefix.length[0]].tolist())
 
 
 def test_the_example_shows_results_as_the_agent_will_see_them(tmp_path):

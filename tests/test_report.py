@@ -240,7 +240,7 @@ def test_the_diagnosis_names_the_first_broken_link(kind):
     [
         ("from_memory", ("both gold facts in view", "stage 3, turn 2")),
         ("unsupported", ("a guess",)),
-        ("no_memory", ("stage 1 were gone", "“Old Brindle” could only be a guess")),
+        ("no_memory", ("had left the context when the question came", "“Old Brindle” could only be a guess")),
         ("malformed", ("1 turn did not parse",)),
         ("not_stored", ("“Ada Keller was born in Halden” (told in stage 1, turn 4) was never", "Retrieve_memory")),
         ("store_full", ("the store was full (2 entries, 1 of them no supporting fact)",)),

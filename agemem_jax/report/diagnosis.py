@@ -220,9 +220,10 @@ def _failure(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
     broken = [fact for fact in facts if fact.broken]
     malformed = _malformed(trace)
     ending = f" It answered {_quote(said)}; right is {_quote(wanted)}." if said else ""
-    if trace.get("method") == "no_memory":
+    if str(trace.get("method")).startswith("no_memory") and (broken or not facts):
         guess = f" {_quote(said)} could only be a guess; right is {_quote(wanted)}." if said else " It gave no answer."
-        return "no_memory", f"The facts of stage 1 were gone when the question came.{guess}"
+        gone = _join(_quote(fact.text) for fact in broken) or "The facts"
+        return "no_memory", f"{gone} had left the context when the question came.{guess}"
     why = " ".join(_explain(trace, fact) for fact in broken)
     stopped = (trace.get("stops") or {}).get("3")
     if not said and stopped in SIZES:

@@ -18,9 +18,20 @@ from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, numbe
 from agemem_jax.report.trace_view import choose, count_endings
 
 METHODS = (  # name in the files, heading, what it is
-    ("no_memory", "No memory", "same policy, tools off"),
+    ("no_memory", "No memory", "only answers; what is told stays as long as it fits"),
+    ("full_context", "Full context", "only answers; all that is told stays: the upper bound"),
+    ("store_all", "Store all", "only answers; all is stored by rule, the best shown with the question"),
+    ("no_memory_rl", "No memory, RL", "the same updates"),
+    ("store_all_rl", "Store all, RL", "the same updates"),
     ("agemem_norl", "AgeMem before RL", "warm start only"),
     ("agemem", "AgeMem after RL", "trained"),
+)
+COMPARED = (  # what a gain is stated over, as a sentence names it; the full context is no rival
+    ("agemem_norl", "the warm start"),
+    ("no_memory", "no memory"),
+    ("store_all", "storing all by rule"),
+    ("no_memory_rl", "no memory with RL"),
+    ("store_all_rl", "storing all with RL"),
 )
 TOOLS = (
     ("add", "Add_memory"),
@@ -297,7 +308,7 @@ def gains(summary: dict) -> list[Gain]:
     """Points of task score that the trained policy has over each other method."""
     after = value_of(summary, "agemem", "task_score")
     out = []
-    for name, over in (("agemem_norl", "the warm start"), ("no_memory", "no memory")):
+    for name, over in COMPARED:
         other = value_of(summary, name, "task_score")
         if after is None or other is None:
             continue

@@ -8,9 +8,13 @@ from matplotlib.figure import Figure
 from agemem_jax.report.page import METHODS, TOOLS, RunFiles, smoothed_mean, task_score_curves, value_of
 
 INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e4df"
-COLOURS = {"no_memory": "#b9b6ae", "agemem_norl": "#d9a35f", "agemem": "#0f766e"}
+COLOURS = dict.fromkeys((name for name, _, _ in METHODS), "#b9b6ae")
+COLOURS |= {"full_context": "#dcd9d1", "agemem_norl": "#d9a35f", "agemem": "#0f766e"}
 TITLE = {"loc": "left", "fontsize": 10, "fontweight": "bold", "color": INK}
-SHORT = {"no_memory": "no\nmemory", "agemem_norl": "before\nRL", "agemem": "after\nRL"}
+SHORT = {
+    "no_memory": "no\nmemory", "full_context": "full\ncontext", "store_all": "store\nall",
+    "no_memory_rl": "no mem.\nRL", "store_all_rl": "st. all\nRL", "agemem_norl": "before\nRL", "agemem": "after\nRL",
+}  # fmt: skip
 
 
 def draw(run: RunFiles, path: Path) -> Path:

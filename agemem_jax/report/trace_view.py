@@ -8,7 +8,13 @@ from difflib import SequenceMatcher
 
 from agemem_jax.report.diagnosis import KINDS, STOPS, Diagnosis, Moment, examine, holds, is_correct
 
-VARIANTS = (("no_memory", "No memory"), ("agemem_norl", "Before RL"), ("agemem", "After RL"))
+VARIANTS = (
+    ("no_memory", "No memory"),
+    ("full_context", "Full context"),
+    ("store_all", "Store all"),
+    ("agemem_norl", "Before RL"),
+    ("agemem", "After RL"),
+)
 STAGE_TITLES = {1: "Building the memory", 2: "Distractors", 3: "The question"}
 OUTCOMES = {  # (correct before, correct after) -> how the tasks of that outcome are headed; in the order of interest
     (False, True): "Learned",
