@@ -12,7 +12,7 @@ Several processes, one command each: --distributed where they find each other (T
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -38,13 +38,18 @@ LOST_AFTER = flags.DEFINE_float("lost_after", 60.0, "seconds without a sign of l
 
 def main(config) -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
+    supervised(workdir, lambda notice: run_seeds(config, workdir, notice))
+
+
+def supervised(workdir: Path, work: Callable[[Notice], None]) -> None:
+    """`work` with the workdir to itself, among the processes of the run; asked to stop, it ends with its exit code."""
     hint = lambda: where_it_goes_on(workdir)  # noqa: E731
     notice = Notice(hint)
     try:
         with session(
             COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, DISTRIBUTED.value, LOST_AFTER.value, hint
         ), hold(workdir, "--workdir"), refusals_of_storage(workdir):  # fmt: skip
-            run_seeds(config, workdir, notice)
+            work(notice)
     except Preempted as stopped:
         print(f"{stopped}. The same command goes on from there.", file=sys.stderr, flush=True)
         sys.exit(notice.exit_code)
@@ -87,11 +92,11 @@ def refusals_of_storage(workdir: Path) -> Iterator[None]:
 
 def where_it_goes_on(workdir: Path) -> str:
     """The newest whole checkpoint of the seed that was trained last, in words."""
-    folders = sorted(workdir.glob("seed_*/checkpoints"), key=lambda path: path.stat().st_mtime)
+    folders = sorted(workdir.glob("**/seed_*/checkpoints"), key=lambda path: path.stat().st_mtime)
     update = last_saved(folders[-1]) if folders else None
     if update is None:
         return "; there is no checkpoint yet"
-    return f": it goes on from {folders[-1].parent.name}, update {update}"
+    return f": it goes on from {folders[-1].parent.relative_to(workdir)}, update {update}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from report_run import CONFIG, GOLD, TraceWriter, add, ending, make_run, summary
 
+from agemem_jax.errors import InputError
 from agemem_jax.report import charts, page
 from agemem_jax.report.diagnosis import KINDS, diagnose, examine, holds
 from agemem_jax.report.trace_view import choose, context_changes, said_pieces, store_changes
@@ -359,3 +360,46 @@ def test_a_retrieval_that_finds_a_fact_counts_even_where_the_context_is_not_reco
     for turn in trace["turns"]:
         turn["context"] = []
     assert all(str(fact.retrieved).startswith("stage 3") for fact in examine(trace).facts)
+
+
+def attribution(traces: list[dict], effects: dict[str, float]) -> dict:
+    """What experiments/attribute.py writes, of the trained agent's calls: each tool's calls were worth the same."""
+    calls = [
+        {"task": trace["task"], "stage": turn["stage"], "turn": turn["turn"], "call": place, "effect": effects[c["op"]],
+         "op": c["op"], "arguments": c["arguments"]}
+        for trace in traces if trace["method"] == "agemem"
+        for turn in trace["turns"] for place, c in enumerate(turn["calls"]) if c["op"] in effects
+    ]  # fmt: skip
+    row = lambda effect, calls: {"calls": calls, "effect": effect, "helped": 0.5, "hurt": 0.25, "nothing": 0.25}  # noqa: E731
+    tools = {op: row(effect, 10) for op, effect in effects.items()}
+    return {"method": "agemem", "calls": calls, "tools": tools | {"all": row(0.2, 20)}}
+
+
+def test_what_calls_were_worth_stands_beside_them(tmp_path):
+    workdir = make_run(tmp_path / "tiny", seeds=2)
+    assert "What each call was worth" not in page.write(workdir).read_text()
+    traces = json.loads((workdir / "seed_0" / "traces.json").read_text())
+    found = attribution(traces, {"Add_memory": 0.8, "Filter_context": 0.0, "Retrieve_memory": -0.3})
+    (workdir / "seed_0" / "attribution.json").write_text(json.dumps(found))
+    other = attribution([], {"Add_memory": 0.2})
+    (workdir / "seed_1" / "attribution.json").write_text(json.dumps(other))
+    text = " ".join(Reader(page.write(workdir).read_text()).text.split())
+    assert "This Add was worth +0.80: without it the same trajectory scores so much less." in text
+    assert "This Retrieve was worth -0.30: without it the same trajectory scores so much more." in text
+    assert "Without this Filter the same trajectory scores the same." in text
+    assert "What each call was worth" in text and "Add_memory20+0.50050.0 %25.0 %25.0 %" in text
+    assert "All40+0.200" in text
+    # Only the trained agent's calls were looked at, and only of that seed; a call with other words is another call.
+    run = page.load(workdir)
+    noted = lambda seed, method: {  # noqa: E731
+        call.get("worth") for t in run.traces[seed] if t["method"] == method for turn in t["turns"]
+        for call in turn["calls"]
+    }  # fmt: skip
+    assert noted(0, "agemem") >= {0.8, 0.0, -0.3}
+    assert noted(0, "agemem_norl") == noted(1, "agemem") == {None}
+    changed = [call | {"arguments": {}} for call in found["calls"]]
+    (workdir / "seed_0" / "attribution.json").write_text(json.dumps(found | {"calls": changed}))
+    assert not any(c.get("worth") for t in page.load(workdir).traces[0] for turn in t["turns"] for c in turn["calls"])
+    (workdir / "seed_0" / "attribution.json").write_text('{"calls": []}')
+    with pytest.raises(InputError, match="attribution.json lacks"):
+        page.load(workdir)

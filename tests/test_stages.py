@@ -22,6 +22,7 @@ from agemem_jax.rl import rewards
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
 from agemem_jax.rollout.stage import Trace, run_stage, scripted_writer
+from agemem_jax.rollout.turn import NO_CALL, call_number, mark_edit, track_length
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.setup import Run, build
@@ -48,6 +49,7 @@ class Script:
     three: list = field(default_factory=list)
     summary: str = "Ada Keller Halden"
     facts: list = field(default_factory=lambda: list(FACTS))
+    without: tuple | None = None  # the call that is not run: stage, turn, place in the turn
 
 
 class Played(NamedTuple):
@@ -118,11 +120,11 @@ def stage(name: str) -> tuple[Run, object]:
     spec: RolloutSpec = run.spec.rollout
 
     @jax.jit
-    def episode(task: Task, scripts: list[Text], summary: Text, world, tools):
+    def episode(task: Task, scripts: list[Text], summary: Text, world, tools, suppress):
         rows, after, traces = new_rows(spec), [], []
         for k in (1, 2, 3):
             write = scripted_writer(world, spec, scripts[k - 1], summary)
-            rows, trace = run_stage(rows, task, world, spec, k, write, tools)
+            rows, trace = run_stage(rows, task, world, spec, k, write, tools, suppress)
             after.append(rows)
             traces.append(trace)
         return after, traces
@@ -171,7 +173,9 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS, method: str = "
     summary = stack([pad_texts([source.tokenizer.encode_markup(f" {s.summary}{END}")], 1, spec.width) for s in scripts])
     task = jax.device_put(task_of(run, scripts))
     world = run.world.replace(rules=jax.device_put(METHODS[method].rules, run.world.rules.stores.sharding))
-    after, traces = jax.device_get(episode(task, told, summary, world, jnp.int32(tools)))
+    left_out = [NO_CALL if s.without is None else call_number(spec, *s.without) for s in scripts]
+    arguments = task, told, summary, world, jnp.int32(tools), jnp.array(left_out, jnp.int32)
+    after, traces = jax.device_get(episode(*arguments))
     row = lambda tree, b: jax.tree.map(lambda x: x[b], tree)  # noqa: E731
     by_slot = lambda tree, b: jax.tree.map(lambda x: x[:, b], tree)  # noqa: E731
     return [Played(run, [row(r, b) for r in after], [by_slot(t, b) for t in traces]) for b in range(spec.batch)]
@@ -713,3 +717,78 @@ def test_turns_whose_writes_were_retrieved_later_are_marked():
     assert agents[0].rows[2].store.created.tolist()[:2] == [0, 1] and agents[0].rows[2].store.updated[0] == 2
     assert agents[5].rows[2].store.created[1] == 3  # stage 2 counts on
     assert not agents[0].rows[1].effective.any()
+
+
+def test_edits_that_kept_the_context_within_its_limit_are_marked():
+    """The same turns with a summary and without, which pass the limit; and edits of contexts that stay short."""
+    asks, sums = [calls(retrieve("Ada Keller"))] * 2, calls((Op.SUMMARY, {"span": "all"}))
+    stored, filters = [calls(add(ADA_HALDEN), add(ADA_YEAR))], calls(criteria(DISTRACTOR))
+    kept, passed, short, filtered, emptied = play(
+        "paper",
+        Script(one=stored, three=[*asks, sums, *asks, answer("Halden")]),
+        Script(one=stored, three=[*asks, [], *asks, answer("Halden")]),
+        Script(one=stored, three=[*asks, sums, answer("Halden")]),
+        Script(one=stored, three=[[], filters, answer("Halden")]),
+        Script(one=[*stored, sums], three=[*asks, [], *asks, answer("Halden")]),
+    )[:5]
+    over = [bool(agent.rows[2].stats.over_context.any()) for agent in (kept, passed, short, filtered, emptied)]
+    assert over == [False, True, False, False, True]
+    marks = lambda agent, name: set(np.flatnonzero(getattr(agent.rows[2], name)))  # noqa: E731
+    # Turns 0 and 4 + 2: what was retrieved was added in the first, and the third of stage 3 made room.
+    assert [marks(agent, "effective") for agent in (kept, passed, short)] == [{0, 6}, {0}, {0}]
+    assert marks(filtered, "effective") == set() and marks(emptied, "effective") == {0}
+    assert [marks(agent, "edits") for agent in (kept, passed, short, filtered)] == [{6}, set(), {6}, {5}]
+    assert marks(emptied, "edits") == set() and emptied.rows[2].freed == 0  # that context is gone
+    # The call, the prompt and the text of a summary are not counted as freed; what a filter drops is.
+    trace = kept.traces[2]
+    begun = trace.context_length[2] - trace.said.length[2] - kept.run.world.pieces.after_turn.length
+    assert 20 < kept.rows[2].freed == begun - trace.context_length[3]
+    trace = filtered.traces[2]
+    (gone,) = set(filtered.context(3, 0)) - set(filtered.context(3, 1))
+    assert 0 < filtered.rows[2].freed == (trace.message[0][: trace.context_length[0]] == gone).sum()
+
+
+def test_edits_count_where_the_context_alone_would_not_have_kept_its_limit():
+    """By hand: contexts of 50, 50, 50 and 70 tokens after edits that freed 40, 20, 40 and 40; the limit is 85."""
+    run = stage("paper")[0]
+    spec = dataclasses.replace(run.spec.rollout, batch=4, limit=85 + int(run.world.prefix_tokens))
+    rows = new_rows(spec)
+    rows = rows.replace(context=rows.context.replace(length=jnp.array([50, 50, 50, 70])))
+    on = jnp.array([True, True, True, False])
+    rows = mark_edit(rows, jnp.array([70, 60, 90, 90]), on, jnp.array([3, 3, 3, 3]))
+    rows = mark_edit(rows, jnp.array([70, 60, 50, 110]), jnp.array([True, True, False, True]), jnp.array([5, 5, 5, 5]))
+    np.testing.assert_array_equal(rows.freed, [40, 20, 40, 40])
+    rows = rows.replace(spilled=jnp.array([False, False, True, False]))
+    found = track_length(rows, run.world, spec, 2).effective
+    assert [set(np.flatnonzero(row)) for row in np.asarray(found)] == [{3, 5}, set(), set(), {5}]
+    longer = rows.replace(context=rows.context.replace(length=jnp.array([86, 66, 66, 66])))
+    found = track_length(longer, run.world, spec, 2).effective  # the first passes the limit all the same
+    assert [set(np.flatnonzero(row)) for row in np.asarray(found)] == [set(), {3, 5}, set(), {5}]
+
+
+def test_a_suppressed_call_is_read_and_counted_and_changes_nothing():
+    turn = calls(add(ADA_YEAR), (Op.SUMMARY, {"span": "all"}), retrieve("Ada Keller"))
+    one = [calls(add(ADA_HALDEN)), turn]
+    whole, first, second, summary, third, asked, edited = play(
+        "paper",
+        *(Script(one=one, without=without) for without in (None, (1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 1, 2))),
+        Script(one=one, three=[calls(retrieve("Ada")), answer("Halden")], without=(3, 0, 0)),
+        Script(one=one, three=[calls(criteria(DISTRACTOR)), calls(criteria(DISTRACTOR))], without=(3, 0, 0)),
+    )[:7]
+    assert whole.store(1, 1) == {1: ADA_HALDEN, 2: ADA_YEAR} and whole.status(1, 0) == [Status.OK]
+    # ADD: the id goes to the next one.
+    assert first.status(1, 0) == [Status.NOT_RUN] and first.store(1, 0) == {} and first.store(1, 1) == {1: ADA_YEAR}
+    assert "not run" in first.text(1, "seen", 1) and "done1" not in first.text(1, "seen", 1)
+    stats = first.rows[0].stats
+    assert (stats.calls[Op.ADD], stats.calls_ok[Op.ADD]) == (2, 1)
+    # One call of several: the others run.
+    assert second.store(1, 1) == {1: ADA_HALDEN} and second.traces[0].status[2].tolist() == [12, 0, 0]
+    assert summary.traces[0].mode[:3].tolist() == [Mode.ACT] * 3 and summary.rows[0].stats.calls_ok[Op.SUMMARY] == 0
+    assert summary.status(1, 1) == [Status.OK, Status.NOT_RUN, Status.OK]
+    assert any(RIVER in text for _, _, text in summary.context(1, 1).values())
+    assert third.traces[0].store_hits[2].sum() == 0 < whole.traces[0].store_hits[2].sum()
+    # A later stage: everything before is as it was.
+    np.testing.assert_array_equal(asked.traces[0].context, whole.traces[0].context)
+    assert asked.status(3, 0) == [Status.NOT_RUN] and "not run" in asked.text(3, "seen", 1)
+    assert ADA_HALDEN not in asked.text(3, "seen", 1) and asked.rows[2].stats.f1 == 1
+    assert edited.status(3, 0) == [Status.NOT_RUN] and edited.status(3, 1) == [Status.OK]

@@ -91,7 +91,11 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     fresh = jax.eval_shape(lambda key: qwen.init_params(plain, key), jax.random.key(0))
     frozen = shapes(fresh, param_shardings(plain, mesh)) if config.rl.kl_coef or model.lora else {}
     scalars = {"seed": np.uint32(0), "step": np.int32(0), "temperature": np.float32(1), "tools": np.int32(0)}
-    control = Control(**scalars, rules=rules(), update=np.bool_(True), reward=rewards.factors(config.reward))
+    by_rows = np.zeros((spec.rollout.batch,), np.int32)
+    control = Control(
+        **scalars, rules=rules(), update=np.bool_(True), reward=rewards.factors(config.reward), noise_row=by_rows,
+        suppress=by_rows,
+    )  # fmt: skip
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
     if not is_exact:
         world = resized(world, tokenizer.vocab_size, model.vocab_size)

@@ -110,17 +110,19 @@ CURVES = (
 TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles
 NOT_CURVES = ("update", "stage", "seconds", "step", "time", "params_finite")
 SHOWN_TASKS = 8
+ATTRIBUTION = "attribution.json"  # in the folder of a seed: what calls were worth (experiments/attribute.py)
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a workdir holds. `metrics` and `traces` are by seed; a file that is not there is empty."""
+    """What a workdir holds. `metrics`, `traces` and `worth` are by seed; a file that is not there is empty."""
 
     workdir: Path
     summary: dict
     config: dict
     metrics: dict[int, list[dict]]
     traces: dict[int, list[dict]]
+    worth: dict[int, dict]
 
 
 @dataclass(frozen=True)
@@ -215,15 +217,43 @@ def load(workdir: Path) -> RunFiles:
     methods = summary.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
         raise InputError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
-    metrics, traces = {}, {}
+    metrics, traces, worth = {}, {}, {}
     for folder in sorted(workdir.glob("seed_*"), key=lambda f: (len(f.name), f.name)):
         if not (folder.is_dir() and folder.name.removeprefix("seed_").isdigit()):
             continue
         seed = int(folder.name.removeprefix("seed_"))
         metrics[seed] = _read_metrics(folder / "metrics.jsonl")
         traces[seed] = [trace for path in sorted(folder.glob("traces*.json")) for trace in _read_traces(path)]
+        worth[seed] = _read_worth(folder / ATTRIBUTION)
+        note_worth(traces[seed], worth[seed])
     config = _read(workdir / "config.json", dict, needed=False)
-    return RunFiles(workdir, summary, config, metrics, traces)
+    return RunFiles(workdir, summary, config, metrics, traces, worth)
+
+
+def note_worth(traces: list[dict], worth: dict) -> None:
+    """Adds to the calls of traces what they were worth, as far as the same calls were played again."""
+    key = lambda *where: json.dumps(where, sort_keys=True)  # noqa: E731
+    names = ("task", "stage", "turn", "call", "op", "arguments")
+    effects = {key(*(call[name] for name in names)): call["effect"] for call in worth.get("calls", ())}
+    for trace in traces if effects else ():
+        if trace.get("method") != worth["method"]:
+            continue
+        for turn in trace["turns"]:
+            for place, call in enumerate(turn.get("calls") or ()):
+                here = key(trace.get("task"), turn.get("stage"), turn.get("turn"), place, call["op"], call["arguments"])
+                call["worth"] = effects.get(here)
+
+
+def worth_rows(worth: dict[int, dict]) -> list[dict]:
+    """What calls were worth by tool, over all seeds, each call alike: tool, calls, effect, helped, hurt, nothing."""
+    tables = [found["tools"] for found in worth.values() if found]
+    rows = []
+    for tool in dict.fromkeys(name for table in tables for name in table):
+        found = [table[tool] for table in tables if tool in table]
+        calls = sum(row["calls"] for row in found)
+        mean = {name: sum(row["calls"] * row[name] for row in found) / calls for name in found[0] if name != "calls"}
+        rows.append({"tool": "All" if tool == "all" else tool, "calls": calls} | mean)
+    return rows
 
 
 def contents(run: RunFiles) -> dict:
@@ -270,6 +300,7 @@ def contents(run: RunFiles) -> dict:
         "ending_variants": variants,
         "ending_totals": totals,
         "endings": endings,
+        "worth": worth_rows(run.worth),
         "config": json.dumps(run.config, indent=2, ensure_ascii=False) if run.config else "",
         "environment": facts(summary.get("environment") or {}),
         "identity": facts(summary.get("identity") or {}),
@@ -582,6 +613,14 @@ def _read(path: Path, kind: Callable, needed: bool = True):
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}. {_remedy(path)}")
     return value
+
+
+def _read_worth(path: Path) -> dict:
+    """What the calls of a seed were worth; {} if nobody looked."""
+    worth = _read(path, dict, needed=False)
+    if worth and not ({"method", "tools", "calls"} <= worth.keys()):
+        raise InputError(f"{path} lacks one of method, tools and calls. Run `python -m experiments.attribute` again.")
+    return worth
 
 
 def _read_traces(path: Path) -> list[dict]:

@@ -48,6 +48,7 @@ class CallView:
     arguments: list[tuple[str, str]]
     status: str
     status_text: str
+    worth: float | None = None  # task score with the call less without it (experiments/attribute.py)
 
     @property
     def ok(self) -> bool:
@@ -244,7 +245,8 @@ def _turn(turn: dict, before: dict, gold: Sequence[str], told: set[Moment | None
 def _call(call: dict) -> CallView:
     arguments = call.get("arguments") or {}
     shown = [(name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for name, v in arguments.items()]
-    return CallView(str(call.get("op", "")), shown, str(call.get("status") or ""), str(call.get("status_text") or ""))
+    words = (str(call.get(name) or "") for name in ("status", "status_text"))
+    return CallView(str(call.get("op", "")), shown, *words, call.get("worth"))
 
 
 def shorten(text: str, characters: int) -> str:

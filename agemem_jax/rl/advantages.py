@@ -85,8 +85,9 @@ def hindsight(outcome: jax.Array, effective: jax.Array, turn: jax.Array, rl: Con
 
     - an ADD or UPDATE whose entry a RETRIEVE call of a later turn returned: the turn that made the entry, and the turn
       that wrote the text which was returned, so that of several updates the one counts that replaced the stale text
-    - a FILTER or SUMMARY without which the context would have passed its limit later (its length and the tokens freed
-      since it was last emptied together passed it, while it alone never has)
+    - a FILTER or SUMMARY without which the context would have passed its limit later: its length and the tokens freed
+      by edits since it was last emptied together passed it, while it alone never has; what a summary's own call, prompt
+      and text took is not counted as freed
 
     Other turns have e = 0: the broadcast advantage and no more. A group's A_task add up to 0, so what every rollout of
     a group did is neither encouraged nor discouraged by this; a write that was used where the task was solved, and

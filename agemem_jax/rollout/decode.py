@@ -99,12 +99,13 @@ def generate(
     key: jax.Array,
     columns: tuple[int, ...] = (),
     few: int = 0,
+    noise_row: jax.Array | None = None,
 ):
     """Every row that is `on` writes one turn.
 
     Args:
       history, cached, tokens, length, on, chunk, few: see `prefill`; the context must end where the policy is to write.
-      grammar, start, ops, budget, width, temperature, key, columns: see `decode`.
+      grammar, start, ops, budget, width, temperature, key, columns, noise_row: see `decode`.
 
     Returns:
       (history, cached [B], Generation). All tokens but a row's last are in the cache.
@@ -113,8 +114,9 @@ def generate(
         history, cached, hidden = prefill(policy, history, cached, tokens, length, on, chunk, few)
     with jax.named_scope("decode"):
         slot, generation = decode(
-            policy, history, cached, hidden, on, grammar, start, ops, budget, width, temperature, key, columns
-        )
+            policy, history, cached, hidden, on, grammar, start, ops, budget, width, temperature, key, columns,
+            noise_row,
+        )  # fmt: skip
         history = kv_cache.merge_slot(history, slot, cached)
     return history, cached + jnp.maximum(generation.count - 1, 0), generation
 
@@ -133,6 +135,7 @@ def decode(
     temperature: jax.Array,
     key: jax.Array,
     columns: tuple[int, ...] = (),
+    noise_row: jax.Array | None = None,
 ):
     """Token after token of every row that is `on`, from the state of its last context token on.
 
@@ -144,9 +147,10 @@ def decode(
       ops: [B] int32 bit mask of the operations allowed in this turn.
       budget: [B] int32 tokens a row may write, at most `width`.
       temperature: [] float32; 0 = greedy.
-      key: consumed; the noise is a function of (key, column, row).
+      key: consumed; the noise is a function of (key, column, noise row).
       columns: ascending numbers of history columns. The loop is compiled for each of them and for the whole history,
         and runs on the fewest that hold every row: attending to unused columns is most of a step's memory traffic.
+      noise_row: [B] int32 rows whose numbers these rows draw; None: each its own.
 
     Returns:
       (slot, Generation). The slot holds keys and values of all tokens but a row's last: that one is cached with what
@@ -166,6 +170,8 @@ def decode(
         logits = layout.constrain(qwen.logits(policy.params, policy.config, hidden), "rows", "vocab")
         logits = layout.constrain(logits, tokens_axis, None)
         uniform = jax.random.uniform(jax.random.fold_in(key, i), (batch,))
+        if noise_row is not None:  # every device draws for all rows, so that none has to ask another
+            uniform = layout.constrain(uniform, None)[noise_row]
         if grammar is None:
             token, logp = sample(logits, None, uniform, temperature)
             after, choice, more = state, live, live

@@ -201,6 +201,7 @@ class Rows:
     effective: jax.Array  # [B, turns of a trajectory] bool: a call of the turn had an effect that was used later
     edits: jax.Array  # [B, turns of a trajectory] bool: the turn made the context shorter, which was not emptied since
     freed: jax.Array  # [B] int32 tokens by which these turns made it shorter
+    begun: jax.Array  # [B] int32 context tokens before the turn's own words
     stats: EpisodeStats
 
 
@@ -273,6 +274,7 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         effective=jnp.zeros((b, spec.all_turns), bool),
         edits=jnp.zeros((b, spec.all_turns), bool),
         freed=i(b),
+        begun=i(b),
         stats=empty_stats(b),
     )
     return lay_out_rows(rows, spec.layout)

@@ -43,14 +43,21 @@ class Trace:
     stop: jax.Array  # [T, R] int32 StopReason; rows that do not fit end before they speak (`ran` is False)
 
 
-def policy_writer(policy: Policy, world: World, spec: RolloutSpec, temperature: jax.Array, key: jax.Array) -> Writer:
-    """Turns are sampled from the policy; the noise is a function of (key, slot, column, row)."""
+def policy_writer(
+    policy: Policy,
+    world: World,
+    spec: RolloutSpec,
+    temperature: jax.Array,
+    key: jax.Array,
+    noise_row: jax.Array | None = None,
+) -> Writer:
+    """Turns are sampled from the policy; the noise is a function of (key, slot, column, noise row: see `decode`)."""
 
     def write(rows: Rows, slot, on, start, ops, budget):
         history, cached, gen = generate(
             policy, rows.history, rows.cached, rows.context.tokens, rows.context.length, on, world.grammar, start, ops,
             budget, spec.width, spec.chunk, temperature, jax.random.fold_in(key, slot), spec.columns,
-            spec.few_rows,
+            spec.few_rows, noise_row,
         )  # fmt: skip
         return rows.replace(history=history, cached=cached), gen
 
@@ -110,7 +117,14 @@ def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array, answers_only: j
 
 @jax.named_scope("rollout")
 def run_stage(
-    rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int, write: Writer, tools: jax.Array
+    rows: Rows,
+    task: Task,
+    world: World,
+    spec: RolloutSpec,
+    stage: int,
+    write: Writer,
+    tools: jax.Array,
+    suppress: jax.Array | None = None,
 ) -> tuple[Rows, Trace]:
     """Runs stage 1, 2 or 3 of every row (Algorithms 3, 4 and 5 of the paper).
 
@@ -119,6 +133,8 @@ def run_stage(
       stage: static, 1 to 3.
       write: who writes the turns.
       tools: [] int32 bit mask over Op of the memory tools that the method may use.
+      suppress: [B] int32 the call of each trajectory that is not run, as `call_number` numbers them; NO_CALL or None:
+        all are run.
 
     Returns:
       (rows, trace of the first `spec.trace_rows` rows).
@@ -127,6 +143,7 @@ def run_stage(
     ops = jnp.broadcast_to(allowed_ops(spec, stage, tools, world.rules.answers_only).astype(jnp.int32), (batch,))
     last_turn = turn_lib.turns_of(task, spec, stage)
     zeros = jnp.zeros((batch,), jnp.int32)
+    suppress = zeros + turn_lib.NO_CALL if suppress is None else spec.layout.constrain(suppress, "rows")
     rows = rows.replace(mode=zeros + Mode.ACT, turn=zeros, summaries=zeros, pointer=zeros)
     rows = stop(rows, last_turn <= 0, StopReason.TURNS, stage)
 
@@ -139,14 +156,16 @@ def run_stage(
         start = jnp.where(summing, world.grammar.start_summary, world.grammar.start_act)
         budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
         rows, gen = write(rows, slot, on, start, ops, budget)
-        rows, op = rowwise(spec, act, rows, task, gen, start, ops, summing, live, on, last_turn, whole=(world,))
+        rows, op = rowwise(
+            spec, act, rows, task, gen, start, ops, summing, live, on, last_turn, suppress, whole=(world,)
+        )
         trace = add_to_trace(trace, slot, snapshot(rows, live, mode, turn, seen, gen, op, spec, stage))
         return slot + 1, rows, trace
 
     def observe(rows: Rows, task: Task, world: World, spec: RolloutSpec):
         return turn_lib.observe(rows, world, task, spec, stage)
 
-    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, live, on, last_turn, world, spec):
+    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, live, on, last_turn, suppress, world, spec):
         """Records and executes what the rows `on` wrote, and moves the `live` ones whose turn is over to their next."""
         rows = turn_lib.record(rows, world, gen, ops, spec, stage)
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
@@ -165,7 +184,7 @@ def run_stage(
         rows = turn_lib.finish_summary(rows, world, calls, on & summing, spec, stage)
         none = jnp.zeros_like(rows.turn)
         rows = turn_lib.say(rows, world, wrong & spoke, none, none + Status.MALFORMED, [])
-        rows = turn_lib.run_calls(rows, world, task, spec, stage, on)
+        rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
         over = live & (rows.mode == Mode.ACT)
         turn = rows.turn + over
         answered = (calls.op[:, 0] == Op.ANSWER) & spoke

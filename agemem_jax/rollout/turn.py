@@ -22,6 +22,7 @@ from agemem_jax.rollout.rows import (
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, StopReason, Task, Text, in_stage
 
+NO_CALL = -1  # the number of no call
 ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
 
 
@@ -206,8 +207,8 @@ def track_length(rows: Rows, world: World, spec: RolloutSpec, stage: int) -> Row
     stats = rows.stats.replace(
         peak_context_tokens=peak, over_context=rows.stats.over_context | in_stage(over, stage)
     )
-    # Without the edits made since it was last emptied, the context would have passed its limit now.
-    kept = ~over & (used + rows.freed > spec.limit)
+    # Without the edits made since it was last emptied, the context would have passed its limit now; it never has.
+    kept = ~over & ~rows.spilled & (used + rows.freed > spec.limit)
     effective = rows.effective | (rows.edits & kept[:, None])
     return rows.replace(stats=stats, spilled=rows.spilled | over, effective=effective)
 
@@ -253,7 +254,7 @@ def mark_writers(effective: jax.Array, store: store_lib.MemoryStore, found: stor
 
 
 def mark_edit(rows: Rows, before: jax.Array, on: jax.Array, now: jax.Array) -> Rows:
-    """Notes that the turns `now` [B] of rows `on` have made contexts of length `before` [B] shorter."""
+    """Notes that the turns `now` [B] of rows `on` have made their contexts of `before` [B] tokens shorter."""
     freed = jnp.where(on, before - rows.context.length, 0)
     return rows.replace(edits=mark_turns(rows.edits, now[:, None], on[:, None]), freed=rows.freed + freed)
 
@@ -290,7 +291,8 @@ def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: Roll
         generated_tokens=rows.stats.generated_tokens + gen.count,
         sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
     )
-    return track_length(rows.replace(context=context, tape=tape, stats=stats), world, spec, stage)
+    begun = jnp.where(on & (rows.mode == Mode.ACT), start, rows.begun)
+    return track_length(rows.replace(context=context, tape=tape, stats=stats, begun=begun), world, spec, stage)
 
 
 def say(rows: Rows, world: World, on: jax.Array, op: jax.Array, status: jax.Array, extra: list[Text]) -> Rows:
@@ -341,7 +343,8 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     done = on & (made == Status.OK)
     stats = rows.stats.replace(reduced_in_time=rows.stats.reduced_in_time | in_stage(done & in_time, stage))
     edited = closed.replace(context=context, cached=jnp.minimum(rows.cached, cut), stats=stats)
-    edited = mark_edit(edited, rows.context.length, done, spec.turns_before(stage) + rows.turn)
+    # What the call, the prompt and the summary took is nothing freed: without them it would not be there.
+    edited = mark_edit(edited, rows.begun, done, spec.turns_before(stage) + rows.turn)
     return select_light(done, edited, rows), status
 
 
@@ -350,24 +353,35 @@ def select_light(on, new: Rows, old: Rows) -> Rows:
     return select(on, new.replace(history=()), old.replace(history=())).replace(history=old.history)
 
 
-def run_calls(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active: jax.Array) -> Rows:
-    """Runs the calls of each row's turn in order, from `rows.pointer` on, until a summary has to be written first."""
+def call_number(spec: RolloutSpec, stage: int, turn: jax.Array, call: jax.Array) -> jax.Array:
+    """The number of a call among all calls of a trajectory, by its stage, its turn there and its place in the turn."""
+    return (spec.turns_before(stage) + turn) * spec.max_calls + call
+
+
+def run_calls(
+    rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active: jax.Array, suppress: jax.Array
+) -> Rows:
+    """Runs the calls of each row's turn in order, from `rows.pointer` on, until a summary has to be written first.
+
+    The call whose number a row has in `suppress` [B] changes nothing, and the agent reads that it was not run.
+    """
 
     def body(j, rows: Rows) -> Rows:
-        return run_call(rows, world, task, spec, stage, active, j)
+        return run_call(rows, world, task, spec, stage, active, suppress, j)
 
     light = jax.lax.fori_loop(0, spec.max_calls, body, rows.replace(history=()))
     return light.replace(history=rows.history)
 
 
-def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active: jax.Array, j) -> Rows:
+def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, active, suppress, j) -> Rows:
     """Call `j` of every active row whose pointer has reached it."""
     at = lambda tree: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, j, 1, keepdims=False), tree)  # noqa: E731
     calls = rows.calls
     op = at(calls.op)
     run = active & (rows.mode == Mode.ACT) & (j >= rows.pointer) & (op != Op.NONE)
     content, tags, memory_id = at(calls.content), at(calls.tags), at(calls.memory_id)
-    is_op = lambda o: run & (op == o)  # noqa: E731
+    done = run & (suppress != call_number(spec, stage, rows.turn, j))
+    is_op = lambda o: done & (op == o)  # noqa: E731
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
     owner, session = speaker(task, stage, rows.turn)

@@ -10,6 +10,7 @@ from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.rl import rewards
 from agemem_jax.rollout.rows import Rules, rules
+from agemem_jax.rollout.turn import NO_CALL
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES, TrainState
@@ -100,6 +101,8 @@ def control(
         rules=METHODS[method].rules,
         update=np.bool_(update),
         reward=rewards.factors(run.config.reward),
+        noise_row=np.arange(run.spec.rollout.batch, dtype=np.int32),
+        suppress=np.full(run.spec.rollout.batch, NO_CALL, np.int32),
     )
 
 

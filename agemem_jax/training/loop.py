@@ -64,7 +64,12 @@ def train_update(run: Run, state: TrainState, frozen: dict, update: int, task, m
 
 
 def train(
-    run: Run, workdir: Path, stop: Callable[[], bool] = lambda: False, first: bool = True, method: str = "agemem"
+    run: Run,
+    workdir: Path,
+    stop: Callable[[], bool] = lambda: False,
+    first: bool = True,
+    method: str = "agemem",
+    only: tuple[Pass, ...] = (),
 ) -> dict[Pass, dict[str, list[float]]]:
     """Trains one seed in `workdir`, or goes on where an earlier call was stopped; returns its evaluations.
 
@@ -74,6 +79,7 @@ def train(
         raised (training.distributed.Notice).
       first: of the seeds. A later one leaves out the methods whose weights are the same for all of them.
       method: which one learns. Those that do not are evaluated beside "agemem", not beside a baseline.
+      only: the only evaluations to make, after the last update; (): all.
 
     Returns:
       The numbers of each evaluation, {number: [tasks]}; {} in other processes than 0.
@@ -82,6 +88,8 @@ def train(
     untrained = [name for name in UNTRAINED if first or not shares_weights(config, name)] if method == "agemem" else []
     before = [one for name in untrained for one in passes_of(config, name)]
     after = passes_of(config, method)
+    if only:
+        before, after = [], list(only)
     if jax.process_count() > 1:
         agree_on(read_here(run))
     open_channels(run.mesh)

@@ -55,6 +55,8 @@ class Control:
     rules: Rules  # of the method that plays
     update: jax.Array  # [] bool: False rolls out and scores only
     reward: rewards.Factors  # weights of the reward's terms
+    noise_row: jax.Array  # [B] int32 rows whose noise the rows draw: each its own, but for copies of a trajectory
+    suppress: jax.Array  # [B] int32 the call of each row that is not run (rollout.turn.call_number), or NO_CALL
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ def stage_program(
         write = policy_writer(
             Policy(actor, params, prefix), world, spec.rollout, control.temperature,
             jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage),
+            control.noise_row,
         )  # fmt: skip
-        rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools)
+        rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools, control.suppress)
         judged, verdicts = None, {}
         if judge is not None:  # before stage 3 there is no answer to judge
             judged = jnp.zeros((spec.rollout.batch,))

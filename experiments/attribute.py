@@ -1,0 +1,88 @@
+"""What each memory call of a trained policy was worth: the test tasks again without that one call, all else the same.
+
+    python -m experiments.attribute --run=runs/tiny/seed_0 --tasks=64
+
+Reads the newest whole checkpoint. Writes attribution.json into the folder of the run, from which
+`python -m experiments.report` shows each call's worth beside it in the traces. The run's mesh is used if the devices at
+hand allow it, else one device.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from agemem_jax.config import ConfigError, derive, from_json
+from agemem_jax.metrics import write_json
+from agemem_jax.report.page import ATTRIBUTION
+from agemem_jax.training import identity as identities
+from agemem_jax.training.attribute import attribute, by_tool, to_json
+from agemem_jax.training.evaluate import WAYS, Pass
+from agemem_jax.training.setup import Run, build, run_mesh
+from agemem_jax.training.state import new_state
+from agemem_jax.training.summary import TASK_METRICS
+from experiments import cli, out, paths
+from experiments.export import newest, restore_params
+
+RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
+TASKS = flags.DEFINE_integer("tasks", 64, "test tasks", lower_bound=1)
+WAY = flags.DEFINE_enum("way", "greedy", list(WAYS), "how turns are decoded; the traces of a report are greedy")
+
+
+def main() -> None:
+    folder = Path(RUN.value)
+    checkpoint = newest(folder)
+    run = reopened(checkpoint)
+    one, metric = Pass("agemem", WAY.value), TASK_METRICS[run.config.reward.task_metric]
+    state = new_state(restore_params(checkpoint, run.model, run.mesh), run.optimizer)
+    calls, unlike = attribute(run, state, one, TASKS.value, metric)
+    figures = {
+        "checkpoint": checkpoint.name,
+        "method": one.method,
+        "way": one.way,
+        "tasks": min(TASKS.value, len(run.source.places["test"])),
+        "metric": metric,
+        "unlike": unlike,
+        "tools": by_tool(calls),
+        "calls": [to_json(call) for call in calls],
+    }
+    write_json(folder / ATTRIBUTION, figures)
+    print(table(figures))
+    out.write(figures)
+
+
+def reopened(checkpoint: Path) -> Run:
+    """The run of a checkpoint, to be evaluated with a trace of every row.
+
+    Raises InputError if what it read has changed since.
+    """
+    config = from_json((checkpoint / "config.json").read_text())
+    config.train.traces = derive(config).rows
+    fit_devices(config)
+    run = build(config)
+    was = identities.read(checkpoint / identities.FILE)
+    if was is not None:
+        remedy = "or take the version of agemem_jax that trained it"
+        identities.check(f"checkpoint {checkpoint}", was, run.identity, config, config, remedy)
+    return run
+
+
+def fit_devices(config: ConfigDict) -> None:
+    """Sets the mesh to one device where the run's does not fit those at hand."""
+    try:
+        run_mesh(config)
+    except ConfigError:
+        config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
+
+
+def table(figures: dict) -> str:
+    """The figures by tool as aligned text."""
+    lines = [f"{'tool':18}{'calls':>7}{'effect':>9}{'helped':>9}{'hurt':>9}{'nothing':>9}"]
+    for name, row in figures["tools"].items():
+        shares = "".join(f"{row[share]:9.1%}" for share in ("helped", "hurt", "nothing"))
+        lines.append(f"{name:18}{row['calls']:7}{row['effect']:+9.3f}{shares}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, takes_config=False)
