@@ -235,6 +235,7 @@ def test_messages_come_one_a_turn_with_what_the_store_holds_of_them():
 
 
 READER = Script(one=[calls(add(ADA_HALDEN))], two=[calls(criteria(RIVER))], three=[answer("Halden")])
+LONG_FACTS = [ADA_HALDEN, f"{RIVER} and Ada Keller", ADA_YEAR]  # with the question they are three tokens too many
 
 
 def roles(agent: Played, stage: int) -> list[Role]:
@@ -242,9 +243,10 @@ def roles(agent: Played, stage: int) -> list[Role]:
 
 
 def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
-    whole, cut = (play("paper", READER, method=name)[0] for name in ("full_context", "no_memory"))
+    reader = dataclasses.replace(READER, facts=LONG_FACTS)
+    whole, cut = (play("paper", reader, method=name)[0] for name in ("full_context", "no_memory"))
     for agent in (whole, cut):
-        for stage, told in ((1, FACTS), (2, [DISTRACTOR])):
+        for stage, told in ((1, LONG_FACTS), (2, [DISTRACTOR])):
             assert [agent.text(stage, "seen", slot) for slot in agent.slots(stage)] == [
                 f"<|im_start|>user {text}<|im_end|>" for text in told
             ]  # fmt: skip
@@ -253,7 +255,7 @@ def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
         assert agent.rows[2].stats.turns == 1 and agent.rows[2].stats.calls[: Op.ANSWER].sum() == 0
         assert not agent.store(3, 0) and agent.rows[2].stats.malformed.sum() == 0
         assert agent.rows[2].segments.count == 1
-    told = [*FACTS, DISTRACTOR, QUERY]
+    told = [*LONG_FACTS, DISTRACTOR, QUERY]
     texts = [text for _, _, text in whole.context(3, 0).values()]
     assert roles(whole, 3) == [Role.USER] * 5 + [Role.ASSISTANT]
     assert all(text in seen for text, seen in zip(told, texts, strict=False))
