@@ -61,12 +61,17 @@ def get_config() -> ConfigDict:
     c.rollout.history_widths = 3
 
     c.rl.updates = 100
-    c.rl.tasks_per_update = 16
+    c.rl.tasks_per_update = 12
     c.rl.group_size = 8
     c.rl.kl_coef = 0.0
     c.rl.micro_batch = 16  # small pieces stay in the cache of a CPU core
+    c.rl.credit = "return_to_go"  # what a stage is paid for reaches the stages before it, not those after
     c.reward.context = 0.6
-    c.reward.compression = 0.0
+    c.reward.compression = 0.0  # a short context is no aim here
+    c.reward.memory = 2.0
+    c.warm.steps = 1000
+    c.warm.batch = 64
+    c.train.eval_tasks = 256
     c.optim.learning_rate = 3e-4
     c.optim.warmup_updates = 5
     return c
