@@ -1,15 +1,46 @@
-"""Text to unit vectors: weighted sums of one table row per token.
+"""Text to unit vectors: what the store compares.
 
 The paper does not name its encoder enc(.). Here it is a bag of tokens over a fixed table `[V, E]`, either lexical
-(random directions, equal words share one) or the policy's own frozen token embeddings; both weigh rare tokens up by
-inverse document frequency. The table is an argument of every function that needs it, never a trained parameter.
+(random directions, equal words share one) or the policy's own frozen token embeddings, both of which weigh rare tokens
+up by inverse document frequency; or a decoder that reads the text (rollout/reader.py). Tables and parameters are
+arguments of every function that needs them, never trained.
+
+What the store calls is an `Encoder`: encode(text `[B, W]`, is_query) -> `[B, E]`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from agemem_jax.types import Text
+
+# (text [B, W], is_query: whether it asks for entries, else it is one) -> [B, E] float32, unit norm, or zero
+Encoder = Callable[[Text, bool], jax.Array]
+
+
+@struct.dataclass
+class TokenTable:
+    """The Encoder that is a bag of tokens; queries and entries are alike."""
+
+    rows: jax.Array  # [V, E]
+
+    def __call__(self, text: Text, is_query: bool) -> jax.Array:
+        return encode(self.rows, text)
+
+
+@struct.dataclass
+class Known:
+    """The Encoder of one text that a decoder has read before: outside of what each device does with its own rows, since
+    the decoder may be cut over devices.
+    """
+
+    vectors: jax.Array  # [B, E]
+
+    def __call__(self, text: Text, is_query: bool) -> jax.Array:
+        return self.vectors
 
 
 def encode(table: jax.Array, text: Text) -> jax.Array:
