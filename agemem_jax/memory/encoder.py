@@ -83,7 +83,7 @@ def lexical_table(token_bytes: list[bytes | None], counts: np.ndarray | None, si
     """
     if size < 1:
         raise ValueError(f"store.embedding_size is {size}; it must be at least 1")
-    words = [_normalise(piece) for piece in token_bytes]
+    words = [word_of(piece) for piece in token_bytes]
     known = sorted({word for word in words if word}, key=lambda word: (isinstance(word, bytes), word))
     number = {word: i for i, word in enumerate(known)}
     row = np.array([number.get(word, len(known)) for word in words])  # the last row is of weightless tokens
@@ -131,7 +131,7 @@ def _idf(frequency: np.ndarray) -> np.ndarray:
     return np.where(seen, weight, np.median(weight[seen]))
 
 
-def _normalise(piece: bytes | None) -> str | bytes:
+def word_of(piece: bytes | None) -> str | bytes:
     """The word of a token; "" if it has none, the bytes themselves if they are not whole UTF-8."""
     try:
         text = (piece or b"").decode().lower()
