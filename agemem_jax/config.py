@@ -27,7 +27,8 @@ CHOICES = {
     "tools.format": ("paper", "hermes"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
-    "store.encoder": ("lexical", "policy"),
+    "store.encoder": ("lexical", "policy", "policy_hidden", "model"),
+    "store.encoder_pooling": ("mean", "last"),
     "reward.terms": ("strict", "paper"),
     "reward.task_metric": ("f1", "exact_match", "judge"),
     "mesh.learner": ("fsdp", "tensor"),
@@ -63,6 +64,7 @@ AT_LEAST = {
     "store.entry_tokens": 1,
     "store.tag_tokens": 1,
     "store.embedding_size": 1,
+    "store.encoder_layer": 0,
     "context.limit": 1,
     "context.capacity": 1,
     "context.messages": 3,  # what a turn adds; more with a pinned query and with summaries (check_context)
@@ -177,7 +179,10 @@ FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  #
 REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squares of two must hold in float32
 LORA_SCALES = (1e-6, 1e6)
 
-PATH_FIELDS = ("policy.weights", "policy.tokenizer", "task.path", "task.validation_path", "task.test_path")
+PATH_FIELDS = (
+    "policy.weights", "policy.tokenizer", "store.encoder_weights",
+    "task.path", "task.validation_path", "task.test_path",
+)  # fmt: skip
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 
 
@@ -243,6 +248,7 @@ def validate(config: ConfigDict) -> None:
         )  # fmt: skip
     check_sizes(config, fields)
     check_policy(config)
+    check_encoder(config)
     check_mesh_sizes(config)
     check_tools(config)
     check_task(config)
@@ -319,6 +325,22 @@ def check_policy(config: ConfigDict) -> None:
         )  # fmt: skip
     if p.head_dim % 2:
         refuse("policy.head_dim", p.head_dim, "must be even, since rotary embeddings turn pairs of dimensions")
+
+
+def check_encoder(config: ConfigDict) -> None:
+    """Whether the store's encoder and the weights of one go together; what they hold is known when they are read."""
+    store = config.store
+    if store.encoder == "model" and not store.encoder_weights:
+        refuse(
+            "store.encoder_weights", "",
+            "store.encoder = 'model' needs the path of an embedding model; without one store.encoder = 'policy_hidden' "
+            "takes the policy's own states",
+        )  # fmt: skip
+    if store.encoder_weights and store.encoder != "model":
+        refuse(
+            "store.encoder_weights", store.encoder_weights,
+            f"store.encoder = {store.encoder!r} reads none; set store.encoder = 'model', or leave it empty",
+        )  # fmt: skip
 
 
 def check_mesh_sizes(config: ConfigDict) -> None:

@@ -7,6 +7,7 @@ A stage program wants three layouts of the same parameters, and moves them insid
     update    "fsdp": each layer is gathered whole when it runs, rows over all three axes
               "tensor": cut over tensor, rows over data and fsdp, and between blocks their tokens over tensor, for
               models and contexts too large for one
+    replicated  an embedding model of the store: whole on every device, rows over data and fsdp
 
 A `Layout` names the mesh axes of each logical axis. Functions that take one work unchanged on a single device, where
 LOCAL says nothing.
@@ -34,6 +35,7 @@ RULES: dict[str, dict[str, Axes]] = {
     "stored": WHOLE | TENSOR | {"embed": ("fsdp",), "rows": ROWS, "tokens": ROWS},
     "rollout": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": AXES},
     "update_tensor": WHOLE | TENSOR | {"embed": (), "rows": ROWS, "tokens": ROWS, "sequence": ("tensor",)},
+    "replicated": WHOLE | dict.fromkeys(TENSOR, ()) | {"embed": (), "rows": ROWS, "tokens": ROWS},
     "update_fsdp": WHOLE | dict.fromkeys(TENSOR, ()) | {"embed": (), "rows": AXES, "tokens": AXES},
 }
 

@@ -81,11 +81,21 @@ def get_config() -> ConfigDict:
     c.store.tag_tokens = 8
     # A text that says the same again, but for case, spaces and punctuation: "refuse" (status DUPLICATE) or "add".
     c.store.duplicates = "refuse"
-    c.store.encoder = "lexical"  # "lexical" (idf-weighted random projection) or "policy" (frozen token embeddings)
+    # Tables of tokens: "lexical" (idf-weighted random projection), "policy" (frozen token embeddings). A decoder reads:
+    # "policy_hidden" (states of the frozen starting policy: the reference of rl.kl_coef, or what LoRA is beside; where
+    # there is neither, a copy of its first layers is kept), "model" (an embedding model with the policy's vocabulary).
+    c.store.encoder = "lexical"
     c.store.embedding_size = 256  # of the lexical encoder
+    c.store.encoder_layer = 0  # "policy_hidden": the layer whose output is taken; 0 = the last one's, normalised
+    c.store.encoder_pooling = "mean"  # "policy_hidden": "mean" of the text's tokens or "last" token
+    c.store.encoder_weights = ""  # "model": as policy.weights; its last token is the vector, whole on every device
+    # "model": before queries, as the model was trained with; entries have none. This is Qwen3-Embedding's.
+    c.store.encoder_instruction = (
+        "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+    )
     # Cosine below which RETRIEVE finds nothing. HotpotQA's questions, lexical: 7 % of other questions' sentences reach
     # 0.1, and so does every question's best supporting sentence; 16 % of all supporting sentences do not. With "policy"
-    # of a real model nearly everything is above 0.4.
+    # of a real model nearly everything is above 0.4, and more so where a decoder reads.
     c.store.min_score = 0.1
 
     # Short-term memory.

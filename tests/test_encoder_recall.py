@@ -21,10 +21,25 @@ def test_recall_of_a_ranking_known_by_hand():
     assert found == {"recall@1": 0.5, "recall@3": 1.0, "recall@5": 1.0}
 
 
+def test_bm25_of_a_collection_known_by_hand():
+    pieces = [None, b"oak", b" Oak.", b"hill", b"the", b" ,"]
+    rows = [[1, 4], [3, 4, 4], [4, 5, 3, 3], []]  # oak the; hill the the; the hill hill
+    sentences = encoder_recall.padded(rows)
+    sentences = Text(sentences.tokens[None], sentences.length[None])
+    best = lambda words: encoder_recall.bm25(sentences, encoder_recall.padded([words]), pieces)[0].tolist()  # noqa: E731
+    assert best([2]) == [0, 1, 2, -1, -1]  # the same word in other signs; the others in their order
+    assert best([3]) == [2, 1, 0, -1, -1]
+    # The rarer word counts more, once, than the other twice; a query without words finds all in their order.
+    assert best([1, 3])[0] == 0 and best([5]) == [0, 1, 2, -1, -1]
+
+
 def test_generated_questions():
-    results = encoder_recall.measure("", "", generated=8)
-    sizes = [(row["encoder"], row["size"]) for row in results["encoders"]]
-    assert sizes[:-1] == [("lexical", size) for size in encoder_recall.LEXICAL_SIZES] and sizes[-1][0] == "policy"
+    results = encoder_recall.measure("", "", layers=(1,), generated=8)
+    names = [row["encoder"] for row in results["encoders"]]
+    assert names[:5] == ["bm25", "lexical", "lexical", "lexical", "policy"]
+    layers = results["encoders"][5:]
+    assert [row["encoder"].split()[:2] for row in layers] == [["policy_hidden", "mean"], ["policy_hidden", "last"]]
+    assert all(row["batch_s"] > 0 for row in layers) and results["decode_step_s"] > 0
     sentences = sum(len(paragraph) for _, paragraph in generate(0, 1, "test")[0]["context"])
     assert results["records"] == 8 and results["sentences_per_record"] == sentences
     for row in results["encoders"]:

@@ -13,7 +13,7 @@ from jax import lax
 from memory_twin import StoreTwin, cosine, embed
 
 from agemem_jax.memory import store as memory
-from agemem_jax.memory.encoder import encode, lexical_table, policy_table
+from agemem_jax.memory.encoder import TokenTable, encode, lexical_table, policy_table
 from agemem_jax.memory.equality import equality_table
 from agemem_jax.types import NO_ID, PAD_ID, Status, Text
 
@@ -21,6 +21,7 @@ WORDS, WEIGHTLESS = 7, (8, 9)  # tokens 1..7 weigh something, 8 and 9 nothing
 N, L, A, E, G, LT, KMAX = 5, 4, 6, 8, 3, 2, 4
 TABLE = np.random.default_rng(7).normal(size=(10, E)).astype(np.float32)
 TABLE[[PAD_ID, *WEIGHTLESS]] = 0
+ENCODE = TokenTable(TABLE)
 PIECES = [b"<pad>", *(b"%c" % c for c in b"abcdefg"), b" ", b"."]  # the text of each token
 SAME = equality_table(PIECES)
 # Another vocabulary of as many tokens, in which many texts say the same.
@@ -64,7 +65,7 @@ def add(store, words, pairs=None, owner=0, turn=0, duplicates="refuse"):
     batch = store.valid.shape[0]
     store, status, new_id = _add(
         store, on(batch), text(*[words] * batch), tags(*[pairs or {}] * batch), ints(*[owner] * batch),
-        ints(*[0] * batch), ints(*[turn] * batch), TABLE, SAME, duplicates=duplicates,
+        ints(*[0] * batch), ints(*[turn] * batch), ENCODE, SAME, duplicates=duplicates,
     )  # fmt: skip
     return store, status.tolist(), new_id.tolist()
 
@@ -79,7 +80,7 @@ def retrieve(store, words, k=KMAX, pairs=None, owner=0, **options):
     batch = store.valid.shape[0]
     store, found, status = _retrieve(
         store, on(batch), text(*[words] * batch), ints(*[k] * batch), tags(*[pairs or {}] * batch),
-        ints(*[owner] * batch), TABLE, **{"max_k": KMAX, **options},
+        ints(*[owner] * batch), ENCODE, **{"max_k": KMAX, **options},
     )  # fmt: skip
     return store, found.id[0][found.found[0]].tolist(), int(status[0])
 
@@ -98,15 +99,15 @@ def run_sequence(store, steps, same, min_score, duplicates):
     def step(store, s):
         before, asked = store, {name: s["on"] & (s["op"] == i) for i, name in enumerate(OPS)}
         store, added, new_id = memory.add(
-            store, asked["add"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE, same, duplicates
+            store, asked["add"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], ENCODE, same, duplicates
         )
         store, updated = memory.update(
-            store, asked["update"], s["id"], s["content"], s["tags"], s["owner"], s["turn"], TABLE, same, duplicates
+            store, asked["update"], s["id"], s["content"], s["tags"], s["owner"], s["turn"], ENCODE, same, duplicates
         )
         store, deleted = memory.delete(store, asked["delete"], s["id"], s["confirmed"], s["owner"])
         store, cleared = memory.delete_all(store, asked["delete_all"], s["owner"])
         store, found, retrieved = memory.retrieve(
-            store, asked["retrieve"], s["content"], s["k"], s["filter"], s["owner"], TABLE, KMAX, min_score
+            store, asked["retrieve"], s["content"], s["k"], s["filter"], s["owner"], ENCODE, KMAX, min_score
         )
         statuses = jnp.stack([added, updated, deleted, cleared, retrieved])
         differs = [jnp.any((a != b).reshape(a.shape[0], -1), axis=1) for a, b in _pairs(before, store)]
@@ -247,7 +248,7 @@ def test_every_acknowledged_write_of_64_writers_is_readable():
     for turn in range(10):
         words = [[1 + (row + turn) % WORDS, 1 + turn % WORDS, 1 + row % WORDS, 1 + turn // WORDS] for row in range(64)]
         store, status, _ = _add(
-            store, on(64), text(*words), tags(*[{}] * 64), ints(*[0] * 64), ints(*[0] * 64), ints(*[turn] * 64), TABLE,
+            store, on(64), text(*words), tags(*[{}] * 64), ints(*[0] * 64), ints(*[0] * 64), ints(*[turn] * 64), ENCODE,
             SAME, duplicates="add",
         )  # fmt: skip
         assert (status == Status.OK).all()
@@ -275,7 +276,7 @@ def test_owner_mask_comes_before_top_k():
 def test_ids_of_other_owners_are_unknown():
     store, _, (mine,) = add(new_store(), [1, 2], owner=3)
     for op in (
-        lambda: _update(store, on(), ints(mine), text([5]), tags({}), ints(4), ints(1), TABLE, SAME),
+        lambda: _update(store, on(), ints(mine), text([5]), tags({}), ints(4), ints(1), ENCODE, SAME),
         lambda: _delete(store, on(), ints(mine), on(), ints(4)),
     ):
         after, status = op()
@@ -303,7 +304,7 @@ def test_equal_texts_come_back_by_id_even_from_slots_used_again():
         store, _, _ = add(store, words)
     store, _ = _delete(store, on(), ints(1), on(), ints(0))
     store, _, _ = add(store, [5, 6], duplicates="add")  # id 4, in the first slot
-    store, _ = _update(store, on(), ints(3), text([6, 5]), tags({}), ints(0), ints(1), TABLE, SAME)
+    store, _ = _update(store, on(), ints(3), text([6, 5]), tags({}), ints(0), ints(1), ENCODE, SAME)
     store, _, _ = add(store, [5, 6], duplicates="add")
     assert store.id[0].tolist() == [4, 2, 3, 5, NO_ID]
     assert retrieve(store, [5, 6], k=3)[1] == [3, 4, 5]
@@ -313,7 +314,7 @@ def test_update_keeps_what_it_does_not_name_and_refreshes_the_embedding():
     kind, place, year = ((1,), (1, 1)), ((2,), (7,)), ((3,), (5,))
     store, _, _ = add(new_store(), [1, 2], {0: kind, 1: place}, owner=2, turn=3)
     store, _, _ = retrieve(store, [1], owner=2)
-    store, status = _update(store, on(), ints(1), text([5, 6]), tags({1: year}), ints(2), ints(9), TABLE, SAME)
+    store, status = _update(store, on(), ints(1), text([5, 6]), tags({1: year}), ints(2), ints(9), ENCODE, SAME)
     assert status.tolist() == [Status.OK]
     for name, value in dict(id=1, created=3, updated=9, hits=1, owner=2, length=2).items():
         assert int(getattr(store, name)[0, 0]) == value
@@ -324,10 +325,10 @@ def test_update_keeps_what_it_does_not_name_and_refreshes_the_embedding():
     assert retrieve(store, [1, 2], owner=2, min_score=0.99)[1] == []
 
     # A given key replaces its value; a pair for which no slot is left is refused, not dropped.
-    store, status = _update(store, on(), ints(1), text([5]), tags({2: ((2,), (6,))}), ints(2), ints(9), TABLE, SAME)
+    store, status = _update(store, on(), ints(1), text([5]), tags({2: ((2,), (6,))}), ints(2), ints(9), ENCODE, SAME)
     pairs = python_tags(store.tags.tokens[0, 0].tolist(), store.tags.length[0, 0].tolist())
     assert status.tolist() == [Status.OK] and pairs == [kind, ((2,), (6,)), year]
-    after, status = _update(store, on(), ints(1), text([4]), tags({1: ((4,), (4,))}), ints(2), ints(9), TABLE, SAME)
+    after, status = _update(store, on(), ints(1), text([4]), tags({1: ((4,), (4,))}), ints(2), ints(9), ENCODE, SAME)
     assert status.tolist() == [Status.TEXT_TOO_LONG] and equal(after, store)
 
 
@@ -339,11 +340,11 @@ def test_a_contradicting_replacement_never_ends_with_nothing():
         ([4, 4, 4, 4, 4], Status.TEXT_TOO_LONG),
         ([1, 2, 4], Status.UNCHANGED),
     ):
-        store, got = _update(store, on(), ints(1), text(words), tags({}), ints(0), ints(1), TABLE, SAME)
+        store, got = _update(store, on(), ints(1), text(words), tags({}), ints(0), ints(1), ENCODE, SAME)
         assert got.tolist() == [status]
         assert store.tokens[0, 0, :3].tolist() == [1, 2, 4] and int(store.valid.sum()) == 1
     store, _, _ = add(store, [7])
-    after, status = _update(store, on(), ints(2), text([1, 2, 4]), tags({}), ints(0), ints(1), TABLE, SAME)
+    after, status = _update(store, on(), ints(2), text([1, 2, 4]), tags({}), ints(0), ints(1), ENCODE, SAME)
     assert status.tolist() == [Status.DUPLICATE] and equal(after, store)
 
 
@@ -352,7 +353,7 @@ def test_an_update_that_changes_nothing_is_none():
     place, other = ((2,), (7,)), ((2,), (6,))
     store, _, _ = add(new_store(), [1, 2], {1: place}, turn=3)
     again = lambda store, words, pairs: _update(  # noqa: E731
-        store, on(), ints(1), text(words), tags(pairs), ints(0), ints(9), TABLE, SAME
+        store, on(), ints(1), text(words), tags(pairs), ints(0), ints(9), ENCODE, SAME
     )
     for pairs in ({}, {1: place}, {2: place}):
         after, status = again(store, [1, 2], pairs)
@@ -370,7 +371,7 @@ def test_delete_all_has_no_page_size_and_wipes_the_text():
 
     def one(store, i):
         words = Text(jnp.stack([1 + i % 7, 1 + i // 7 % 7, 1 + i // 49 % 7, 1 + i // 343 % 7])[None], ints(4))
-        return memory.add(store, on(), words, tags({}), ints(0) + i % 2, ints(0), ints(0), TABLE, SAME)[:2]
+        return memory.add(store, on(), words, tags({}), ints(0) + i % 2, ints(0), ints(0), ENCODE, SAME)[:2]
 
     store, statuses = jax.jit(lambda s: lax.scan(one, s, numbers))(store)
     assert (statuses == Status.OK).all() and store.valid.all()
@@ -427,7 +428,7 @@ def test_a_look_without_counting_leaves_the_store_alone():
 
 def test_more_results_asked_than_the_store_has_places():
     store, _, _ = add(new_store(), [1])
-    _, found, _ = memory.retrieve(store, on(), text([1]), ints(50), tags({}), ints(0), TABLE, max_k=2 * N)
+    _, found, _ = memory.retrieve(store, on(), text([1]), ints(50), tags({}), ints(0), ENCODE, max_k=2 * N)
     assert found.id.tolist() == [[1] + [NO_ID] * (2 * N - 1)] and found.tokens.shape == (1, 2 * N, L)
 
 
@@ -435,9 +436,9 @@ def test_rows_are_independent():
     store = new_store(2)
     words, none = text([1, 2], [3]), tags({}, {})
     only_first = jnp.array([True, False])
-    store, status, _ = _add(store, only_first, words, none, ints(0, 0), ints(0, 0), ints(0, 0), TABLE, SAME)
+    store, status, _ = _add(store, only_first, words, none, ints(0, 0), ints(0, 0), ints(0, 0), ENCODE, SAME)
     assert status.tolist() == [Status.OK, Status.NOT_RUN] and store.valid.sum(axis=1).tolist() == [1, 0]
-    _, found, status = memory.retrieve(store, on(2), words, ints(3, 3), none, ints(0, 0), TABLE, max_k=3)
+    _, found, status = memory.retrieve(store, on(2), words, ints(3, 3), none, ints(0, 0), ENCODE, max_k=3)
     assert found.id[:, 0].tolist() == [1, NO_ID] and status.tolist() == [Status.OK, Status.NOTHING_FOUND]
 
 
@@ -465,10 +466,10 @@ def test_rows_on_eight_devices_give_the_same_without_talking():
 
     def both(store, s):
         store, status, new_id = memory.add(
-            store, s["on"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], TABLE, SAME
+            store, s["on"], s["content"], s["tags"], s["owner"], s["session"], s["turn"], ENCODE, SAME
         )
         store, found, looked = memory.retrieve(
-            store, s["on"], s["content"], s["k"], s["filter"], s["owner"], TABLE, KMAX
+            store, s["on"], s["content"], s["k"], s["filter"], s["owner"], ENCODE, KMAX
         )
         return store, status, new_id, found, looked
 

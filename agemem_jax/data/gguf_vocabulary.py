@@ -105,6 +105,14 @@ def read(path: str):
 
     backend.add_special_tokens(added(MARKERS, True))
     backend.add_tokens(added((TokenType.USER_DEFINED,), False))
+    before, after = (
+        special.get(f"{name}_token") if field(f"ggml.add_{name}_token", False) else None for name in ("bos", "eos")
+    )
+    if before or after:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[name for name in (before, "$A", after) if name],
+            special_tokens=[(name, names.index(name)) for name in {before, after} if name],
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,

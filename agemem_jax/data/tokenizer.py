@@ -47,6 +47,7 @@ class Tokenizer:
     render: Callable[[list[dict], str], str] | None  # messages, date_string -> chat text; None for the tiny vocabulary
     is_small: bool  # the tiny vocabulary
     path: str  # where it was read, for errors
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # tokens its model wants before and after a text alone
 
     @staticmethod
     def load(path: str) -> "Tokenizer":
@@ -344,7 +345,17 @@ def _load_bpe(path: str) -> Tokenizer:
         render=render,
         is_small=False,
         path=path,
+        around=_around(backend),
     )
+
+
+def _around(backend) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that the tokenizer itself puts before and after a text: those of an embedding model, for example."""
+    plain, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    return (), ()
 
 
 def _without_added(backend, added: set[int]):

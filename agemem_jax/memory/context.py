@@ -106,7 +106,9 @@ def replace(
 def similarity(ctx: ContextWindow, criteria: Text, table: jax.Array) -> jax.Array:
     """Cosine `[B, M]` float32 of each message with the criteria `[B, W]`, both encoded as by `encoder.encode`.
 
-    0 for messages that are gone, and for empty criteria.
+    0 for messages that are gone, and for empty criteria. The table is that of `World.encoder` also where the store's
+    encoder reads with a decoder: that would read all messages anew for every criteria, and a threshold holds for one
+    scale of cosines.
     """
     batch, capacity = ctx.tokens.shape
     width = min(SIMILARITY_CHUNK, capacity)

@@ -1,15 +1,46 @@
-"""Text to unit vectors: weighted sums of one table row per token.
+"""Text to unit vectors: what the store compares.
 
 The paper does not name its encoder enc(.). Here it is a bag of tokens over a fixed table `[V, E]`, either lexical
-(random directions, equal words share one) or the policy's own frozen token embeddings; both weigh rare tokens up by
-inverse document frequency. The table is an argument of every function that needs it, never a trained parameter.
+(random directions, equal words share one) or the policy's own frozen token embeddings, both of which weigh rare tokens
+up by inverse document frequency; or a decoder that reads the text (rollout/reader.py). Tables and parameters are
+arguments of every function that needs them, never trained.
+
+What the store calls is an `Encoder`: encode(text `[B, W]`, is_query) -> `[B, E]`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from agemem_jax.types import Text
+
+# (text [B, W], is_query: whether it asks for entries, else it is one) -> [B, E] float32, unit norm, or zero
+Encoder = Callable[[Text, bool], jax.Array]
+
+
+@struct.dataclass
+class TokenTable:
+    """The Encoder that is a bag of tokens; queries and entries are alike."""
+
+    rows: jax.Array  # [V, E]
+
+    def __call__(self, text: Text, is_query: bool) -> jax.Array:
+        return encode(self.rows, text)
+
+
+@struct.dataclass
+class Known:
+    """The Encoder of one text that a decoder has read before: outside of what each device does with its own rows, since
+    the decoder may be cut over devices.
+    """
+
+    vectors: jax.Array  # [B, E]
+
+    def __call__(self, text: Text, is_query: bool) -> jax.Array:
+        return self.vectors
 
 
 def encode(table: jax.Array, text: Text) -> jax.Array:
@@ -52,7 +83,7 @@ def lexical_table(token_bytes: list[bytes | None], counts: np.ndarray | None, si
     """
     if size < 1:
         raise ValueError(f"store.embedding_size is {size}; it must be at least 1")
-    words = [_normalise(piece) for piece in token_bytes]
+    words = [word_of(piece) for piece in token_bytes]
     known = sorted({word for word in words if word}, key=lambda word: (isinstance(word, bytes), word))
     number = {word: i for i, word in enumerate(known)}
     row = np.array([number.get(word, len(known)) for word in words])  # the last row is of weightless tokens
@@ -100,7 +131,7 @@ def _idf(frequency: np.ndarray) -> np.ndarray:
     return np.where(seen, weight, np.median(weight[seen]))
 
 
-def _normalise(piece: bytes | None) -> str | bytes:
+def word_of(piece: bytes | None) -> str | bytes:
     """The word of a token; "" if it has none, the bytes themselves if they are not whole UTF-8."""
     try:
         text = (piece or b"").decode().lower()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from agemem_jax.memory.encoder import encode
+from agemem_jax.memory.encoder import Encoder
 from agemem_jax.memory.equality import EqualityTable, text_key
 from agemem_jax.memory.status import first_failure
 from agemem_jax.types import NO_ID, PAD_ID, Status, Text
@@ -82,7 +82,7 @@ def add(
     owner: jax.Array,
     session: jax.Array,
     turn: jax.Array,
-    table: jax.Array,
+    encode: Encoder,
     equality: EqualityTable,
     duplicates: str = "refuse",
 ) -> tuple[MemoryStore, jax.Array, jax.Array]:
@@ -93,7 +93,7 @@ def add(
         content: `[B, A]`, any width.
         tags: `[B, G, 2, Lt]` pairs; slot 0 is memory_type.
         owner, session, turn: `[B]` int32.
-        table: `[V, E]` of `encode`.
+        encode: the encoder of all texts of this store.
         equality: of `text_key`.
         duplicates: what a text that says the same again, for the same owner, is: "refuse" (DUPLICATE) or "add" (a new
             entry).
@@ -121,7 +121,7 @@ def add(
         slot=jnp.argmin(store.valid, axis=1),
         tokens=text.tokens,
         length=text.length,
-        embedding=encode(table, text),
+        embedding=encode(text, False),
         key=key,
         valid=True,
         id=store.next_id,
@@ -143,7 +143,7 @@ def update(
     tags: Text,
     owner: jax.Array,
     turn: jax.Array,
-    table: jax.Array,
+    encode: Encoder,
     equality: EqualityTable,
     duplicates: str = "refuse",
 ) -> tuple[MemoryStore, jax.Array]:
@@ -181,7 +181,7 @@ def update(
         slot,
         tokens=text.tokens,
         length=text.length,
-        embedding=encode(table, text),
+        embedding=encode(text, False),
         key=key,
         updated=turn,
         tags=merged,
@@ -224,7 +224,7 @@ def retrieve(
     k: jax.Array,
     filter: Text,
     owner: jax.Array,
-    table: jax.Array,
+    encode: Encoder,
     max_k: int,
     min_score: float = -jnp.inf,
     count_hits: bool = True,
@@ -242,7 +242,7 @@ def retrieve(
         k: `[B]` int32, cut to 0..max_k.
         filter: `[B, G', 2, Lt]` pairs; both lengths 0 = not given. Any number of pairs G'.
         owner: `[B]` int32.
-        table: `[V, E]` of `encode`.
+        encode: the encoder of all texts of this store.
         max_k: Kmax, static.
         min_score: lowest cosine shown.
         count_hits: False leaves the store as it was (a look that the agent did not ask for).
@@ -253,7 +253,7 @@ def retrieve(
     """
     filter = _clean(filter)
     asks, filters = query.length > 0, jnp.any(filter.length > 0, axis=(1, 2))
-    cosine = jnp.einsum("bne,be->bn", store.embedding, encode(table, query), precision="highest")
+    cosine = jnp.einsum("bne,be->bn", store.embedding, encode(query, True), precision="highest")
     score = jnp.round(cosine / SCORE_STEP) * SCORE_STEP
     match = store.valid & (store.owner == owner[:, None]) & _matches(store.tags, filter)
     match &= (score >= min_score) | ~asks[:, None]

@@ -74,6 +74,7 @@ READABLE = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
 }
+BARE_EMBEDDING = "embed_tokens.weight"  # the name that tells a model without head: all lack "model." in front
 READ_BYTES = 16 << 20  # of rows that are read to be cut into columns
 MAX_HEADER = 100_000_000  # the safetensors library's own limit
 SHARD_BYTES = 5_000_000_000  # as transformers cuts large models
@@ -373,6 +374,9 @@ def _open_safetensors(path: Path) -> tuple[Path, Tensors]:
         stored |= {name: tensor for name, tensor in held.items() if where.get(name, shard) == shard}
     # A buffer that older checkpoints keep; it follows from rope_theta.
     shapes = {name: s.shape for name, s in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    if BARE_EMBEDDING in shapes:  # a model without its head, as embedding models are published
+        stored = {f"model.{name}": tensor for name, tensor in stored.items()}
+        shapes = {f"model.{name}": shape for name, shape in shapes.items()}
     kind = lambda name: (stored[name].dtype.name, stored[name])  # noqa: E731
     return config_path, Tensors(str(path), shapes, stored.__getitem__, kind)
 

@@ -25,7 +25,9 @@ from agemem_jax.envs import scoring
 from agemem_jax.models import qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import rewards
+from agemem_jax.rollout.reader import Reader, first_layers, needed
 from agemem_jax.rollout.rows import Rows, World, new_rows, row_shardings, rules
+from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.programs import Control, ProgramSpec, compile_programs
 from agemem_jax.training.setup import (
@@ -34,6 +36,7 @@ from agemem_jax.training.setup import (
     check_policy_mesh,
     document_counts,
     fitted,
+    make_reader,
     program_spec,
     reference_dtype,
     tokenizer_path,
@@ -83,7 +86,8 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
     counts = document_counts(source, tokenizer.vocab_size)
     world = build_world(small, tokenizer, counts, pieces, grammar, lambda: blank)
-    spec = program_spec(config, world, mesh)
+    reader = make_reader(config, model, tokenizer, mesh)
+    spec = program_spec(config, world, mesh, reader)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
     dtype = model.param_dtype if model.lora else reference_dtype(config)
@@ -99,6 +103,9 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     task = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, source.batch(0)))
     if not is_exact:
         world = resized(world, tokenizer.vocab_size, model.vocab_size)
+    world = everywhere_shapes(world, everywhere)
+    if reader:
+        world = world.replace(reader=reader_shapes(reader, dtype, mesh))
     rows = jax.eval_shape(lambda: new_rows(spec.rollout, model))
     return StandIn(
         config=config,
@@ -110,10 +117,18 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
         programs=compile_programs(spec, model, optimizer, config.rl, config.reward),
         arguments=(
             state_shapes(model, optimizer, mesh), frozen, everywhere_shapes(task, by_row),
-            everywhere_shapes(world, everywhere), everywhere_shapes(control, everywhere),
+            world, everywhere_shapes(control, everywhere),
         ),
         rows=shapes(rows, row_shardings(rows, spec.rollout.layout)),
     )  # fmt: skip
+
+
+def reader_shapes(reader: Reader, dtype: str, mesh: Mesh) -> dict:
+    """Shapes of the parameters of the store's encoder (setup.reader_params); the frozen ones count where they are."""
+    plain = dataclasses.replace(reader.model, param_dtype=dtype)
+    kept = jax.eval_shape(lambda key: first_layers(qwen.init_params(plain, key), reader), jax.random.key(0))
+    rules = "replicated" if reader.model.layout.rules == "replicated" else "stored"
+    return shapes(kept, needed(sharding.param_shardings(qwen.logical_axes(plain), Layout(mesh, rules))))
 
 
 def small_vocabulary(config: ConfigDict) -> Tokenizer:

@@ -15,6 +15,7 @@ from agemem_jax.memory.context import ContextWindow
 from agemem_jax.memory.equality import EqualityTable
 from agemem_jax.memory.store import MemoryStore
 from agemem_jax.models import kv_cache
+from agemem_jax.rollout.reader import Reader
 from agemem_jax.sharding import LOCAL, Layout, by_rows
 from agemem_jax.tools.grammar import ToolGrammar
 from agemem_jax.types import NO_ID, EpisodeStats, Mode, Op, Pieces, Segments, Status, Text, ToolCalls, empty_stats
@@ -63,6 +64,7 @@ class RolloutSpec:
     result_tokens: int
     facts: int
     distractors: int
+    reader: Reader | None = None  # a decoder as the store's encoder; None: the table `World.encoder`
     layout: Layout = LOCAL  # of the rows, and of the policy while it acts
 
     @property
@@ -141,12 +143,13 @@ class World:
 
     grammar: ToolGrammar
     pieces: Pieces
-    encoder: jax.Array  # [V, E] float32 token directions of the retrieval encoder
+    encoder: jax.Array  # [V, E] float32 token directions, of FILTER and, without a reader, of the store
     equality: EqualityTable  # when two entries say the same
     token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
     names: NameTable  # of the names, dates and numbers in a text
     answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
     rules: Rules = struct.field(default_factory=rules)  # of the method that plays
+    reader: dict = struct.field(default_factory=dict)  # parameters of RolloutSpec.reader, stored as the policy's are
 
     @property
     def prefix_tokens(self) -> jax.Array:
@@ -189,6 +192,7 @@ class Rows:
     spilled: jax.Array  # [B] bool: this context was too full: it passed its limit, or old messages fell out of it
     store: MemoryStore
     calls: ToolCalls  # the turn being executed
+    vectors: jax.Array | tuple  # [B, J, E] of these calls' contents, for the store; () without a reader
     status: jax.Array  # [B, J] int32 Status of each of these calls
     pointer: jax.Array  # [B] int32 next call to run
     result: Text  # [B, Wr] tool results that the agent has not seen yet
@@ -258,10 +262,9 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         told=i(b),
         crowded=jnp.zeros((b,), bool),
         spilled=jnp.zeros((b,), bool),
-        store=store_lib.empty(
-            b, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens
-        ),
+        store=store_lib.empty(b, spec.entries, spec.entry_tokens, spec.embedding_size, spec.tag_slots, spec.tag_tokens),
         calls=no_calls(spec),
+        vectors=jnp.zeros((b, spec.max_calls, spec.embedding_size)) if spec.reader else (),
         status=i(b, spec.max_calls) + Status.NOT_RUN,
         pointer=i(b),
         result=Text(i(b, spec.result_tokens), i(b)),

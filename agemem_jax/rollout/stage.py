@@ -10,6 +10,7 @@ from flax import struct
 from agemem_jax.envs import scoring
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation, Policy, generate
+from agemem_jax.rollout.reading import read_calls
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select, stop
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.types import Mode, Op, Status, StopReason, Task, Text, in_stage
@@ -149,24 +150,25 @@ def run_stage(
 
     def body(carry):
         slot, rows, trace = carry
-        rows, seen = rowwise(spec, observe, rows, task, whole=(world,))
+        read = turn_lib.read_message(rows, world, task, spec, stage)
+        rows, seen = rowwise(spec, observe, rows, task, read, whole=(tables,))
         mode, turn = rows.mode, rows.turn
         live, summing = mode != Mode.DONE, mode == Mode.SUMMARIZE
         on = live & ~turn_lib.is_silent(world, stage)
         start = jnp.where(summing, world.grammar.start_summary, world.grammar.start_act)
         budget = jnp.where(summing, spec.summary_tokens, spec.action_tokens)
         rows, gen = write(rows, slot, on, start, ops, budget)
-        rows, op = rowwise(
-            spec, act, rows, task, gen, start, ops, summing, live, on, last_turn, suppress, whole=(world,)
-        )
+        rows, op, spoke = rowwise(spec, listen, rows, gen, start, ops, summing, on, whole=(tables,))
+        rows = read_calls(rows, spoke, world, spec)
+        rows = rowwise(spec, act, rows, task, op, live, on, last_turn, suppress, whole=(tables,))
         trace = add_to_trace(trace, slot, snapshot(rows, live, mode, turn, seen, gen, op, spec, stage))
         return slot + 1, rows, trace
 
-    def observe(rows: Rows, task: Task, world: World, spec: RolloutSpec):
-        return turn_lib.observe(rows, world, task, spec, stage)
+    def observe(rows: Rows, task: Task, read: tuple, world: World, spec: RolloutSpec):
+        return turn_lib.observe(rows, world, task, spec, stage, read)
 
-    def act(rows: Rows, task: Task, gen: Generation, start, ops, summing, live, on, last_turn, suppress, world, spec):
-        """Records and executes what the rows `on` wrote, and moves the `live` ones whose turn is over to their next."""
+    def listen(rows: Rows, gen: Generation, start, ops, summing, on, world: World, spec: RolloutSpec):
+        """Records and parses what the rows `on` wrote: (rows, op `[B, J]` of their calls, which of them have some)."""
         rows = turn_lib.record(rows, world, gen, ops, spec, stage)
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
         # An unconstrained turn may ask for what the stage or the method does not allow.
@@ -184,22 +186,27 @@ def run_stage(
         rows = turn_lib.finish_summary(rows, world, calls, on & summing, spec, stage)
         none = jnp.zeros_like(rows.turn)
         rows = turn_lib.say(rows, world, wrong & spoke, none, none + Status.MALFORMED, [])
+        return rows, op, spoke
+
+    def act(rows: Rows, task: Task, op, live, on, last_turn, suppress, world: World, spec: RolloutSpec):
+        """Runs the calls of the rows `on`, and moves the `live` ones whose turn is over to their next."""
         rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
         over = live & (rows.mode == Mode.ACT)
         turn = rows.turn + over
-        answered = (calls.op[:, 0] == Op.ANSWER) & spoke
+        answered = op[:, 0] == Op.ANSWER
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
         why = jnp.where(ends, StopReason.ANSWERED, StopReason.TURNS)
         rows = stop(rows, over & (ends | (turn >= last_turn)), why, stage)
-        return rows.replace(turn=turn, round=rows.round + over), op
+        return rows.replace(turn=turn, round=rows.round + over)
 
     def going(carry):
         slot, rows, _ = carry
         return (rows.mode != Mode.DONE).any() & (slot < spec.slots(stage))
 
-    trace = new_trace(spec, world, rows, task, stage)
+    tables = world.replace(reader={})  # what each device needs for its own rows
+    trace = new_trace(spec, tables, rows, task, stage)
     _, rows, trace = jax.lax.while_loop(going, body, (jnp.int32(0), rows, trace))
-    return rowwise(spec, functools.partial(end_stage, stage), rows, task, whole=(world,)), trace
+    return rowwise(spec, functools.partial(end_stage, stage), rows, task, whole=(tables,)), trace
 
 
 def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpec) -> Rows:
@@ -271,7 +278,8 @@ def new_trace(spec: RolloutSpec, world: World, rows: Rows, task: Task, stage: in
     """An empty trace of the shapes that `snapshot` makes."""
 
     def shape(rows):
-        rows, seen = turn_lib.observe(rows, world, task, spec, stage)
+        vectors = jnp.zeros((spec.batch, spec.embedding_size))
+        rows, seen = turn_lib.observe(rows, world, task, spec, stage, (vectors, vectors) if spec.reader else ())
         z = jnp.zeros((spec.batch, spec.width), jnp.int32)
         gen = Generation(z, rows.turn, z * 0.0, z, z, z > 0)
         return snapshot(rows, rows.mode > 0, rows.mode, rows.turn, seen, gen, rows.calls.op, spec, stage)

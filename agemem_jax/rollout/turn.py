@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from agemem_jax.envs import scoring
 from agemem_jax.memory import context as context_lib
 from agemem_jax.memory import store as store_lib
+from agemem_jax.memory.encoder import Encoder
 from agemem_jax.rollout.decode import Generation
+from agemem_jax.rollout.reading import given, read_where
 from agemem_jax.rollout.rows import (
     RolloutSpec,
     Rows,
@@ -88,7 +90,33 @@ def turns_of(task: Task, spec: RolloutSpec, stage: int) -> jax.Array:
     return jnp.full((spec.batch,), spec.stage3_turns, jnp.int32)
 
 
-def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int) -> tuple[Rows, Text]:
+def retrievals(rows: Rows, world: World, spec: RolloutSpec, stage: int, present: jax.Array):
+    """Which rows are shown entries that go with their message, how many at most, and from which cosine on.
+
+    Stage 1: automatic retrieval. Stage 3: the question's, by rule.
+    """
+    return {
+        1: (present & ~is_silent(world, stage), spec.auto_top_k, spec.auto_min_score),
+        2: (present, 0, 0.0),
+        3: (present & world.rules.stores, spec.rule_top_k, spec.min_score),
+    }[stage]
+
+
+def read_message(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int) -> tuple:
+    """Vectors `[B, E]` of the messages that come now, as an entry and as a query, where they will be one; () without a
+    reader.
+    """
+    if spec.reader is None:
+        return ()
+    body, present = message(task, spec, stage, rows.turn)
+    present = present & (rows.mode == Mode.ACT)
+    shows, top_k, _ = retrievals(rows, world, spec, stage, present)
+    none = jnp.zeros((spec.batch, spec.embedding_size))
+    as_entry = read_where(present & world.rules.stores, body, False, none, world, spec) if stage < 3 else none
+    return as_entry, read_where(shows, body, True, none, world, spec) if top_k else none
+
+
+def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int, read: tuple = ()) -> tuple[Rows, Text]:
     """Appends what each row sees before it generates: tool results, related memories, the user message.
 
     Rows that write a summary get the summarising prompt. Where the context would pass its capacity, or the table of its
@@ -97,6 +125,9 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     is to be summarised is still there when the summary is written.
 
     Where the agent only answers (Rules), messages come without an assistant's turn after them, until the question.
+
+    Args:
+      read: of `read_message`.
 
     Returns:
       (rows, the observation as one Text [B, W], for traces).
@@ -107,19 +138,15 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int)
     body, present = message(task, spec, stage, rows.turn)
     present = present & act
     related: list[Text] = []
+    as_entry, as_query = (given(world, vectors) for vectors in read or (None, None))
     store = rows.store
     if stage < 3:
-        store = store_by_rule(store, rows, present, body, task, world, stage)
-    # Stage 1: automatic retrieval. Stage 3: the question's, by rule.
-    shows, top_k, min_score = {
-        1: (present & ~silent, spec.auto_top_k, spec.auto_min_score),
-        2: (present, 0, 0.0),
-        3: (present & rules.stores, spec.rule_top_k, spec.min_score),
-    }[stage]
+        store = store_by_rule(store, rows, present, body, task, world, stage, as_entry)
+    shows, top_k, min_score = retrievals(rows, world, spec, stage, present)
     if top_k:
         wanted = jnp.full((spec.batch,), top_k, jnp.int32)
         store, found, _ = store_lib.retrieve(
-            store, shows, body, wanted, no_tags(rows), speaker(task, stage, rows.turn)[0], world.encoder,
+            store, shows, body, wanted, no_tags(rows), speaker(task, stage, rows.turn)[0], as_query,
             max_k=top_k, min_score=min_score, count_hits=False,
         )  # fmt: skip
         found = found.replace(found=found.found & shows[:, None])
@@ -183,7 +210,14 @@ def no_tags(rows: Rows) -> Text:
 
 
 def store_by_rule(
-    store: store_lib.MemoryStore, rows: Rows, on: jax.Array, body: Text, task: Task, world: World, stage: int
+    store: store_lib.MemoryStore,
+    rows: Rows,
+    on: jax.Array,
+    body: Text,
+    task: Task,
+    world: World,
+    stage: int,
+    encode: Encoder,
 ) -> store_lib.MemoryStore:
     """Where the rules say so, adds the message of rows `on` as an entry of its speaker, also one that is there already.
 
@@ -193,7 +227,7 @@ def store_by_rule(
 
     def add(store):
         return store_lib.add(
-            store, on, body, no_tags(rows), owner, session, rows.round, world.encoder, world.equality, "add"
+            store, on, body, no_tags(rows), owner, session, rows.round, encode, world.equality, "add"
         )[0]
 
     return jax.lax.cond(world.rules.stores, add, lambda store: store, store)
@@ -382,6 +416,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     content, tags, memory_id = at(calls.content), at(calls.tags), at(calls.memory_id)
     done = run & (suppress != call_number(spec, stage, rows.turn, j))
     is_op = lambda o: done & (op == o)  # noqa: E731
+    encode = given(world, None if spec.reader is None else at(rows.vectors))
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
     owner, session = speaker(task, stage, rows.turn)
@@ -389,7 +424,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def adding(store):
         return store_lib.add(
-            store, is_op(Op.ADD), content, tags, owner, session, now, world.encoder, world.equality,
+            store, is_op(Op.ADD), content, tags, owner, session, now, encode, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -401,7 +436,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
 
     def updating(store):
         return store_lib.update(
-            store, is_op(Op.UPDATE), memory_id, content, tags, owner, now, world.encoder, world.equality,
+            store, is_op(Op.UPDATE), memory_id, content, tags, owner, now, encode, world.equality,
             spec.duplicates,
         )  # fmt: skip
 
@@ -417,7 +452,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     retrieving = is_op(Op.RETRIEVE)
     top_k = jnp.where(at(calls.top_k) > 0, at(calls.top_k), spec.default_top_k)
     store, found, s = store_lib.retrieve(
-        store, retrieving, content, top_k, tags, owner, world.encoder, max_k=spec.max_top_k,
+        store, retrieving, content, top_k, tags, owner, encode, max_k=spec.max_top_k,
         min_score=spec.min_score,
     )  # fmt: skip
     found = found.replace(found=found.found & retrieving[:, None])
@@ -537,4 +572,3 @@ def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Arra
         return rows.replace(stats=stats, answer=select(on, content, rows.answer))
 
     return light_cond(on.any(), score, rows)
-

@@ -31,6 +31,7 @@ UNKNOWN = (
     "and records are the same is not known"
 )
 
+ENCODER = "encoder weights"  # a part of its own where store.encoder is "model"
 RECORDS = {"training": "train", "validation": "validation", "test": "test"}  # how a split is called
 # Part -> the parts from which it follows: it says nothing of its own where one of these differs.
 PARTS = {
@@ -101,7 +102,7 @@ def of_arrays(tree: Any) -> str:
 def differing(was: Identity, now: Identity) -> list[str]:
     """The parts of `now` that differ, without those that follow from another one that does."""
     parts = [part for part in now if was.get(part) != now[part]]
-    return [part for part in parts if not set(PARTS[part]) & set(parts)]
+    return [part for part in parts if not set(PARTS.get(part, ())) & set(parts)]
 
 
 def check(where: str, was: Identity, now: Identity, config: ConfigDict, then: ConfigDict, remedy: str) -> None:
@@ -129,6 +130,9 @@ def in_words(part: str, was: Identity, now: Identity, config: ConfigDict) -> str
             other = "the weights of a file" if now[part] == FRESH else FRESH
             return f"the run began with {other}, and policy.weights is {p.weights!r}"
         return f"the weights that policy.weights = {p.weights!r} names are others than those the run began with"
+    if part == ENCODER:
+        named = f"store.encoder_weights = {config.store.encoder_weights!r}"
+        return f"the weights that {named} names are others than those the run began with"
     if part == "tokenizer":
         name = "tokenizer" if p.tokenizer else "weights"
         return f"the vocabulary or encoder of policy.{name} = {p[name]!r} is another than the run began with"

@@ -22,6 +22,7 @@ from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.decode import Policy
+from agemem_jax.rollout.reader import to_layout
 from agemem_jax.rollout.rows import (
     RolloutSpec,
     Rows,
@@ -94,6 +95,8 @@ def stage_program(
         if stage > 1 and rl.schedule == "sequential":
             rows = share_in_groups(rows, rl.group_size, control.update)
         world = world.for_method(control.rules)
+        if reader := spec.rollout.reader:
+            world = world.replace(reader=to_layout(frozen if reader.shares_frozen else world.reader, reader))
         prefix_tokens = world.pieces.prefix
         prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
         write = policy_writer(
@@ -150,8 +153,7 @@ def stage_program(
             by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
         state, metrics = update(
-            state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl,
-            control.update
+            state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl, control.update
         )
         metrics["segments"] = (batch.length > 0).sum() / spec.rollout.batch
         metrics["trained_tokens"] = trainable.sum()
@@ -254,4 +256,3 @@ def trajectory(
         state, rows, outcome = programs[stage](state, frozen, rows, task, world, settings)
         traces[stage] = outcome["trace"]
     return state, outcome, traces
-

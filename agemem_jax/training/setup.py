@@ -19,10 +19,12 @@ from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import names, scoring
 from agemem_jax.envs.judge import Judge
+from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, equality
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.rollout.reader import Reader, first_layers, needed
 from agemem_jax.rollout.rows import RolloutSpec, World
 from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
@@ -78,10 +80,13 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     source = TaskSource(config, tokenizer, scoring.hash_words)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
+    if config.store.encoder == "model":
+        identity[identities.ENCODER] = agree(lambda: identities.of_weights(config.store.encoder_weights))
     identity |= identities.identity_of(config, tokenizer, source, pieces, grammar, counts)
     world = build_world(config, tokenizer, counts, pieces, grammar, lambda: token_embeddings(config, model))
-    spec = program_spec(config, world, mesh)
-    roomy_spec = program_spec(roomy_config(config, pieces, described.longest_context), world, mesh)
+    reader = make_reader(config, model, tokenizer, mesh)
+    spec = program_spec(config, world, mesh, reader)
+    roomy_spec = program_spec(roomy_config(config, pieces, described.longest_context), world, mesh, reader)
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
@@ -102,6 +107,8 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
         frozen = reference_params(config, policy)
         if frozen is policy:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
+    if reader:
+        world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
 
 
@@ -179,9 +186,91 @@ def check_policy_mesh(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> Non
     check_mesh(config, dict(mesh.shape), model.num_kv_heads, sizes)
 
 
-def program_spec(config: ConfigDict, world: World, mesh: Mesh) -> ProgramSpec:
+def make_reader(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer, mesh: Mesh) -> Reader | None:
+    """The decoder that is the store's encoder, if `store.encoder` asks for one; no weights are read.
+
+    model: the policy. Raises ConfigError for a layer that it lacks, or a vocabulary that is not the policy's.
+    """
+    store = config.store
+    # Texts are short, and prompts no part of them: the plain attention serves them on every device.
+    plain = dict(lora=None, attention="xla", query_block=0)
+    if store.encoder == "policy_hidden":
+        if store.encoder_layer > model.num_layers:
+            refuse(
+                "store.encoder_layer", store.encoder_layer,
+                f"the policy has {model.num_layers} layers; give at most so many, or 0 for all of them",
+            )  # fmt: skip
+        return Reader(
+            dataclasses.replace(model, layout=Layout(mesh, "rollout"), **plain),
+            layers=store.encoder_layer or model.num_layers,
+            pooling=store.encoder_pooling,
+            shares_frozen=bool(model.lora or config.rl.kl_coef),
+        )
+    if store.encoder != "model":
+        return None
+    dtype = config.policy.dtype
+    theirs = weights.read_config(store.encoder_weights, dtype=dtype, param_dtype=reference_dtype(config))
+    opening, ending = same_vocabulary(store.encoder_weights, tokenizer, theirs.vocab_size)
+    return Reader(
+        dataclasses.replace(theirs, layout=Layout(mesh, "replicated"), **plain),
+        layers=theirs.num_layers,
+        pooling="last",
+        opening=opening,
+        instruction=tuple(tokenizer.encode(store.encoder_instruction)) if store.encoder_instruction else (),
+        ending=ending,
+    )
+
+
+def same_vocabulary(path: str, tokenizer: Tokenizer, embeddings: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that an embedding model wants before and after every text, by its own tokenizer.
+
+    Args:
+      path: the model's weights, with its tokenizer.
+      tokenizer: the policy's, by which all texts are tokens.
+      embeddings: tokens that the model has embeddings of.
+
+    Raises ConfigError if a token of the policy's means something else to it, or nothing.
+    """
+    field, remedy = "store.encoder_weights", "give an embedding model with the policy's vocabulary (Qwen3-Embedding "
+    remedy += "with Qwen3), or set store.encoder = 'policy_hidden' or 'lexical'"
+    file = weights.find(path)
+    try:
+        theirs = Tokenizer.load(str(file if file.suffix == ".gguf" else file.parent))
+    except InputError as error:
+        refuse(field, path, f"its tokenizer cannot be compared with the policy's: {error}; {remedy}")
+    ours, other = named_pieces(tokenizer), named_pieces(theirs)
+    for i, piece in enumerate(ours):
+        if piece is not None and (i >= min(len(other), embeddings) or other[i] != piece):
+            found = f"{other[i]!r}" if i < len(other) else "nothing"
+            what = f"has another vocabulary: token {i} is {piece!r} to the policy and {found} to it"
+            refuse(field, path, f"{what}; {remedy}")
+    return theirs.around
+
+
+def named_pieces(tokenizer: Tokenizer) -> list[bytes | None]:
+    """What each token is: its text, or a control token's name; None for places that are not used."""
+    names = {i: name.encode() for name, i in tokenizer.markers.items()}
+    return [names.get(i, piece) for i, piece in enumerate(tokenizer.pieces)]
+
+
+def reader_params(config: ConfigDict, reader: Reader, model: ModelConfig, mesh: Mesh, frozen: dict) -> dict:
+    """The parameters of the store's encoder: the run's frozen ones, or a copy of the policy's first layers as training
+    begins, stored as the policy is; an embedding model's are whole on every device.
+    """
+    if reader.shares_frozen:
+        return frozen
+    if config.store.encoder == "policy_hidden":
+        where = needed(param_shardings(model, mesh))
+        cut = jax.jit(functools.partial(first_layers, reader=reader), out_shardings=where)
+        return cut(reference_params(config, starting_params(config, model, mesh)))
+    where = sharding.param_shardings(qwen.logical_axes(reader.model), reader.model.layout)
+    path, (dtype, param_dtype) = config.store.encoder_weights, (reader.model.dtype, reader.model.param_dtype)
+    return needed(weights.load(path, dtype=dtype, param_dtype=param_dtype, shardings=where)[1])
+
+
+def program_spec(config: ConfigDict, world: World, mesh: Mesh, reader: Reader | None = None) -> ProgramSpec:
     """Static settings of the stage programs."""
-    rollout = rollout_spec(config, world, Layout(mesh, "rollout"))
+    rollout = rollout_spec(config, world, Layout(mesh, "rollout"), reader)
     step = -(-rollout.capacity // config.rl.widths)
     learn = LearnSpec(
         micro_batch=derive(config).micro_batch,
@@ -350,7 +439,7 @@ def document_counts(source: TaskSource, vocab: int) -> np.ndarray:
     return counts
 
 
-def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpec:
+def rollout_spec(config: ConfigDict, world: World, layout: Layout, reader: Reader | None) -> RolloutSpec:
     """Every static size of a rollout, in one place."""
     pieces = world.pieces
     width = lambda text: int(text.tokens.shape[-1])  # noqa: E731
@@ -387,7 +476,8 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout) -> RolloutSpe
         segments=c.max_segments,
         entries=config.store.entries,
         entry_tokens=config.store.entry_tokens,
-        embedding_size=int(world.encoder.shape[1]),
+        embedding_size=reader.size if reader else int(world.encoder.shape[1]),
+        reader=reader,
         good_entry=min(config.reward.good_entry, 1 - 1e-6),  # a fact overlaps itself by 1, rounded
         shortest_turn=min(filter(None, world.grammar.shortest[: Op.PASS + 1])),
         chunk=min(r.prefill_chunk, c.capacity),

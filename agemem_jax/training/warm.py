@@ -9,6 +9,7 @@ from agemem_jax.data.scripts import Script
 from agemem_jax.memory import store as store_lib
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import learner_batch
+from agemem_jax.rollout.reading import encoder_of
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.training.learn import LearnSpec, gradients, imitation_loss
@@ -28,7 +29,7 @@ def seed_store(rows: Rows, told: Demonstration, world: World, spec: RolloutSpec)
         text = Text(told.entries.tokens[:, i], told.entries.length[:, i])
         store, _, _ = store_lib.add(
             store, text.length > 0, text, no_tags, told.owners[:, i], jnp.zeros_like(rows.round), rows.round,
-            world.encoder, world.equality, spec.duplicates,
+            encoder_of(world, spec), world.equality, spec.duplicates,
         )  # fmt: skip
         return store, None
 

@@ -69,6 +69,8 @@ class Tables:
             )
         if run.config.rl.credit == "hindsight" or run.config.rl.loss_average == "turn":
             raise ValueError("the host-driven agent knows no turns; give another rl.credit and rl.loss_average")
+        if run.spec.rollout.reader:
+            raise ValueError("the host-driven agent has no decoder as encoder; set store.encoder = 'lexical'")
         self.spec, self.encode, self.decode = run.spec.rollout, run.tokenizer.encode_markup, run.tokenizer.decode
         self.end = run.tokenizer.end_of_turn
         self.table, self.weight = np.asarray(run.world.encoder), np.asarray(run.world.token_weight)
