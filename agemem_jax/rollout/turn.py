@@ -414,8 +414,8 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     op = at(calls.op)
     run = active & (rows.mode == Mode.ACT) & (j >= rows.pointer) & (op != Op.NONE)
     content, tags, memory_id = at(calls.content), at(calls.tags), at(calls.memory_id)
-    done = run & (suppress != call_number(spec, stage, rows.turn, j))
-    is_op = lambda o: done & (op == o)  # noqa: E731
+    executed = run & (suppress != call_number(spec, stage, rows.turn, j))
+    is_op = lambda o: executed & (op == o)  # noqa: E731
     encode = given(world, None if spec.reader is None else at(rows.vectors))
     status = jnp.full_like(op, Status.NOT_RUN)
     batch = spec.batch
