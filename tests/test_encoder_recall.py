@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from agemem_jax.data.questions import generate
+from agemem_jax.data.questions import KINDS, Sizes, generate
 from agemem_jax.types import Text
+from configs import tiny
 from experiments import encoder_recall
 
 TABLE = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.2]], np.float32)  # directions of tokens 0 to 3
@@ -40,8 +41,12 @@ def test_generated_questions():
     layers = results["encoders"][5:]
     assert [row["encoder"].split()[:2] for row in layers] == [["policy_hidden", "mean"], ["policy_hidden", "last"]]
     assert all(row["batch_s"] > 0 for row in layers) and results["decode_step_s"] > 0
-    sentences = sum(len(paragraph) for _, paragraph in generate(0, 1, "test")[0]["context"])
-    assert results["records"] == 8 and results["sentences_per_record"] == sentences
+    config = tiny.get_config()
+    mix = {kind: config.task[f"share_{kind}"] for kind in KINDS}
+    sizes = Sizes(config.store.entries, config.task.facts, config.task.distractors)
+    records = generate(config.task.seed, 8, "test", mix, sizes)
+    sentences = sum(len(paragraph) for record in records for _, paragraph in record["context"])
+    assert results["records"] == 8 and results["sentences_per_record"] == sentences / 8
     for row in results["encoders"]:
         assert 0 < row["recall@5"] <= 1 and row["recall@1"] <= row["recall@3"] <= row["recall@5"]
 
