@@ -149,7 +149,7 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
 
 def test_rows_with_room_for_all_that_is_told():
     """The full context and the store of all messages take larger rows, and programs of their own that learn nothing."""
-    run = build_small(policy__num_layers=1, rollout__history_widths=1, context__limit=70, context__capacity=80)
+    run = build_small(policy__num_layers=1, rollout__history_widths=1)
     state = new_state(run.start(), run.optimizer)
     before = jax.device_get(state)
     task, _ = run.source.split_batch("test", 0, 8)
