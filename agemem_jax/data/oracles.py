@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from agemem_jax.data.demos import digest, named, subject
 from agemem_jax.data.hotpotqa import StagedRecord
 from agemem_jax.data.questions import CLOSINGS, UNKNOWN
-from agemem_jax.data.scripts import Lines, Shadow, names, write_turn
+from agemem_jax.data.scripts import QUIET_TOKENS, Lines, Shadow, names, write_turn
 from agemem_jax.data.words import NUMBERS
-from agemem_jax.types import TOOL_NAMES, Op
+from agemem_jax.types import Op
 
-ALL_OPS = tuple(Op(i) for i in range(len(TOOL_NAMES)))
+SLACK = 6  # tokens by which what is in view may be estimated too small
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class Oracle:
     def _brim(self, shadow: Shadow, text: str, following: str) -> bool:
         """Whether the turn after the next message would push something out, or the one after that."""
         room = shadow.capacity - shadow.reserve - shadow.used()
-        return len((text + " " + following).split()) + 3 * 4 + len(following.split()) > room
+        two = len((text + " " + following).split()) + len(following.split()) + 3 * QUIET_TOKENS
+        return two + SLACK > room
 
     def _do(self, call, text: str, who: int, shadow: Shadow, turns: list[str], strategy: Strategy, summaries=None):
         """Writes a turn and carries it out; an empty one where the strategy lacks the tool."""
