@@ -80,7 +80,6 @@ def small_config(**changes) -> ConfigDict:
 def vocabulary_file(summary_by: str = "policy", optional_arguments: bool = False, format: str = "paper") -> str:
     """A sentencepiece model whose symbols are the literals of the small config's grammar."""
     tools = tiny.get_config().tools
-    tools.max_calls = 2
     tools.summary_by, tools.optional_arguments, tools.format = summary_by, optional_arguments, format
     path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{summary_by}-{optional_arguments}-{format}-{vocabulary.FILE_NAME}"
     if not path.exists():

@@ -58,11 +58,11 @@ class Writer:
         )
 
     def script(self, rows: list[Lines]) -> Script:
-        """One row for each agent; after its last line an agent lets every message pass."""
-        nothing = write_turn(self.config.tools, [])
+        """One row for each agent; after its last line an agent lets every message pass, if the grammar has a way to."""
+        rest = [write_turn(self.config.tools, [])] if self.config.tools.min_calls == 0 else []
 
         def stage(s: int) -> Text:
-            said = [row.stages[s] + [nothing] * (self.turns[s] - len(row.stages[s])) for row in rows]
+            said = [row.stages[s] + rest * (self.turns[s] - len(row.stages[s])) for row in rows]
             return _stack([pad_texts([self.encode(text) for text in row], self.turns[s], self.width) for row in said])
 
         slots = max(1, self.config.rollout.summary_slots)

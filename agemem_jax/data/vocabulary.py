@@ -30,8 +30,11 @@ def build(path: str, tools_config, seed: int = 0) -> None:
     tools_config: config.tools, whose grammar's literals become pieces.
     Raises ValueError if a generated word does not come out as exactly one piece (a literal inside it would split it).
     """
+    # Turns of several calls, of one and of none can be told with the same vocabulary, whatever the config asks for.
+    tools = tools_config.copy_and_resolve_references()
+    tools.max_calls, tools.min_calls = max(2, tools.max_calls), 0
     words = [*questions.vocabulary(), *JSON_WORDS]
-    single = list(dict.fromkeys([*CHAT_MARKS, *literals(tools_config, END_OF_TURN), *symbols()]))
+    single = list(dict.fromkeys([*CHAT_MARKS, *literals(tools_config, END_OF_TURN), *literals(tools, END_OF_TURN), *symbols()]))
     letters = sorted(set("".join(words) + "0123456789"))
     # Random order: every word is followed by many others, and equally often, so the trainer keeps each as a piece.
     rng = random.Random(seed)
