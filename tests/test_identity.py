@@ -186,7 +186,7 @@ def test_a_run_goes_on_by_content(files, run, tmp_path, capsys):
         told = str(refused.value)
         assert told.startswith(f"checkpoint {tmp_path}/checkpoints/00000001: ") and words in told and "\n" not in told
         assert "or start in a new --workdir" in told and " at that time" in told
-        assert f"task.path = '{files}/records.json', task.validation_path = ''" in told
+        assert f"task.path = '{files}/records.json'" in told and "task.validation_path = ''" in told
     with saver(tmp_path / "checkpoints", run.config, run.identity | {"weights": FRESH}) as checkpoints:
         with pytest.raises(InputError, match="the run began with the weights of a file, and policy.weights is "):
             checkpoints.restore_latest(STATE)

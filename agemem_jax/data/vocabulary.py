@@ -34,7 +34,8 @@ def build(path: str, tools_config, seed: int = 0) -> None:
     tools = tools_config.copy_and_resolve_references()
     tools.max_calls, tools.min_calls = max(2, tools.max_calls), 0
     words = [*questions.vocabulary(), *JSON_WORDS]
-    single = list(dict.fromkeys([*CHAT_MARKS, *literals(tools_config, END_OF_TURN), *literals(tools, END_OF_TURN), *symbols()]))
+    ours = [*literals(tools_config, END_OF_TURN), *literals(tools, END_OF_TURN), *symbols()]
+    single = list(dict.fromkeys([*CHAT_MARKS, *ours]))
     letters = sorted(set("".join(words) + "0123456789"))
     # Random order: every word is followed by many others, and equally often, so the trainer keeps each as a piece.
     rng = random.Random(seed)
