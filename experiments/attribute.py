@@ -10,21 +10,16 @@ hand allow it, else one device.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from agemem_jax.config import ConfigError, derive, from_json
 from agemem_jax.metrics import write_json
 from agemem_jax.report.page import ATTRIBUTION
-from agemem_jax.training import identity as identities
 from agemem_jax.training.attribute import attribute, by_tool, to_json
 from agemem_jax.training.evaluate import WAYS, Pass
-from agemem_jax.training.setup import Run, build, run_mesh
 from agemem_jax.training.state import new_state
 from agemem_jax.training.summary import TASK_METRICS
-from experiments import cli, out, paths
-from experiments.export import newest, restore_params
+from experiments import cli, out
+from experiments.saved import RUN, newest, reopened, restore_params
 
-RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
 TASKS = flags.DEFINE_integer("tasks", 64, "test tasks", lower_bound=1)
 WAY = flags.DEFINE_enum("way", "greedy", list(WAYS), "how turns are decoded; the traces of a report are greedy")
 
@@ -49,30 +44,6 @@ def main() -> None:
     write_json(folder / ATTRIBUTION, figures)
     print(table(figures))
     out.write(figures)
-
-
-def reopened(checkpoint: Path) -> Run:
-    """The run of a checkpoint, to be evaluated with a trace of every row.
-
-    Raises InputError if what it read has changed since.
-    """
-    config = from_json((checkpoint / "config.json").read_text())
-    config.train.traces = derive(config).rows
-    fit_devices(config)
-    run = build(config)
-    was = identities.read(checkpoint / identities.FILE)
-    if was is not None:
-        remedy = "or take the version of agemem_jax that trained it"
-        identities.check(f"checkpoint {checkpoint}", was, run.identity, config, config, remedy)
-    return run
-
-
-def fit_devices(config: ConfigDict) -> None:
-    """Sets the mesh to one device where the run's does not fit those at hand."""
-    try:
-        run_mesh(config)
-    except ConfigError:
-        config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
 
 
 def table(figures: dict) -> str:

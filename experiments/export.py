@@ -15,9 +15,7 @@ import warnings
 from pathlib import Path
 
 import jax
-import orbax.checkpoint as ocp
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
@@ -25,19 +23,16 @@ from agemem_jax.config import from_json, to_json, without_folders
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.prompts import build_pieces, system_message
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
-from agemem_jax.errors import InputError
-from agemem_jax.models import lora, qwen, weights
+from agemem_jax.models import lora, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training import identity as identities
-from agemem_jax.training.checkpoint import MANIFEST, checkpoints, damage
 from agemem_jax.training.identity import Identity
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
-from agemem_jax.training.state import param_shardings
 from agemem_jax.training.summary import table
 from experiments import cli, out, paths
+from experiments.saved import RUN, newest, restore_params
 
-RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
 FOLDER = paths.define_path("folder", None, "where the released checkpoint goes", required=True)
 DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")
 SHARD_BYTES = flags.DEFINE_integer("shard_bytes", weights.SHARD_BYTES, "largest weight file", lower_bound=1)
@@ -184,45 +179,6 @@ def read_again(checkpoint: Path, config: ConfigDict, tokenizer: Tokenizer) -> Id
         remedy = "or take the version of agemem_jax that trained it"
         identities.check(f"checkpoint {checkpoint}", was, now, config, config, remedy)
     return now
-
-
-def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a seed. Raises InputError if there is none."""
-    folder = run / "checkpoints"
-    for path in checkpoints(folder) if folder.is_dir() else []:
-        problem = damage(path)
-        if problem is None:
-            return path
-        warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
-    seeds = ", ".join(sorted(str(path) for path in run.glob("seed_*")))
-    hint = f"give one of its seeds: {seeds}" if seeds else "give the folder of one seed, as in --run=runs/tiny/seed_0"
-    raise InputError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
-
-
-def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:
-    """What was trained alone, stored over the mesh; the optimizer's state is not read."""
-    where = lora.trained(param_shardings(model, mesh), model.lora)
-    shapes = jax.eval_shape(lambda key: lora.trained(qwen.init_params(model, key), model.lora), jax.random.key(0))
-    wanted = {f".params{jax.tree_util.keystr(p)}": x for p, x in jax.tree_util.tree_leaves_with_path(shapes)}
-    saved = json.loads((checkpoint / "arrays.json").read_text())
-    for name in sorted(wanted.keys() | {name for name in saved if name.startswith(".params[")}):
-        expected = f"{wanted[name].dtype}{list(wanted[name].shape)}" if name in wanted else "absent"
-        if saved.get(name, "absent") != expected:
-            raise InputError(
-                f"checkpoint {checkpoint}: {name} is {saved.get(name, 'absent')}, and {expected} in the policy of its "
-                "config; put the weights back that policy.weights named when the run began"
-            )
-    like = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, where)
-    item = {"params": like}
-    how = ocp.checkpoint_utils.construct_restore_args(item)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-        try:
-            return reader.restore(checkpoint.resolve() / "state", args=args)["params"]
-        except Exception as error:
-            if (checkpoint / MANIFEST).exists():
-                raise
-            raise InputError(f"checkpoint {checkpoint} was dropped by its run, which goes on; try again") from error
 
 
 def loader(folder: Path, tokenizer: Tokenizer) -> str:

@@ -15,9 +15,7 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.evaluate import Pass, evaluate
 from agemem_jax.training.state import new_state
 from agemem_jax.types import TOOL_NAMES, Op, Status
-from experiments import attribute as command
-from experiments import compare_credit
-from experiments.export import newest
+from experiments import compare_credit, saved
 
 SAMPLED = Pass("agemem", "sampled")
 
@@ -108,13 +106,13 @@ def test_a_run_is_reopened_with_a_trace_of_every_row(tmp_path, monkeypatch):
     with Checkpointer(tmp_path / "checkpoints", config, 2, run.identity) as saver:
         saver.save(3, new_state(run.start(), run.optimizer), {}, wait=True)
     built = []
-    monkeypatch.setattr(command, "build", lambda config: built.append(config) or run)
-    assert command.reopened(newest(tmp_path)) is run
+    monkeypatch.setattr(saved, "build", lambda config: built.append(config) or run)
+    assert saved.reopened(saved.newest(tmp_path)) is run
     assert built[0].train.traces == 8 and built[0].mesh.data == 1  # there are no 64 devices
     other = {**run.identity, "prompt": "another"}
-    monkeypatch.setattr(command, "build", lambda config: dataclasses.replace(run, identity=other))
+    monkeypatch.setattr(saved, "build", lambda config: dataclasses.replace(run, identity=other))
     with pytest.raises(InputError, match="system prompt"):
-        command.reopened(newest(tmp_path))
+        saved.reopened(saved.newest(tmp_path))
 
 
 def test_the_bar_and_what_reaches_it_by_hand():

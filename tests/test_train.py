@@ -19,6 +19,7 @@ from agemem_jax.data.batches import LIMITS
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.memory.encoder import policy_table
+from agemem_jax.report import page as report_page
 from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
@@ -26,6 +27,7 @@ from agemem_jax.training.evaluate import BASELINES, METHODS, count_unheard, pass
 from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
+from agemem_jax.types import TOOL_NAMES
 from configs import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -345,3 +347,23 @@ def test_verdicts_are_the_task_reward_and_without_any_nothing_is_learnt(tmp_path
         changes = jax.tree.map(lambda a, b: (a != b).any(), before, jax.device_get(state.params))
         learnt.append(any(jax.tree.leaves(changes)))
     assert learnt == [True, False]
+
+
+def test_what_the_calls_of_a_run_were_worth(whole):
+    """The calls of the traces are found again and left out one by one; the report then shows what each was worth."""
+    workdir, _ = whole
+    ran = subprocess.run(
+        [sys.executable, "-m", "experiments.attribute", f"--run={workdir}/seed_1", "--tasks=3"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    kept = json.loads((workdir / "seed_1" / "attribution.json").read_text())
+    assert kept["tasks"] == 3 and kept["unlike"] == 0 and kept["way"] == "greedy" and kept["checkpoint"] == "00000008"
+    assert kept["tools"]["all"]["calls"] == len(kept["calls"]) > 0 and "all" in ran.stdout
+    shown = [
+        call
+        for trace in report_page.load(workdir).traces[1] if trace["method"] == "agemem"
+        for turn in trace["turns"] for call in turn["calls"] if call["op"] in TOOL_NAMES
+    ]  # fmt: skip
+    assert shown and all(call["worth"] is not None for call in shown)  # of both tasks that have a trace
+    assert "What each call was worth" in report_page.write(workdir).read_text()
