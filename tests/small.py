@@ -65,6 +65,7 @@ def small_config(**changes) -> ConfigDict:
     c.rl.updates = 6
     c.rl.tasks_per_update = 2
     c.rl.group_size = 4
+    c.rl.credit = "broadcast"
     c.rl.micro_batch = 8
     c.rl.logit_chunk = 64
     c.optim.learning_rate = 1e-3
