@@ -33,7 +33,7 @@ def toy_state(devices: list) -> dict:
     }
 
 
-def toy_train(config, workdir: Path, stop) -> dict:
+def toy_train(config, workdir: Path, stop, first: bool = True) -> dict:
     updates, what = int(sys.argv[1]), sys.argv[2]
     state = toy_state(jax.devices())
     if what == "late":
@@ -67,7 +67,7 @@ if __name__ == "__main__":
     from experiments import cli
     from experiments import train as command
 
-    command.build = lambda config: config
+    command.build = lambda config, like=None: config
     command.train = toy_train
     command.write_summary = lambda *_: {}
     command.table = lambda _: "table"
