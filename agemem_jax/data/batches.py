@@ -114,7 +114,7 @@ class TaskSource:
 
     def rows(self, picks: list[tuple[int, int]]) -> Task:
         """The tasks of (record index, epoch) pairs as numpy arrays, one a row."""
-        return _stack([self._row(index, epoch) for index, epoch in picks])
+        return stack([self._row(index, epoch) for index, epoch in picks])
 
     def staged(self, index: int, epoch: int = 0) -> hotpotqa.StagedRecord:
         """Record `index` as it is told in an epoch."""
@@ -125,6 +125,10 @@ class TaskSource:
         return hotpotqa.stages(
             self.records[index], rng, task.facts, task.chatter, task.distractors, self.casual, revise, stranger
         )
+
+    def owner(self, index: int, speaker: int) -> int:
+        """Whose memory a speaker of record `index` has."""
+        return index % self.config.task.owners + self.config.task.owners * speaker
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text; a mark of chat or tools in it is text too.
@@ -229,7 +233,7 @@ class TaskSource:
         messages = [*staged.facts, *staged.distractors, staged.query]
 
         def owners(speakers: list[int]) -> list[int]:
-            return [index % task.owners + task.owners * speaker for speaker in speakers]
+            return [self.owner(index, speaker) for speaker in speakers]
 
         return Task(
             facts=self._messages(staged.facts, task.facts),
@@ -249,7 +253,7 @@ class TaskSource:
             fact_session=np.full((task.facts,), index, np.int32),
             distractor_owner=_padded(owners(staged.distractor_speakers), task.distractors, np.int32),
             distractor_session=np.full((task.distractors,), index, np.int32),
-            owner=np.int32(owners([staged.asker])[0]),
+            owner=np.int32(self.owner(index, staged.asker)),
             session=np.int32(index),
             keep=self._messages(staged.keep, task.facts),
             num_keep=np.int32(len(staged.keep)),
@@ -319,5 +323,6 @@ def _padded(values: list, size: int, dtype) -> np.ndarray:
     return array
 
 
-def _stack(rows: list[Task]) -> Task:
+def stack(rows: list):
+    """Trees of arrays of the same shapes as one, with an axis more in front."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

@@ -11,7 +11,7 @@ import random
 import numpy as np
 from flax import struct
 
-from agemem_jax.data.batches import TaskSource, pad_texts
+from agemem_jax.data.batches import TaskSource, pad_texts, stack
 from agemem_jax.data.hotpotqa import StagedRecord
 from agemem_jax.data.questions import UNKNOWN
 from agemem_jax.data.scripts import Lines, Script, Shadow, Writer, names, write_turn
@@ -27,6 +27,7 @@ WANDER = {Op.PASS: 0.76, Op.ADD: 0.06, Op.UPDATE: 0.03, Op.DELETE: 0.03, Op.RETR
 SENSE = 0.7  # chance that a call's arguments suit the moment
 SEEDED = 0.85  # chance of each fact that holds to be in the store of stage 3
 OFF_PLAN = 0.15  # chance of any operation in a turn of stage 3
+RELATIONS = ("by", "in", "for", "to")  # the words after which a generated fact names its object
 GUESS = 0.05  # chance of an answer without the facts, a turn
 
 
@@ -51,14 +52,12 @@ class Demonstrator:
         places = range(step * size, (step + 1) * size)
         picks = [(place % self.source.num_train, place // self.source.num_train) for place in places]
         told = [self.tell(index, epoch) for index, epoch in picks]
-        owner = self.source.config.task.owners
         count, width = self.config.store.entries, self.config.task.message_tokens
         entries = [pad_texts([self.source.encode(text)[:width] for _, text in held], count, width) for _, held in told]
         owners = np.zeros((size, count), np.int32)
         for row, (index, _), (_, held) in zip(owners, picks, told, strict=True):
-            row[: len(held)] = [index % owner + owner * speaker for speaker, _ in held]
-        stacked = Text(np.stack([t.tokens for t in entries]), np.stack([t.length for t in entries]))
-        demonstration = Demonstration(self.writer.script([lines for lines, _ in told]), stacked, owners)
+            row[: len(held)] = [self.source.owner(index, speaker) for speaker, _ in held]
+        demonstration = Demonstration(self.writer.script([lines for lines, _ in told]), stack(entries), owners)
         return self.source.rows(picks), demonstration
 
     def tell(self, index: int, epoch: int) -> tuple[Lines, list[tuple[int, str]]]:
@@ -201,9 +200,6 @@ class Demonstrator:
         objects = [split_fact(text)[1] for text in staged.facts + staged.distractors]
         kind = [o for o in objects if o and o[0].isdigit() == staged.answer[0].isdigit()]
         return rng.choice(kind or [staged.answer])
-
-
-RELATIONS = ("by", "in", "for", "to")  # the words after which a generated fact names its object
 
 
 def split_fact(text: str) -> tuple[str, str]:

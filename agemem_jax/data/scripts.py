@@ -7,11 +7,10 @@ both as far as scripts need it.
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from flax import struct
 
 from agemem_jax.config import refuse
-from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
+from agemem_jax.data.batches import TaskSource, pad_text, pad_texts, stack
 from agemem_jax.tools.schemas import write_calls
 from agemem_jax.types import TOOL_NAMES, Op, Text
 
@@ -63,15 +62,15 @@ class Writer:
 
         def stage(s: int) -> Text:
             said = [row.stages[s] + rest * (self.turns[s] - len(row.stages[s])) for row in rows]
-            return _stack([pad_texts([self.encode(text) for text in row], self.turns[s], self.width) for row in said])
+            return stack([pad_texts([self.encode(text) for text in row], self.turns[s], self.width) for row in said])
 
         slots = max(1, self.config.rollout.summary_slots)
 
         def summaries(row: Lines) -> Text:
             told = [texts[:slots] + [""] * (slots - len(texts)) for texts in row.summaries]
-            return _stack([_stack([self._summary(text) for text in texts]) for texts in told])
+            return stack([stack([self._summary(text) for text in texts]) for texts in told])
 
-        return Script(tuple(stage(s) for s in range(3)), _stack([summaries(row) for row in rows]))
+        return Script(tuple(stage(s) for s in range(3)), stack([summaries(row) for row in rows]))
 
     def encode(self, text: str, limit: str = "action_tokens") -> list[int]:
         """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
@@ -149,7 +148,3 @@ class Shadow:
 def names(text: str) -> set[str]:
     """The words of a text that name something."""
     return {word for word in text.split() if word[0].isupper() or word.isdigit()}
-
-
-def _stack(texts: list[Text]) -> Text:
-    return Text(np.stack([t.tokens for t in texts]), np.stack([t.length for t in texts]))
