@@ -144,6 +144,7 @@ class ToolCalls:
     top_k: jax.Array  # [B, J] int32, 0 if absent
     span: jax.Array  # [B, J] int32: 0 = all, n = the last n rounds
     confirmed: jax.Array  # [B, J] bool
+    said: jax.Array  # [B, A] bool: the token as written is part of a text (thought, content, tag), not of the format
     malformed: jax.Array  # [B] bool: the turn does not parse; op is NONE throughout
     think_tokens: jax.Array  # [B] int32
 

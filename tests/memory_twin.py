@@ -133,6 +133,7 @@ class Message:
     slot: int
     born: int
     tokens: tuple[int, ...]
+    said: tuple[int, ...]  # of these, those that are not format
     role: int
     pinned: bool
     round: int
@@ -140,7 +141,7 @@ class Message:
 
 @dataclass
 class ContextTwin:
-    """One window: messages in the order of their tokens."""
+    """One window: messages in the order of their tokens. Texts come as (token, whether it is said) pairs."""
 
     capacity: int
     max_messages: int
@@ -152,17 +153,18 @@ class ContextTwin:
     def tokens(self):
         return [t for m in self.messages for t in m.tokens]
 
-    def insert(self, place, tokens, role, pinned, round):
+    def insert(self, place, text, role, pinned, round):
         slot = min(set(range(self.max_messages)) - {m.slot for m in self.messages})
-        self.messages.insert(place, Message(slot, self.count, tokens, role, pinned, round))
+        tokens, said = tuple(token for token, _ in text), tuple(token for token, is_said in text if is_said)
+        self.messages.insert(place, Message(slot, self.count, tokens, said, role, pinned, round))
         self.count += 1
 
-    def append(self, tokens, role, pinned, round):
-        if not tokens:
+    def append(self, text, role, pinned, round):
+        if not text:
             return Status.EMPTY_TEXT
-        if len(self.tokens) + len(tokens) > self.capacity or len(self.messages) == self.max_messages:
+        if len(self.tokens) + len(text) > self.capacity or len(self.messages) == self.max_messages:
             return Status.NO_ROOM
-        self.insert(len(self.messages), tokens, role, pinned, round)
+        self.insert(len(self.messages), text, role, pinned, round)
         return Status.OK
 
     def remove(self, slots):
@@ -174,23 +176,23 @@ class ContextTwin:
         self.messages = [m for m in self.messages if m.slot not in slots]
         return before if cut is None else cut
 
-    def replace(self, slots, tokens, role, round):
+    def replace(self, slots, text, role, round):
         here = [m for m in self.messages if m.slot in slots]
         left = len(self.tokens) - sum(len(m.tokens) for m in here)
-        if not tokens:
+        if not text:
             return len(self.tokens), Status.EMPTY_TEXT
         if not here:
             return len(self.tokens), Status.NOTHING_TO_EDIT
-        if left + len(tokens) > self.capacity:
+        if left + len(text) > self.capacity:
             return len(self.tokens), Status.NO_ROOM
         place = self.messages.index(here[0])
         cut = self.remove(slots)
-        self.insert(place, tokens, role, False, round)
+        self.insert(place, text, role, False, round)
         return cut, Status.OK
 
     def similarity(self, criteria):
         wanted = embed(self.table, criteria)
-        return {m.slot: float(embed(self.table, m.tokens) @ wanted) for m in self.messages}
+        return {m.slot: float(embed(self.table, m.said) @ wanted) for m in self.messages}
 
     def filter_drop(self, criteria, theta):
         if not criteria:

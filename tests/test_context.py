@@ -37,7 +37,8 @@ def window(*messages, capacity=C):
     """One row with messages of (tokens, round, pinned)."""
     ctx = context.empty(1, capacity, M)
     for tokens, number, pinned in messages:
-        ctx, status = _append(ctx, jnp.ones(1, bool), text(tokens), Role.USER, pinned, ints(number))
+        said = context.saying(text(tokens))
+        ctx, status = _append(ctx, jnp.ones(1, bool), said, Role.USER, pinned, ints(number))
         assert status.tolist() == [Status.OK]
     return ctx
 
@@ -65,8 +66,9 @@ def run_sequence(ctx, steps):
         before, asked = ctx, {name: s["on"] & (s["op"] == i) for i, name in enumerate(OPS)}
         ctx, appended = context.append(ctx, asked["append"], s["text"], s["role"], s["pinned"], s["round"])
 
-        similarity = context.similarity(before, s["text"], TABLE)
-        filtered, found = context.filter_drop(ctx, s["text"], TABLE, THETA)
+        criteria = context.plain(s["text"])
+        similarity = context.similarity(before, criteria, TABLE)
+        filtered, found = context.filter_drop(ctx, criteria, TABLE, THETA)
         ctx, filter_cut = context.remove(ctx, asked["filter"], filtered)
 
         spanned, spans = context.span_drop(ctx, s["span"])
@@ -89,7 +91,8 @@ def run_sequence(ctx, steps):
 def random_steps(rng, length, batch, op_weights):
     shape = (length, batch)
     sizes = rng.choice(W + 1, shape, p=[0.06, 0.26, 0.26, 0.18, 0.12, 0.06, 0.06])
-    tokens = np.where(np.arange(W) < sizes[..., None], rng.integers(1, 10, (*shape, W)), PAD_ID)
+    tokens = rng.integers(1, 10, (*shape, W)) | np.where(rng.random((*shape, W)) < 0.7, context.SAID, 0)
+    tokens = np.where(np.arange(W) < sizes[..., None], tokens, PAD_ID)
     number = lambda low, high: rng.integers(low, high, shape).astype(np.int32)  # noqa: E731
     return {
         "on": rng.random(shape) < 0.95,
@@ -110,6 +113,8 @@ def check_window(twin, ctx, t, row):
     length = ctx.length[t, row]
     assert length == len(twin.tokens)
     assert ctx.tokens[t, row].tolist() == twin.tokens + [PAD_ID] * (C - length)
+    said = [t for m in twin.messages for t in m.said]
+    assert ctx.tokens[t, row][ctx.said[t, row]].tolist() == said
     owners = [m.slot for m in twin.messages for _ in m.tokens]
     assert ctx.message[t, row].tolist() == owners + [NO_MESSAGE] * (C - length)
     assert np.flatnonzero(ctx.alive[t, row]).tolist() == sorted(m.slot for m in twin.messages)
@@ -137,14 +142,16 @@ def test_random_sequences_agree_with_the_twin(seed, op_weights):
         twin = ContextTwin(C, M, TABLE)
         for t in range(length):
             get = lambda name, t=t, row=row: steps[name][t, row].item()  # noqa: E731
-            words = tuple(steps["text"].tokens[t, row, : steps["text"].length[t, row]].tolist())
+            written = steps["text"].tokens[t, row, : steps["text"].length[t, row]]
+            words = tuple((written & ~context.SAID).tolist())
+            pairs = tuple(zip(words, (written >= context.SAID).tolist(), strict=True))
             on, op, before = get("on"), OPS[get("op")], len(twin.tokens)
             scores = twin.similarity(words)
             wanted = [scores.get(i, 0.0) for i in range(M)]
             np.testing.assert_allclose(similarity[t, row], wanted, atol=1e-5)
             expected_cuts, edited = [None] * 4, False
             if op == "append":
-                status = twin.append(words, get("role"), get("pinned"), get("round")) if on else Status.NOT_RUN
+                status = twin.append(pairs, get("role"), get("pinned"), get("round")) if on else Status.NOT_RUN
                 assert statuses[t, 0, row] == status
                 edited = status == Status.OK
             elif op == "filter":
@@ -159,7 +166,7 @@ def test_random_sequences_agree_with_the_twin(seed, op_weights):
                 chosen, spans = twin.span_drop(get("span"))
                 assert statuses[t, 3, row] == spans and set(np.flatnonzero(drop[t, 1, row])) == chosen
                 if on:
-                    expected_cuts[1], status = twin.replace(chosen, words, 2, get("round"))
+                    expected_cuts[1], status = twin.replace(chosen, pairs, 2, get("round"))
                     edited = status == Status.OK
                     assert statuses[t, 2, row] == status
             elif op == "make_room":
@@ -288,16 +295,16 @@ def test_any_number_of_messages_fits_a_small_table():
 
 def test_a_message_that_grew_counts_in_full():
     ctx = window(([1], 0, True), ([2], 1, False), capacity=8)
-    grown = ctx.replace(
-        tokens=context.write(ctx.tokens, ints(5, 6, 7)[None], ctx.length, ints(3)),
-        message=context.write(ctx.message, ints(1, 1, 1)[None], ctx.length, ints(3)),
-        length=ctx.length + 3,
-    )
+    more = text([5, 6, 7])
+    grown = context.extend(ctx, context.saying(more, jnp.asarray([[True, False, True] + [False] * (W - 3)])))
+    assert grown.tokens[0].tolist() == [1, 2, 5, 6, 7] + [PAD_ID] * 3 and grown.message[0, :5].tolist() == [0] + [1] * 4
+    assert grown.said[0].tolist() == [True] * 3 + [False, True] + [False] * 3
     assert np.flatnonzero(context.oldest_drop(grown, ints(4))[0]).tolist() == [1]
     after, cut, status = _replace(grown, jnp.ones(1, bool), drops(1), text([3] * 6), Role.USER, ints(1))
     assert (
         after.tokens[0].tolist() == [1] + [3] * 6 + [PAD_ID] and cut.tolist() == [1] and status.tolist() == [Status.OK]
     )
+    assert after.said[0].tolist() == [True] + [False] * 7
 
 
 def test_similarity_over_several_chunks():
@@ -305,11 +312,10 @@ def test_similarity_over_several_chunks():
     rng = np.random.default_rng(0)
     long = rng.integers(1, 9, 200).tolist()
     ctx, twin = context.empty(1, capacity, M), ContextTwin(capacity, M, TABLE)
-    for tokens in ([3, 4], long, [5]):
-        ctx, _ = context.append(ctx, jnp.ones(1, bool), text(tokens, width=256), 1, False, ints(0))
-        twin.append(tuple(tokens), 1, False, 0)
-    ctx, _ = context.append(ctx, jnp.ones(1, bool), text(long[:90], width=256), 1, False, ints(0))  # across the border
-    twin.append(tuple(long[:90]), 1, False, 0)
+    for tokens in ([3, 4], long, [5], long[:90]):  # the last one across the border
+        said = context.saying(text(tokens, width=256))
+        ctx, _ = context.append(ctx, jnp.ones(1, bool), said, 1, False, ints(0))
+        twin.append([(token, True) for token in tokens], 1, False, 0)
     got = jax.jit(context.similarity)(ctx, text([5, 1, 2]), TABLE)[0]
     wanted = twin.similarity((5, 1, 2))
     np.testing.assert_allclose(got, [wanted.get(i, 0) for i in range(M)], atol=1e-5)

@@ -11,7 +11,7 @@ from small import SHARPER, small_config
 from test_export import save_run
 from vocabularies import DATE, write_bpe
 
-from agemem_jax.data.batches import pad_text, pad_texts
+from agemem_jax.data.batches import pad_texts
 from agemem_jax.data.demos import write_turn
 from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import system_prompt
@@ -91,7 +91,7 @@ def play(run) -> Segments:
     ]
     rows = lambda text: Text(*(np.stack([x] * spec.batch) for x in (text.tokens, text.length)))  # noqa: E731
     scripts = [rows(pad_texts(lines, len(lines), spec.width)) for lines in stages]
-    summary = rows(pad_text(tokenizer.encode_markup(facts[0] + tokenizer.end_of_turn), spec.width))
+    summary = rows(pad_texts([tokenizer.encode_markup(facts[0] + tokenizer.end_of_turn)], 1, spec.width))
 
     @jax.jit
     def episode(task, scripts, summary, world):

@@ -331,6 +331,32 @@ def test_malformed_turns_have_no_calls(bpe, free, text):
     assert not calls.content.length.any() and not calls.tags.length.any() and (calls.memory_id == NO_ID).all()
 
 
+def test_what_a_turn_says_is_its_texts(bpe, free):
+    """Thought, content, query and tags; no id, number or choice, and nothing of the format."""
+    _, tokenizer, grammar = bpe
+    call = '{"name": "%s", "arguments": {%s}}'
+    tags = '"memory_type": "¦fact¦", "metadata": {"¦born¦": "¦Halden¦"}'
+    add = call % ("Add_memory", f'"content": "¦Ada <3 tea¦", {tags}')
+    look = call % ("Retrieve_memory", '"query": "¦1984¦", "top_k":¦ 2¦')
+    delete = call % ("Delete_memory", '"memory_id": "¦17¦", "confirmation":¦ true¦')
+    for text, wanted in {
+        f"<think>¦so be it¦</think><tool_call>[{add}, {look}, {delete}]</tool_call>": [
+            "so be it", "Ada <3 tea", "fact", "born", "Halden", "1984",
+        ],
+        f"<think>¦</think><tool_call>[{delete}]</tool_call>": [],
+        "<think>¦known¦</think><answer>¦yes¦</answer>": ["known", "yes"],
+    }.items():  # fmt: skip
+        ids = [token for part in f"{text}{END}".split("¦") for token in tokenizer.encode_markup(part)]
+        begin = jnp.array([grammar.start_act])
+        calls = parse(grammar, np.array([ids]), jnp.array([len(ids)]), begin, tag_width=TAG_WIDTH)
+        where = np.flatnonzero(calls.said[0])
+        pieces = np.split(np.array(ids)[where], np.flatnonzero(np.diff(where) > 1) + 1) if len(where) else []
+        assert not calls.malformed[0] and [tokenizer.decode(piece.tolist()) for piece in pieces] == wanted
+    # A turn that is not in the format says all that was written.
+    words = tokenizer.encode_markup("I would say <answer>")
+    assert parse_text(free, tokenizer, f"I would say <answer>{END}").said[0].sum() == len(words)
+
+
 def test_damaged_turns_are_malformed(bpe):
     """Cutting the end, or dropping a token of a literal, leaves the language."""
     config, tokenizer, grammar = bpe

@@ -269,7 +269,7 @@ def test_rows_that_end_early_leave_the_others_alone():
     assert_rows_equal(after[-1], again[-1], rest, rest)
     ran = outcomes[0]["trace"].ran & (outcomes[0]["trace"].mode == Mode.ACT)
     np.testing.assert_array_equal(ran.sum(0)[short], [1, 0, 2])
-    assert (ran.sum(0)[rest] == 4).all()
+    np.testing.assert_array_equal(ran.sum(0)[rest], task.num_facts[rest])
     assert again[-1].stats.turns[2] >= 2  # no first stage, but the others
 
 

@@ -1,23 +1,27 @@
 """The three stages as an agent meets them, by scripts: each row of a batch is one agent with a script of its own."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import transformers
 from rendered import assert_rendered, contexts
 from small import small_config
-from vocabularies import DATE
+from vocabularies import DATE, write_bpe
 
 from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
 from agemem_jax.data.tokenizer import write_hf
 from agemem_jax.envs.scoring import hash_words
+from agemem_jax.memory import context
 from agemem_jax.rl import rewards
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.rows import RolloutSpec, new_rows
@@ -50,6 +54,7 @@ class Script:
     summary: str = "Ada Keller Halden"
     facts: list = field(default_factory=lambda: list(FACTS))
     without: tuple | None = None  # the call that is not run: stage, turn, place in the turn
+    distractors: list = field(default_factory=lambda: [DISTRACTOR])
 
 
 class Played(NamedTuple):
@@ -116,7 +121,11 @@ def answer(text: str) -> str:
 @lru_cache
 def stage(name: str) -> tuple[Run, object]:
     """The run of a variant, and its jitted episode: (rows after each stage, traces of each)."""
-    run = build(small_config(**VARIANTS[name]))
+    config = small_config(**VARIANTS[name])
+    if name == "bpe":
+        config.policy.tokenizer = write_bpe(Path(os.environ["AGEMEM_TEST_FOLDER"]) / "stages")
+        config.context.limit, config.context.capacity = 4000, 2000
+    run = build(config)
     spec: RolloutSpec = run.spec.rollout
 
     @jax.jit
@@ -140,6 +149,10 @@ COMMON = dict(
 )  # fmt: skip
 VARIANTS = {
     "paper": COMMON,
+    "bpe": COMMON | dict(
+        rollout__action_tokens=160, store__entry_tokens=64, task__message_tokens=64, task__answer_tokens=16,
+        task__distractors=4,
+    ),
     "long": COMMON | dict(
         rollout__stage3_turns=50, context__messages=32, context__capacity=124, context__limit=124,
         context__low_water=0.5, context__max_segments=20,
@@ -165,9 +178,6 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS, method: str = "
     def turns(lines) -> Text:
         return pad_texts([turn(line) for line in lines] + [turn([])] * (most - len(lines)), most, spec.width)
 
-    def stack(texts) -> Text:
-        return jax.tree.map(lambda *x: np.stack(x), *texts)
-
     told = [turns(getattr(script, name)) for name in ("one", "two", "three") for script in scripts]
     told = [stack(told[i * spec.batch : (i + 1) * spec.batch]) for i in range(3)]
     summary = stack([pad_texts([source.tokenizer.encode_markup(f" {s.summary}{END}")], 1, spec.width) for s in scripts])
@@ -181,22 +191,27 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS, method: str = "
     return [Played(run, [row(r, b) for r in after], [by_slot(t, b) for t in traces]) for b in range(spec.batch)]
 
 
+def stack(trees):
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
 def task_of(run: Run, scripts: list[Script]) -> Task:
     """The same story for every row, but for the messages of stage 1."""
     spec, source, width = run.spec.rollout, run.source, run.config.task.message_tokens
-    base = source.rows([(0, 0)] * spec.batch)
+    base, count = source.rows([(0, 0)] * spec.batch), len(scripts[0].distractors)
     messages = lambda texts, count: pad_texts([source.encode(t) for t in texts], count, width)  # noqa: E731
     same = lambda text: jax.tree.map(lambda x: np.stack([x] * spec.batch), text)  # noqa: E731
     facts = [messages(script.facts, spec.facts) for script in scripts]
     hashes, closed = hash_words("Halden")
     words = np.pad(hashes, ((0, run.config.task.answer_tokens - len(hashes)), (0, 0)))
     keys = np.zeros_like(base.key_tokens[0])
-    keys[:2] = source.encode("Ada Keller")
+    names = source.encode("Ada Keller")
+    keys[: len(names)] = names[: len(keys)]
     return base.replace(
         facts=jax.tree.map(lambda *x: np.stack(x), *facts),
         num_facts=np.array([len(script.facts) for script in scripts], np.int32),
-        distractors=same(messages([DISTRACTOR], spec.distractors)),
-        num_distractors=np.ones(spec.batch, np.int32),
+        distractors=stack([messages(script.distractors, spec.distractors) for script in scripts]),
+        num_distractors=np.full(spec.batch, count, np.int32),
         query=same(pad_text(source.encode(QUERY), width)),
         gold=same(messages([ADA_HALDEN], base.gold.length.shape[1])),
         num_gold=np.ones(spec.batch, np.int32),
@@ -416,6 +431,48 @@ def test_filter_spares_the_query_and_the_turn_that_asks():
     stats = agent.rows[2].stats
     assert stats.calls_ok[Op.FILTER] == 1 and stats.reduced_in_time.tolist() == [False, False, True]
     assert stats.f1 == 1
+
+
+@pytest.mark.parametrize("variant", ["paper", "bpe"])
+def test_filter_takes_an_exact_copy_of_what_any_message_says(variant):
+    """Messages of every kind, each asked for by its own words: what is around these neither hides nor names it."""
+    run = stage(variant)[0]
+    told = [run.source.staged(i) for i in range(12)]
+    scripts = [
+        Script(
+            one=[calls(add(fact)) for fact in record.facts[:3]],
+            facts=list(record.facts[:3]),
+            distractors=list(record.distractors[: run.spec.rollout.distractors]),
+            three=[calls(retrieve(text)) for text in record.facts[:3]]
+            + [calls(retrieve(record.query), add(record.distractors[0])), calls(add(record.facts[0]))],
+        )
+        for record in told
+    ]
+    kinds, windows, copies, format = [], [], [], []
+    for ctx in (rows.context for agent in play(variant, *scripts) for rows in agent.rows[1:]):
+        for slot in np.flatnonzero(ctx.alive & ~ctx.pinned):
+            mine = ctx.message == slot
+            said = np.flatnonzero(mine & ctx.said)
+            if len(said):
+                runs = np.split(ctx.tokens[said], np.flatnonzero(np.diff(said) > 1) + 1)
+                words = " ".join(run.tokenizer.decode(ids.tolist()).strip() for ids in runs)
+                kinds.append(Role(int(ctx.role[slot])).name)
+                windows.append((ctx, slot))
+                copies.append(run.source.encode(words))
+                format.append(ctx.tokens[mine & ~ctx.said].tolist())
+    ctx, slots = stack([ctx for ctx, _ in windows]), np.array([slot for _, slot in windows])
+    width = max(map(len, copies + format))
+    theta = run.spec.rollout.filter_threshold
+    take = jax.jit(lambda texts: context.filter_drop(ctx, texts, run.world.encoder, theta)[0])
+    taken = np.asarray(take(stack([pad_text(ids, width) for ids in copies])))
+    kinds = np.array(kinds)
+    for kind, least in (("USER", 10), ("ASSISTANT", 20), ("TOOL", 10)):
+        of_kind = kinds == kind
+        assert of_kind.sum() >= least
+        assert taken[of_kind, slots[of_kind]].mean() >= 0.95, kind
+    assert taken.sum(1).mean() < 0.6 * ctx.alive.sum(1).mean()  # it is a choice
+    # Asked for by what is around the words of a message, no message answers.
+    assert np.asarray(take(stack([pad_text(ids, width) for ids in format]))).sum() == 0
 
 
 def test_filter_that_matches_nothing_and_the_limit_of_edits():

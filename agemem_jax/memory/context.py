@@ -7,8 +7,11 @@ over rows `B`, can be jitted, and are total: what does not fit gives a `types.St
 `on` selects the rows that run; the others are left alone and report NOT_RUN.
 
 An edit moves tokens, so that keys and values of a cache are valid only before the first token that changed: edits
-return that position as `cut`. A message that is still being written (the policy's own) may be extended with `write`
-to `tokens` and `message`, and a longer `length`; nothing else depends on its size.
+return that position as `cut`. A message that is still being written (the policy's own) grows by `extend`; nothing else
+depends on its size.
+
+A message is more than what it says: chat marks, the literals of the turn format, fixed strings and ids are around it.
+FILTER compares what is said. While a message is put together, tokens of what it says carry `SAID`.
 """
 
 import jax
@@ -21,6 +24,7 @@ from agemem_jax.memory.status import first_failure
 from agemem_jax.types import NO_MESSAGE, PAD_ID, Status, Text
 
 SIMILARITY_CHUNK = 256  # tokens of a row whose table rows exist at once
+SAID = 1 << 30  # set in the tokens of a text that is not in the window yet: part of what its message says
 
 
 @struct.dataclass
@@ -29,6 +33,7 @@ class ContextWindow:
 
     tokens: jax.Array  # [B, C] int32
     message: jax.Array  # [B, C] int32 slot of the token's message, or NO_MESSAGE
+    said: jax.Array  # [B, C] bool: the token is part of what its message says
     length: jax.Array  # [B] int32
     role: jax.Array  # [B, M] int32 types.Role
     pinned: jax.Array  # [B, M] bool: no filter, summary or overflow takes it
@@ -44,6 +49,7 @@ def empty(batch: int, capacity: int, messages: int) -> ContextWindow:
     return ContextWindow(
         tokens=jnp.full((batch, capacity), PAD_ID, jnp.int32),
         message=jnp.full((batch, capacity), NO_MESSAGE, jnp.int32),
+        said=jnp.zeros((batch, capacity), bool),
         length=jnp.zeros((batch,), jnp.int32),
         role=table,
         pinned=table.astype(bool),
@@ -57,7 +63,7 @@ def empty(batch: int, capacity: int, messages: int) -> ContextWindow:
 def append(
     ctx: ContextWindow, on: jax.Array, text: Text, role: jax.Array | int, pinned: jax.Array | bool, round: jax.Array
 ) -> tuple[ContextWindow, jax.Array]:
-    """Puts a message at the end: text `[B, W]`; role and pinned for all rows or `[B]`; round `[B]`.
+    """Puts a message at the end: text `[B, W]` with SAID; role and pinned for all rows or `[B]`; round `[B]`.
 
     Returns the window and status `[B]`: EMPTY_TEXT, NO_ROOM (the tokens, or one more message, do not fit).
     """
@@ -65,6 +71,17 @@ def append(
         on, (text.length <= 0, Status.EMPTY_TEXT), (~_room(ctx, ctx.alive, text.length), Status.NO_ROOM)
     )
     return _insert(ctx, status == Status.OK, text, ctx.length, role, pinned, round), status
+
+
+def extend(ctx: ContextWindow, text: Text) -> ContextWindow:
+    """Adds text `[B, W]` with SAID, which must fit, to the message that was made last and stands last."""
+    place = ctx.length, text.length
+    return ctx.replace(
+        tokens=write(ctx.tokens, plain(text).tokens, *place),
+        message=write(ctx.message, jnp.broadcast_to(newest(ctx)[:, None], text.tokens.shape), *place),
+        said=write(ctx.said, text.tokens & SAID, *place),
+        length=ctx.length + text.length,
+    )
 
 
 def remove(ctx: ContextWindow, on: jax.Array, drop: jax.Array) -> tuple[ContextWindow, jax.Array]:
@@ -104,18 +121,18 @@ def replace(
 
 
 def similarity(ctx: ContextWindow, criteria: Text, table: jax.Array) -> jax.Array:
-    """Cosine `[B, M]` float32 of each message with the criteria `[B, W]`, both encoded as by `encoder.encode`.
+    """Cosine `[B, M]` float32 of what each message says with the criteria `[B, W]`, encoded as by `encoder.encode`.
 
-    0 for messages that are gone, and for empty criteria. The table is that of `World.encoder` also where the store's
-    encoder reads with a decoder: that would read all messages anew for every criteria, and a threshold holds for one
-    scale of cosines.
+    0 for messages that are gone or say nothing, and for empty criteria. The table is that of `World.encoder` also where
+    the store's encoder reads with a decoder: that would read all messages anew for every criteria, and a threshold
+    holds for one scale of cosines.
     """
     batch, capacity = ctx.tokens.shape
     width = min(SIMILARITY_CHUNK, capacity)
     spare = -capacity % width
     chunks = [
         jnp.pad(x, ((0, 0), (0, spare)), constant_values=fill).reshape(batch, -1, width).swapaxes(0, 1)
-        for x, fill in ((ctx.tokens, PAD_ID), (ctx.message, NO_MESSAGE))
+        for x, fill in ((ctx.tokens, PAD_ID), (jnp.where(ctx.said, ctx.message, NO_MESSAGE), NO_MESSAGE))
     ]
 
     def add_chunk(sums: jax.Array, chunk: list[jax.Array]) -> tuple[jax.Array, None]:
@@ -190,6 +207,16 @@ def oldest_drop(
     tokens = short(ctx.length + need, ctx.tokens.shape[1])
     places = short(jnp.sum(ctx.alive, axis=1) + slots, ctx.alive.shape[1])
     return may_go & ((before(_sizes(ctx)) < tokens) | (before(ctx.alive) < places))
+
+
+def saying(text: Text, where: jax.Array | bool = True) -> Text:
+    """The text with SAID in its tokens, or in those of `where`."""
+    return Text(jnp.where(where, text.tokens | SAID, text.tokens), text.length)
+
+
+def plain(text: Text) -> Text:
+    """The text without SAID."""
+    return Text(text.tokens & ~SAID, text.length)
 
 
 def write(buffer: jax.Array, block: jax.Array, start: jax.Array, count: jax.Array) -> jax.Array:
@@ -267,6 +294,7 @@ def _compact(ctx: ContextWindow, drop: jax.Array, cut: jax.Array, gap: jax.Array
     return ctx.replace(
         tokens=move(ctx.tokens, PAD_ID),
         message=move(ctx.message, NO_MESSAGE),
+        said=move(ctx.said, False),
         length=jnp.sum(keep, axis=1, dtype=jnp.int32),
         alive=ctx.alive & ~drop,
     )
@@ -287,8 +315,9 @@ def _insert(
     new = ok[:, None] & (jnp.arange(ctx.alive.shape[1]) == slot)
     column = lambda value: jnp.broadcast_to(value, ok.shape)[:, None]  # noqa: E731
     return ctx.replace(
-        tokens=write(ctx.tokens, text.tokens, start, size),
+        tokens=write(ctx.tokens, plain(text).tokens, start, size),
         message=write(ctx.message, jnp.broadcast_to(slot, text.tokens.shape), start, size),
+        said=write(ctx.said, text.tokens & SAID, start, size),
         length=ctx.length + size,
         role=jnp.where(new, column(role), ctx.role),
         pinned=jnp.where(new, column(pinned), ctx.pinned),

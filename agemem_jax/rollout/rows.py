@@ -195,7 +195,7 @@ class Rows:
     vectors: jax.Array | tuple  # [B, J, E] of these calls' contents, for the store; () without a reader
     status: jax.Array  # [B, J] int32 Status of each of these calls
     pointer: jax.Array  # [B] int32 next call to run
-    result: Text  # [B, Wr] tool results that the agent has not seen yet
+    result: Text  # [B, Wr] tool results that the agent has not seen yet, with context.SAID
     mode: jax.Array  # [B] int32 Mode
     turn: jax.Array  # [B] int32 turn within the stage
     round: jax.Array  # [B] int32 turns of all stages, for SUMMARY's rounds
@@ -221,6 +221,7 @@ def no_calls(spec: RolloutSpec) -> ToolCalls:
         top_k=i(b, j),
         span=i(b, j),
         confirmed=jnp.zeros((b, j), bool),
+        said=jnp.zeros((b, spec.width), bool),
         malformed=jnp.zeros((b,), bool),
         think_tokens=i(b),
     )

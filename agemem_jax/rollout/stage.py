@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from agemem_jax.envs import scoring
+from agemem_jax.memory import context as context_lib
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation, Policy, generate
 from agemem_jax.rollout.reading import read_calls
@@ -169,8 +170,8 @@ def run_stage(
 
     def listen(rows: Rows, gen: Generation, start, ops, summing, on, world: World, spec: RolloutSpec):
         """Records and parses what the rows `on` wrote: (rows, op `[B, J]` of their calls, which of them have some)."""
-        rows = turn_lib.record(rows, world, gen, ops, spec, stage)
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
+        rows = turn_lib.record(rows, world, gen, calls.said, ops, spec, stage)
         # An unconstrained turn may ask for what the stage or the method does not allow.
         stray = ((calls.op != Op.NONE) & ((ops[:, None] >> jnp.maximum(calls.op, 0)) & 1 == 0)).any(1)
         calls = calls.replace(op=jnp.where(stray[:, None], Op.NONE, calls.op), malformed=calls.malformed | stray)
@@ -258,7 +259,7 @@ def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: 
             said=Text(gen.tokens, gen.count),
             op=op,
             status=rows.status,
-            shown=rows.result,
+            shown=context_lib.plain(rows.result),
             store_tokens=Text(store.tokens, store.length),
             store_tags=store.tags,
             store_id=jnp.where(store.valid, store.id, -1),

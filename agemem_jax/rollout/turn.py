@@ -47,13 +47,13 @@ def take(texts: Text, index: jax.Array) -> Text:
 
 
 def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
-    """Retrieved entries with their ids, best first, each after a line break, ready to be packed."""
+    """Retrieved entries with their ids, best first, each after a line break, ready to be packed; entries are SAID."""
     numbers, pieces, lines = world.pieces.numbers, world.pieces, []
     for k in range(found.id.shape[1]):
         shown = found.found[:, k]
         i = jnp.clip(found.id[:, k], 0, numbers.length.shape[0] - 1)
         number = Text(numbers.tokens[i], jnp.where(shown, numbers.length[i], 0))
-        entry = where_text(shown, Text(found.tokens[:, k], found.length[:, k]))
+        entry = context_lib.saying(where_text(shown, Text(found.tokens[:, k], found.length[:, k])))
         first, last = (number, entry) if pieces.id_first else (entry, number)
         lines += [spread(pieces.line_break, shown), first, spread(pieces.id_mark, shown), last]
     return lines
@@ -157,7 +157,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     has_tool = act & (shown.length > 0)
     tool = context_lib.pack([spread(pieces.tool_open, has_tool), shown, spread(pieces.tool_close, has_tool)])
     asks = present | summarize
-    said = context_lib.pack([where_text(present, body), spread(pieces.summary_prompt, summarize)])
+    said = context_lib.pack([context_lib.saying(where_text(present, body)), spread(pieces.summary_prompt, summarize)])
     user = context_lib.pack([spread(pieces.user_open, asks), said, spread(pieces.close, asks)])
     live = act | summarize
     speaks = live & ~silent
@@ -193,7 +193,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     context, _ = context_lib.append(context, asks & go, user, Role.USER, pinned, rows.round)
     context, _ = context_lib.append(context, speaks & go, opening, Role.ASSISTANT, False, rows.round)
     result = where_text(~act, rows.result)
-    seen = context_lib.pack([tool, user, opening])
+    seen = context_lib.plain(context_lib.pack([tool, user, opening]))
     rows = rows.replace(context=context, stats=stats, result=result, spilled=spilled)
     rows = track_crowd(rows, present & go, user, opening, budget, world, spec)
     return track_length(rows, world, spec, stage), seen
@@ -293,22 +293,17 @@ def mark_edit(rows: Rows, before: jax.Array, on: jax.Array, now: jax.Array) -> R
     return rows.replace(edits=mark_turns(rows.edits, now[:, None], on[:, None]), freed=rows.freed + freed)
 
 
-def record(rows: Rows, world: World, gen: Generation, ops: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
-    """Appends what was written to the open assistant message and to the tape."""
+def record(
+    rows: Rows, world: World, gen: Generation, said: jax.Array, ops: jax.Array, spec: RolloutSpec, stage: int
+) -> Rows:
+    """Appends what was written to the open assistant message and to the tape; `said` [B, A] as in ToolCalls."""
     on = gen.count > 0
     start = rows.context.length
     last = jnp.take_along_axis(gen.tokens, jnp.maximum(gen.count - 1, 0)[:, None], 1)[:, 0]
     ended = grammar_lib.ends_turn(world.grammar, last)
     after = context_lib.pack([spread(world.pieces.after_turn, on & ended), spread(world.pieces.close, on & ~ended)])
-    whole = context_lib.pack([Text(gen.tokens, gen.count), after])
-    index = context_lib.newest(rows.context)
-    context = rows.context.replace(
-        tokens=context_lib.write(rows.context.tokens, whole.tokens, start, whole.length),
-        message=context_lib.write(
-            rows.context.message, jnp.broadcast_to(index[:, None], whole.tokens.shape), start, whole.length
-        ),
-        length=start + whole.length,
-    )
+    written = context_lib.saying(Text(gen.tokens, gen.count), said)
+    context = context_lib.extend(rows.context, context_lib.pack([written, after]))
     fill = lambda value: jnp.broadcast_to(jnp.asarray(value)[..., None], gen.tokens.shape)  # noqa: E731
     put = lambda buffer, new: context_lib.write(buffer, new.astype(buffer.dtype), start, gen.count)  # noqa: E731
     tape = rows.tape.replace(
@@ -367,8 +362,9 @@ def summarise(rows: Rows, world: World, on: jax.Array, span, text: Text, spec: R
     status = jnp.where(may_edit(rows, spec, stage), status, Status.EDIT_LIMIT)
     on = on & (status == Status.OK)
     pieces = world.pieces
+    said = context_lib.saying(where_text(on, text))
     body = context_lib.pack(
-        [spread(pieces.user_open, on), spread(pieces.summary_open, on), where_text(on, text), spread(pieces.close, on)]
+        [spread(pieces.user_open, on), spread(pieces.summary_open, on), said, spread(pieces.close, on)]
     )
     in_time = rows.context.length + world.prefix_tokens <= spec.limit
     closed = close_segment(rows, on)

@@ -201,6 +201,11 @@ def parse(
     closes = in_field & ~stays & grammar.class_slash[grammar.token_class[tokens]]
     inside = in_field & stays & ~jnp.pad(closes[:, 1:], ((0, 0), (0, 1)))
 
+    # What a turn says: its texts; of one outside the language all but its end.
+    text = (part == Part.THINK) | (part == Part.CONTENT) | (part >= Part.TAGS)
+    ends = grammar.class_ends[grammar.token_class[tokens]]
+    said = jnp.where(good[:, None], inside & text, live & ~ends)
+
     # What is stored of the fields, moved to the front of each row, without what only escapes.
     stored = grammar.stored[grammar.spelling[before], tokens]
     kept = inside & (part >= Part.CONTENT) & (stored != NOTHING)
@@ -246,6 +251,7 @@ def parse(
         top_k=jnp.maximum(register(Part.TOP_K), 0),
         span=jnp.maximum(register(Part.SPAN), 0),
         confirmed=register(Part.CONFIRMED) == 1,
+        said=said,
         malformed=~good,
         think_tokens=(inside & (part == Part.THINK)).sum(-1),
     )

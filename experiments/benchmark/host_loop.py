@@ -35,6 +35,7 @@ from agemem_jax.types import TOOL_NAMES, Mode, Op, Role, Segments, Status, StopR
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 CALLS = re.compile(r"<tool_call>(.*)</tool_call>", re.DOTALL)
 TAPE = tuple(Tape.__dataclass_fields__)  # what is recorded of each token
+TEXTS = ("content", "query", "criteria", "summary")  # arguments that say something
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Message:
     round: int
     born: int  # number in creation order
     pinned: bool = False
+    said: list[int] = field(default_factory=list)  # what the message says, without the format around it
     tape: list[tuple] = field(default_factory=list)  # of the ids that the policy wrote, which come after `opening`
     opening: int = 0
 
@@ -159,6 +161,7 @@ class Rollout:
         self.segments: list[tuple[list[int], np.ndarray]] = []
         self.calls: list[tuple[Op, dict]] = []
         self.result = ""
+        self.shown: list[int] = []  # entries in the result
         self.round = 0
         self.said: list[str] = []
         self.stats = {name: np.zeros(leaf.shape[1:]) for name, leaf in vars(empty_stats(1)).items()}
@@ -179,12 +182,12 @@ class Rollout:
     def may_edit(self) -> bool:
         return self.used_segments() <= self.spec.edit_limit(self.stage)
 
-    def insert(self, place: int, ids: list[int], role: Role, pinned: bool = False) -> None:
-        self.messages.insert(place, Message(ids, role, self.round, self.made, pinned))
+    def insert(self, place: int, ids: list[int], role: Role, said: list[int], pinned: bool = False) -> None:
+        self.messages.insert(place, Message(ids, role, self.round, self.made, pinned, list(said)))
         self.made += 1
 
-    def append(self, text: str, role: Role, pinned: bool = False) -> None:
-        self.insert(len(self.messages), self.tables.encode(text), role, pinned)
+    def append(self, text: str, role: Role, said: list[int], pinned: bool = False) -> None:
+        self.insert(len(self.messages), self.tables.encode(text), role, said, pinned)
 
     def stop(self, reason: StopReason) -> None:
         self.mode, self.stats["stop"][self.stage - 1] = Mode.DONE, reason
@@ -232,7 +235,7 @@ class Rollout:
         if self.stage == 1:
             self.close_segment()
             self.judge_store()
-            self.messages, self.result = [], ""
+            self.messages, self.result, self.shown = [], "", []
             self.told, self.crowded, self.spilled = 0, False, False
             return
         self.stats["prevented"][self.stage - 1] = self.crowded and not self.spilled
@@ -248,9 +251,10 @@ class Rollout:
         t, spec, act = self.tables, self.spec, self.mode == Mode.ACT
         script = (self.facts, self.distractors, [self.query])[self.stage - 1]
         body = script[self.turn] if act and self.turn < len(script) else ""
-        shown = self.result if act else ""
+        shown, entries = (self.result, list(self.shown)) if act else ("", [])
         if self.stage == 1 and spec.auto_top_k and body:
             found = self.nearest(t.encode(body), spec.auto_top_k, spec.auto_min_score)
+            entries += [token for entry in found for token in entry.ids]
             shown += (t.line_break if shown else "") + t.related + self.lines(found) if found else ""
         tool = t.tool_open + shown + t.tool_close if shown else ""
         said = body if act else t.summary_prompt
@@ -272,16 +276,17 @@ class Rollout:
             self.stats["over_context"][self.stage - 1] = self.spilled = True
             return self.stop(StopReason.CONTEXT)
         if tool:
-            self.append(tool, Role.TOOL)
+            self.append(tool, Role.TOOL, entries)
         if user:
-            self.append(user, Role.USER, pinned=self.stage == 3 and spec.pin_query and bool(body))
-        self.append(t.assistant_open, Role.ASSISTANT)
+            self.append(user, Role.USER, t.encode(body), self.stage == 3 and spec.pin_query and bool(body))
+        self.append(t.assistant_open, Role.ASSISTANT, [])
         if body:
             self.told += size(user, t.assistant_open)
             full = self.told + budget > spec.capacity
             self.told += spec.shortest_turn + t.after_turn
             self.crowded |= full or self.told + spec.prefix_tokens > spec.limit
-        self.result = "" if act else self.result
+        if act:
+            self.result, self.shown = "", []
         self.track_length()
 
     def overflow(self, need: int, slots: int) -> list[Message]:
@@ -314,6 +319,8 @@ class Rollout:
         """Executes what was written, and moves on to the next turn if this one is over."""
         summing = self.mode == Mode.SUMMARIZE
         written = parse(self.said[-1], summing, self.tables.end)
+        texts = [text for _, arguments in written for name, text in arguments.items() if name in TEXTS]
+        self.messages[-1].said = [token for text in texts for token in self.tables.encode(text)]
         if summing:
             self.mode = Mode.ACT
             self.finish_summary(written[0][1]["content"])
@@ -460,6 +467,7 @@ class Rollout:
             return Status.NOTHING_FOUND, ""
         for entry in found:
             entry.hits += 1
+            self.shown += entry.ids
             best = max((self.tables.overlap(entry.ids, self.tables.encode(g)) for g in self.gold), default=0.0)
             self.stats["relevance_sum"][self.stage - 1] += best
         self.stats["relevance_count"][self.stage - 1] += len(found)
@@ -474,7 +482,7 @@ class Rollout:
             message
             for message in self.messages
             if message.born < self.made - 1 and not message.pinned  # the turn that asks for it stays
-            and self.tables.vector(message.ids) @ wanted >= self.spec.filter_threshold
+            and self.tables.vector(message.said) @ wanted >= self.spec.filter_threshold
         ]
         if not drop:
             return Status.NOTHING_FOUND
@@ -513,7 +521,7 @@ class Rollout:
             self.stats["reduced_in_time"][self.stage - 1] += self.in_time()
             place = self.messages.index(drop[0])
             self.remove(drop)
-            self.insert(place, body, Role.USER)
+            self.insert(place, body, Role.USER, t.encode(text))
             self.stats["calls_ok"][Op.SUMMARY] += 1
         self.say(Op.SUMMARY, status)
 
