@@ -103,6 +103,8 @@ AT_LEAST = {
     "rl.widths": 1,
     "optim.warmup_updates": 0,
     "optim.weight_decay": 0,
+    "warm.lessons": 0,
+    "warm.lesson_tokens": 64,
     "warm.steps": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
@@ -577,10 +579,11 @@ def check_numbers(config: ConfigDict) -> None:
                 f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
-    if config.warm.warmup_steps >= config.warm.steps:
+    steps = config.warm.lessons + config.warm.steps
+    if config.warm.warmup_steps >= steps:
         refuse(
             "warm.warmup_steps", config.warm.warmup_steps,
-            f"must be below warm.steps = {config.warm.steps}, since the rate falls after it",
+            f"must be below warm.lessons + warm.steps = {steps}, since the rate falls after it",
         )  # fmt: skip
     low, high = LORA_SCALES
     if p.lora_rank and not low <= p.lora_alpha / p.lora_rank <= high:

@@ -220,9 +220,11 @@ def get_config() -> ConfigDict:
     c.optim.b2 = 0.999  # below 1
     c.optim.max_grad_norm = 1.0
 
-    # Supervised warm start on scripted demonstrations (experiments/warm_start.py).
+    # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py).
     c.warm = ConfigDict()
-    c.warm.steps = 500
+    c.warm.lessons = 0  # steps on lessons
+    c.warm.lesson_tokens = 288
+    c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128
     c.warm.learning_rate = 4e-3
     c.warm.final_learning_rate = 1.5e-4  # cosine decay to this

@@ -1,10 +1,11 @@
-"""Makes the warm-started policy of the tiny default from nothing: vocabulary, demonstrations, supervised training.
+"""Makes the warm-started policy of the tiny default from nothing: vocabulary, lessons, demonstrations.
 
     python -m experiments.warm_start --config=configs/tiny.py --export=agemem_jax/assets/tiny
 
 The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it.
 """
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -15,11 +16,12 @@ from tqdm import tqdm
 from agemem_jax.config import check_precision
 from agemem_jax.data import vocabulary
 from agemem_jax.data.demos import Demonstrator
+from agemem_jax.data.lessons import Lessons
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import warm_optimizer, warm_step
+from agemem_jax.training.warm import lesson_step, warm_optimizer, warm_step
 from experiments import cli, out, paths
 
 EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
@@ -40,24 +42,33 @@ def make(config, folder: Path) -> None:
     group = config.rl.group_size
     config.rl.tasks_per_update = -(-config.warm.batch // group)
     run = build(config)
+    learn, size = run.spec.learn, run.spec.rollout.batch
+    # It reads what lessons and rows reach, whichever is longer.
+    reach = max(run.model.max_positions, int(run.world.pieces.prefix.length[0]) + config.warm.lesson_tokens)
+    model = dataclasses.replace(run.model, max_positions=reach)
     optimizer = warm_optimizer(config.warm, config.optim.max_grad_norm)
     state = new_state(run.start(), optimizer)
-    step = jax.jit(
-        warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, config.rl.logit_chunk), donate_argnums=0
-    )
+    lessons = Lessons(config, run.tokenizer, run.world.pieces)
     demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
-    curve, began = [], time.time()
-    batch = demos.batch(0, run.spec.rollout.batch)
-    bar = tqdm(range(config.warm.steps), desc="warm start")
-    for i in bar:
-        state, metrics = step(state, *batch, run.world)
-        batch = demos.batch(i + 1, run.spec.rollout.batch)  # made while the device works
-        if i % 20 == 0 or i + 1 == config.warm.steps:
-            metrics = {name: float(value) for name, value in metrics.items()}
-            curve.append({"step": i, "seconds": time.time() - began, **metrics})
-            bar.set_postfix(loss=f"{metrics['loss']:.4f}", demo=f"{metrics['demo_score']:.2f}")
-    weights.save_hf(folder, run.model, state.params)
-    out.write({"config": json.loads(config.to_json_best_effort()), "curve": curve})
+    phases = (
+        ("lessons", config.warm.lessons, lesson_step(learn, model, optimizer, config.rl.logit_chunk),
+         lambda i: (lessons.batch(i, size),)),
+        ("demonstrations", config.warm.steps,
+         warm_step(run.spec.rollout, learn, model, optimizer, config.rl.logit_chunk), lambda i: demos.batch(i, size)),
+    )  # fmt: skip
+    curves, began = {}, time.time()
+    for name, steps, step, batch_at in phases:
+        step, batch, curves[name] = jax.jit(step, donate_argnums=0), batch_at(0), []
+        bar = tqdm(range(steps), desc=name)
+        for i in bar:
+            state, metrics = step(state, *batch, run.world)
+            batch = batch_at(i + 1)  # made while the device works
+            if i % 20 == 0 or i + 1 == steps:
+                metrics = {key: float(value) for key, value in metrics.items()}
+                curves[name].append({"step": i, "seconds": time.time() - began, **metrics})
+                bar.set_postfix(loss=f"{metrics['loss']:.4f}")
+    weights.save_hf(folder, model, state.params)
+    out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
 
 
 if __name__ == "__main__":

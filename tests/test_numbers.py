@@ -307,16 +307,16 @@ def test_all_epochs_of_an_update_have_its_rate():
 
 
 def test_the_budget_of_a_stage_by_hand():
-    """Four messages, one distractor, three turns, each of 14 tokens, and in each stage a summary of 6."""
+    """Four messages, one distractor, three turns, each of 14 tokens, and in each stage two summaries of 6."""
     spec = chained().spec.rollout
-    assert [spec.budget(stage) for stage in (1, 2, 3)] == [4 * 14 + 6, 14 + 6, 3 * 14 + 6]
+    assert [spec.budget(stage) for stage in (1, 2, 3)] == [4 * 14 + 12, 14 + 12, 3 * 14 + 12]
     spec = dataclasses.replace(spec, stage1_extra_turns=2, stage2_extra_turns=1, summary_slots=2)
     assert [spec.budget(stage) for stage in (1, 2, 3)] == [6 * 14 + 12, 2 * 14 + 12, 3 * 14 + 12]
     in_calls = dataclasses.replace(spec, summary_by_policy=False)
     assert [in_calls.budget(stage) for stage in (1, 2, 3)] == [6 * 14, 2 * 14, 3 * 14]
 
 
-@pytest.mark.parametrize(("schedule", "stage", "budget"), [("chained", 3, 130), ("sequential", 1, 62)])
+@pytest.mark.parametrize(("schedule", "stage", "budget"), [("chained", 3, 148), ("sequential", 1, 68)])
 def test_a_trajectory_is_divided_by_the_budget_of_what_is_trained(monkeypatch, schedule, stage, budget):
     """Traced only: what reaches token_weights is the whole trajectory's budget, or in turn the stage's own."""
     run, seen = chained(), []

@@ -179,7 +179,7 @@ def _pairs(kind: str, split: str) -> tuple[list[Pair], dict[str, list[Pair]]]:
     return pairs, {word: [pair for pair in pairs if word in pair] for word in firsts + seconds}
 
 
-class _World:
+class World:
     """The entities of one record, each drawn once."""
 
     def __init__(self, rng: random.Random, split: str):
@@ -229,7 +229,7 @@ class _Scene:
 def _record(key: str, split: str, mix: dict[str, float], sizes: Sizes) -> dict:
     rng = random.Random(key)
     kind = rng.choices(KINDS, [mix.get(kind, 0.0) for kind in KINDS])[0]
-    scene: _Scene = _SCENES[kind](_World(rng, split), sizes)
+    scene: _Scene = _SCENES[kind](World(rng, split), sizes)
     scene.later = scene.later[: sizes.distractors]
     paragraphs: dict[str, list[str]] = {}
     for _, text in scene.told + scene.later:
@@ -257,23 +257,23 @@ def _title(text: str) -> str:
     return " ".join([word for word in text.split() if word[0].isupper()][:2])
 
 
-def _talk(world: _World, most: int) -> list[str]:
+def _talk(world: World, most: int) -> list[str]:
     """Up to so many sentences of small talk."""
     return [chatter(world.rng) for _ in range(world.rng.randint(0, max(0, most)))]
 
 
-def _shuffled(world: _World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
+def _shuffled(world: World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
     texts = list(texts)
     world.rng.shuffle(texts)
     return [(speaker, text) for text in texts]
 
 
-def _facts(world: _World, count: int) -> list[Fact]:
+def _facts(world: World, count: int) -> list[Fact]:
     """Facts about different people and works."""
     return [world.fact(world.rng.choice(RELATIONS)) for _ in range(count)]
 
 
-def _recall(world: _World, sizes: Sizes) -> _Scene:
+def _recall(world: World, sizes: Sizes) -> _Scene:
     rng = world.rng
     if rng.random() < 0.3:
         question, answer, gold, misleading, kind = _comparison(world)
@@ -286,7 +286,7 @@ def _recall(world: _World, sizes: Sizes) -> _Scene:
     return _Scene(question, answer, gold, told, later, gold + others, [], type=kind)
 
 
-def _bridge(world: _World) -> tuple[str, str, list[str], str, str]:
+def _bridge(world: World) -> tuple[str, str, list[str], str, str]:
     """Question, answer, gold facts, a misleading one, type: work -> author -> place or year of birth."""
     rng, author, work = world.rng, world.draw("person"), world.draw("work")
     born = world.fact(RELATIONS[rng.random() < 0.5], author)
@@ -297,7 +297,7 @@ def _bridge(world: _World) -> tuple[str, str, list[str], str, str]:
     return question, born.object, gold, Fact(born.relation, namesake, wrong).text, "bridge"
 
 
-def _comparison(world: _World) -> tuple[str, str, list[str], str, str]:
+def _comparison(world: World) -> tuple[str, str, list[str], str, str]:
     """Question, answer, gold facts, a misleading one, type: two people's years or places of birth."""
     rng, names = world.rng, [world.draw("person"), world.draw("person")]
     namesake = world.draw("person", rng.choice(names[0].split()))
@@ -313,7 +313,7 @@ def _comparison(world: _World) -> tuple[str, str, list[str], str, str]:
     return question, answer, [one.text, other.text], world.fact(one.relation, namesake).text, "comparison"
 
 
-def _changed(world: _World, sizes: Sizes) -> _Scene:
+def _changed(world: World, sizes: Sizes) -> _Scene:
     rng, count = world.rng, min(sizes.places, sizes.facts - REVISIONS)
     facts = [world.fact(relation) for relation in rng.choices(REVISED, k=count)]
     if facts[0].relation.subject == "person" and rng.random() < 0.4:  # two relations of one person
@@ -342,7 +342,7 @@ def _changed(world: _World, sizes: Sizes) -> _Scene:
     return scene(present[i].question, present[i].object, texts[i])
 
 
-def _closed(world: _World, sizes: Sizes) -> _Scene:
+def _closed(world: World, sizes: Sizes) -> _Scene:
     rng = world.rng
     facts = _facts(world, min(sizes.places, sizes.facts - 2 * REVISIONS))
     new = _facts(world, REVISIONS)
@@ -375,7 +375,7 @@ def _closed(world: _World, sizes: Sizes) -> _Scene:
     return scene(fact, asker, known=False)
 
 
-def _misled(world: _World, sizes: Sizes) -> _Scene:
+def _misled(world: World, sizes: Sizes) -> _Scene:
     rng, count = world.rng, min(sizes.places, sizes.facts)
     facts, true = _facts(world, count), _facts(world, min(TRUE_FACTS, sizes.distractors - 1))
     subject, place = world.draw("person", rng.choice(true).subject.split()[0]), world.value("place")
@@ -391,7 +391,7 @@ def _misled(world: _World, sizes: Sizes) -> _Scene:
     return _Scene(fact.question, fact.object, [fact.text], told, later, [f.text for f in facts], [])
 
 
-def _bids(world: _World, sizes: Sizes) -> _Scene:
+def _bids(world: World, sizes: Sizes) -> _Scene:
     rng, work = world.rng, world.draw("work")
     facts, count = _facts(world, min(sizes.places, sizes.facts)), min(sizes.distractors, len(NUMBERS))
     amounts = sorted(rng.sample(range(len(NUMBERS)), count))
@@ -412,7 +412,7 @@ def _bids(world: _World, sizes: Sizes) -> _Scene:
     return _Scene(f"Who bid most for {work}", bidders[place], [bids[place]], told, later, keep, [])
 
 
-def _split(world: _World, sizes: Sizes) -> _Scene:
+def _split(world: World, sizes: Sizes) -> _Scene:
     rng = world.rng
     works = [world.fact(WRITTEN) for _ in range(min(sizes.places, sizes.facts))]
     births = [world.fact(BORN_WHERE, fact.object) for fact in works[:2]]

@@ -1,4 +1,6 @@
-"""The supervised warm start: imitation of scripted demonstrations, played in the real environment on the device."""
+"""The supervised warm start: reading lessons, then imitation of demonstrations played in the real environment."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +58,32 @@ def script_writer(world: World, spec: RolloutSpec, script: Script, stage: int):
 
 
 def warm_optimizer(warm, max_grad_norm: float) -> Optimizer:
-    """AdamW with a linear rise and a cosine decay; `warm` is config.warm.
+    """AdamW with a linear rise and a cosine decay over lessons and demonstrations; `warm` is config.warm.
 
     Step number `warmup_steps` is the first at `learning_rate`, the last one is at `final_learning_rate`; none is at 0.
     """
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, warm.learning_rate, warm.warmup_steps, warm.steps, warm.final_learning_rate
+        0.0, warm.learning_rate, warm.warmup_steps, warm.lessons + warm.steps, warm.final_learning_rate
     )
     return Optimizer(adamw(max_grad_norm, warm.weight_decay), lambda step: schedule(step + 1))
+
+
+def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
+    """One step on reading lessons, to be jitted with `state` donated: (state, lessons, world) -> (state, metrics).
+
+    No grammar narrows the choice of a token: to write something else than an answer is unlearnt here too.
+    """
+
+    def step(state: TrainState, lessons: Segments, world: World):
+        rows, _, width = lessons.tokens.shape
+        spec = dataclasses.replace(learn, widths=(width,))
+        weight = losses.token_weights(lessons.trainable, "token")
+        batch = learner_batch(lessons, jnp.zeros((rows, 3)), weight, spec.micro_batch)
+        loss = imitation_loss(model, None, spec, logit_chunk)
+        grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, jnp.int32(rows), spec)
+        return descend(state, optimizer, grad).replace(step=state.step + 1), {"loss": sums["loss"]}
+
+    return step
 
 
 def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):

@@ -1,0 +1,213 @@
+"""Reading lessons: what the warm start learns before it watches demonstrations.
+
+A trajectory asks one question, and most of its tokens are calls. A lesson is a long conversation in which every other
+message asks about what was told so far, so that looking up a fact among many is learnt from a dozen answers a page:
+facts that hold, hold no more, or were never told; facts of facts; comparisons; the highest bid. Some are told by a tool
+result, after the call that asks for them. Lessons say nothing about when which tool is of use, and keep no memory.
+"""
+
+import random
+
+import numpy as np
+
+from agemem_jax.data.demos import some_words, subject
+from agemem_jax.data.questions import BORN_WHERE, CLOSINGS, RELATIONS, UNKNOWN, WRITTEN, Fact, World, chatter
+from agemem_jax.data.scripts import write_turn
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.data.words import NUMBERS
+from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
+
+FIRST = 2  # facts that are told before any is asked for
+ASKED = 0.55  # share of the messages that ask
+TRIES = 5  # at a question that was not asked before
+ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
+TOOLS = 0.4  # chance that a question is answered after a retrieval
+# What a message tells, by its share.
+TELLS = {"fact": 0.34, "bridge": 0.12, "pair": 0.1, "revision": 0.16, "closing": 0.06, "bid": 0.12, "chatter": 0.1}
+
+
+class Lessons:
+    """Writes lessons of the training split; lesson i is a function of (seed, i)."""
+
+    def __init__(self, config, tokenizer: Tokenizer, pieces: Pieces):
+        self.config, self.tokenizer, self.width = config, tokenizer, config.warm.lesson_tokens
+        chat, encode = tokenizer.chat_pieces(config.policy.date_string), tokenizer.encode_markup
+        self.user, self.assistant, self.tool, self.close = (
+            encode(text) for text in (chat.user_open, chat.assistant_open, chat.tool_open, chat.message_close)
+        )
+        self.end = tokenizer.end_of_turn
+        done = pieces.statuses.tokens[Op.RETRIEVE, Status.OK]
+        self.done = done[: pieces.statuses.length[Op.RETRIEVE, Status.OK]].tolist()
+        self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
+
+    def batch(self, step: int, size: int) -> Segments:
+        """The lessons of a step, one segment a row, numpy arrays; answers and queries are trainable."""
+        pages = [Page(self, random.Random(f"{self.config.seed}/lesson/{step * size + i}")) for i in range(size)]
+        tokens = np.full((size, 1, self.width), PAD_ID, np.int32)
+        trainable = np.zeros((size, 1, self.width), bool)
+        for row, page in enumerate(pages):
+            tokens[row, 0, : len(page.tokens)] = page.tokens
+            trainable[row, 0, : len(page.learnt)] = page.learnt
+        length = np.array([[len(page.tokens)] for page in pages], np.int32)
+        zeros = lambda dtype: np.zeros(tokens.shape, dtype)  # noqa: E731
+        return Segments(
+            tokens=tokens, length=length, trainable=trainable, logp=zeros(np.float32), state=zeros(np.int16),
+            remaining=zeros(np.int16), ops=zeros(np.int16), turn=zeros(np.int16), stage=zeros(np.int8),
+            count=np.ones(size, np.int32),
+        )  # fmt: skip
+
+
+class Page:
+    """One lesson: `tokens`, and which of them are `learnt`."""
+
+    def __init__(self, lessons: Lessons, rng: random.Random):
+        self.lessons, self.rng, self.world = lessons, rng, World(rng, "train")
+        self.tokens: list[int] = []
+        self.learnt: list[bool] = []
+        self.facts: list[tuple[Fact, str]] = []  # that hold, with the text that told them
+        self.past: list[tuple[str, str]] = []  # questions about what held before, and their answers
+        self.gone: list[Fact] = []  # taken back
+        self.bids: list[tuple[int, str]] = []
+        self.work = self.world.draw("work")  # that is bid for
+        self.asked: set[str] = set()
+        while self._fits(self._round()):
+            pass
+
+    def _fits(self, parts: list[tuple[list[int], bool]]) -> bool:
+        """Adds a round of (tokens, learnt); False if the page is full."""
+        if len(self.tokens) + sum(len(part) for part, _ in parts) > self.lessons.width:
+            return False
+        for part, learnt in parts:
+            self.tokens += part
+            self.learnt += [learnt] * len(part)
+        return True
+
+    def _round(self) -> list[tuple[list[int], bool]]:
+        if len(self.facts) >= FIRST and self.rng.random() < ASKED:
+            for _ in range(TRIES):  # an answer that stands in view already teaches little
+                question, answer, texts = self._question()
+                if question not in self.asked:
+                    self.asked.add(question)
+                    return self._ask(question, answer, texts)
+        return [part for text in self._tell() for part in self._told(text)]
+
+    def _told(self, text: str) -> list[tuple[list[int], bool]]:
+        lessons = self.lessons
+        parts = [(lessons.user + self._encode(text) + lessons.close, False)]
+        if self.rng.random() < ANSWERED:
+            turn = write_turn(lessons.config.tools, []) + lessons.end
+            parts.append((lessons.assistant + lessons.tokenizer.encode_markup(turn), False))
+        return parts
+
+    def _encode(self, text: str) -> list[int]:
+        return self.lessons.tokenizer.encode_markup(f" {text}")
+
+    def _tell(self) -> list[str]:
+        """What is told next, one text a message."""
+        rng, world = self.rng, self.world
+        what = rng.choices(list(TELLS), list(TELLS.values()))[0]
+        new = [world.fact(rng.choice(RELATIONS), sharing=self._shared())]
+        if what == "bridge":
+            new = [world.fact(WRITTEN)]
+            new.append(world.fact(rng.choice(RELATIONS[:2]), new[0].object))
+        elif what == "pair":
+            relation = rng.choice(RELATIONS[:2])
+            new = [world.fact(relation), world.fact(relation)]
+            if rng.random() < 0.5:
+                new[1] = Fact(relation, new[1].subject, new[0].object)
+        elif what == "revision" and (known := [pair for pair in self.facts if pair[0].relation.revised]):
+            return [self._revise(rng.choice(known))]
+        elif what == "closing" and self.facts:
+            pair = rng.choice(self.facts)
+            self.gone += [fact for fact, _ in self.facts if fact.subject == pair[0].subject]
+            self.facts = [held for held in self.facts if held[0].subject != pair[0].subject]
+            self.past = [(question, answer) for question, answer in self.past if pair[0].subject not in question]
+            return [rng.choice(CLOSINGS).format(s=pair[0].subject)]
+        elif what == "bid" and len(self.bids) < len(NUMBERS):
+            amount = rng.choice([i for i in range(len(NUMBERS)) if i not in [told for told, _ in self.bids]])
+            self.bids.append((amount, world.draw("person")))
+            return [f"{self.bids[-1][1]} bid {NUMBERS[amount]} coins for {self.work}"]
+        elif what == "chatter":
+            return [chatter(rng)]
+        rng.shuffle(new)
+        self.facts += [(fact, fact.text) for fact in new]
+        return [fact.text for fact in new]
+
+    def _shared(self) -> str:
+        """A name that a new entity shares with one that was told, at times."""
+        return self.rng.choice(self.facts[-1][0].subject.split()) if self.facts and self.rng.random() < 0.3 else ""
+
+    def _revise(self, pair: tuple[Fact, str]) -> str:
+        fact, relation = pair[0], pair[0].relation
+        new = Fact(relation, fact.subject, self.world.value(relation.object))
+        text = relation.revised.format(s=fact.subject, o=new.object, b=fact.object)
+        self.facts[self.facts.index(pair)] = (new, text)
+        self.asked.clear()  # answers may be others now
+        if relation.asked_before:
+            asked = relation.asked_before.format(s=fact.subject)
+            self.past = [(question, answer) for question, answer in self.past if question != asked]
+            self.past.append((asked, fact.object))
+        return text
+
+    def _question(self) -> tuple[str, str, list[str]]:
+        """A question, its answer, and the texts that it follows from."""
+        rng = self.rng
+        fact, text = rng.choice(self.facts)
+        chance = rng.random()
+        by_subject = {(held.subject, held.relation.object): (held, told) for held, told in self.facts}
+        if chance < 0.3:
+            bridges = [
+                (held, told, by_subject[held.object, kind])
+                for held, told in self.facts
+                if held.relation is WRITTEN
+                for kind in ("place", "year")
+                if (held.object, kind) in by_subject and by_subject[held.object, kind][0].relation in RELATIONS[:2]
+            ]
+            if bridges:
+                held, told, (born, more) = rng.choice(bridges)
+                return f"{born.question.split()[0]} was the author of {held.subject} born", born.object, [told, more]
+        elif chance < 0.42:
+            for relation in rng.sample(RELATIONS[:2], 2):
+                born = [(held, told) for held, told in self.facts if held.relation is relation]
+                if len(born) > 1:
+                    return self._compare(*rng.sample(born, 2))
+        elif chance < 0.54 and self.past:
+            return *rng.choice(self.past), []
+        elif chance < 0.64 and len(self.bids) > 1:
+            return f"Who bid most for {self.work}", max(self.bids)[1], []
+        elif chance < 0.7:
+            lost = rng.choice([*self.gone, self.world.fact(rng.choice(RELATIONS))])
+            return lost.question, UNKNOWN, []
+        return fact.question, fact.object, [text]
+
+    def _compare(self, one: tuple[Fact, str], other: tuple[Fact, str]) -> tuple[str, str, list[str]]:
+        a, b, texts = one[0], other[0], [one[1], other[1]]
+        if a.relation is BORN_WHERE:
+            same = "yes" if a.object == b.object else "no"
+            return f"Do {a.subject} and {b.subject} share a birthplace", same, texts
+        if a.object == b.object:
+            return a.question, a.object, texts[:1]
+        return f"Who was born first {a.subject} or {b.subject}", min(a, b, key=lambda f: f.object).subject, texts
+
+    def _ask(self, question: str, answer: str, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """The question, at times a retrieval of one text among others, and the answer."""
+        lessons, rng = self.lessons, self.rng
+        tools, encode = lessons.config.tools, lessons.tokenizer.encode_markup
+        parts = [(lessons.user + self._encode(question) + lessons.close, False)]
+        if texts and rng.random() < TOOLS:
+            for text in texts if rng.random() < 0.5 else texts[:1]:
+                query = f" {subject(text) if rng.random() < 0.7 else some_words(rng, text)}"
+                turn = write_turn(tools, [(Op.RETRIEVE, {"query": query})]) + lessons.end
+                found = [text] + ([rng.choice(self.facts)[1]] if rng.random() < 0.5 else [])
+                rng.shuffle(found)
+                result = list(lessons.done)
+                for told in dict.fromkeys(found):
+                    result += encode(str(rng.randint(1, 9))) + lessons.mark + self._encode(told)
+                parts += [*self._turn(turn, query), (lessons.tool + result + lessons.close, False)]
+        return parts + self._turn(write_turn(tools, [], answer) + lessons.end, f" {answer}")
+
+    def _turn(self, turn: str, text: str) -> list[tuple[list[int], bool]]:
+        """A turn, of which `text` and the mark that ends it are learnt."""
+        head, tail = (self.lessons.tokenizer.encode_markup(part) for part in turn.split(text, 1))
+        said = self.lessons.tokenizer.encode_markup(text)
+        return [(self.lessons.assistant + head, False), (said + tail[:1], True), (tail[1:], False)]
