@@ -11,13 +11,15 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from agemem_jax.config import ConfigError
+from agemem_jax.data.prompts import build_pieces
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.models import described, qwen, weights
 from agemem_jax.models.described import config_from_gguf, config_from_hf, hf_config
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
-from agemem_jax.training.setup import fitted, tokenizer_path
-from configs import base
+from agemem_jax.training.setup import fitted, roomy_config, tokenizer_path
+from configs import base, tiny
 
 CLASSES = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
 SIZES = dict(vocab_size=61, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2)
@@ -356,5 +358,12 @@ def test_where_the_tokenizer_lies(tmp_path):
         tokenizer_path(run_config().policy)
 
 
-def test_the_shipped_policy_reaches_as_far_as_its_file_says():
-    assert weights.read_config("agemem_jax/assets/tiny").longest_context == 32768
+def test_the_shipped_policy_reads_all_that_a_task_tells():
+    """Then full_context is an upper bound: roomy_config would warn that the context ends before."""
+    config = tiny.get_config()
+    tokenizer = Tokenizer.load(config.policy.tokenizer)
+    reach = weights.read_config("agemem_jax/assets/tiny").longest_context
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        roomy = roomy_config(config, build_pieces(tokenizer, config), reach)
+    assert roomy.context.capacity > config.context.capacity

@@ -159,7 +159,6 @@ def test_rows_with_room_for_all_that_is_told():
         state, found[method], _ = evaluate(run, state, run.frozen, Pass(method, "greedy"), 8)
         assert (found[method]["turns"] == 1).all()
     assert (found["full_context"]["context_tokens"] > told).all()
-    assert (found["store_all"]["context_tokens"] < found["full_context"]["context_tokens"]).all()
     assert (found["store_all"]["memory_coverage"] == 1).all() and (found["full_context"]["memory_coverage"] == 0).all()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
     assert {stage: program._cache_size() for stage, program in run.roomy.items()} == {1: 1, 2: 1, 3: 1}

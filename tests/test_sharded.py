@@ -31,7 +31,7 @@ MESHES = {
 def sharded_config(data: int, fsdp: int, tensor: int, learner: str, **changes):
     """A run whose rows, heads and vocabulary divide by every mesh here; the reference policy takes part."""
     return small_config(
-        policy__num_heads=4, policy__num_kv_heads=2, policy__vocab_size=544, rl__kl_coef=0.1, rl__widths=1,
+        policy__num_heads=4, policy__num_kv_heads=2, policy__vocab_size=576, rl__kl_coef=0.1, rl__widths=1,
         rollout__history_widths=1, mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, mesh__learner=learner,
         **changes,
     )  # fmt: skip
