@@ -105,6 +105,7 @@ AT_LEAST = {
     "optim.weight_decay": 0,
     "warm.lessons": 0,
     "warm.lesson_tokens": 64,
+    "warm.lesson_batch": 1,
     "warm.steps": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
@@ -579,12 +580,13 @@ def check_numbers(config: ConfigDict) -> None:
                 f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
-    steps = config.warm.lessons + config.warm.steps
-    if config.warm.warmup_steps >= steps:
-        refuse(
-            "warm.warmup_steps", config.warm.warmup_steps,
-            f"must be below warm.lessons + warm.steps = {steps}, since the rate falls after it",
-        )  # fmt: skip
+    for phase in ("lessons", "steps"):
+        steps = config.warm[phase]
+        if 0 < steps <= config.warm.warmup_steps or config.warm.lessons + config.warm.steps == 0:
+            refuse(
+                f"warm.{phase}", steps,
+                f"must be above warm.warmup_steps = {config.warm.warmup_steps}, since the rate falls after these",
+            )  # fmt: skip
     low, high = LORA_SCALES
     if p.lora_rank and not low <= p.lora_alpha / p.lora_rank <= high:
         refuse(

@@ -223,6 +223,7 @@ def get_config() -> ConfigDict:
     # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py).
     c.warm = ConfigDict()
     c.warm.lessons = 0  # steps on lessons
+    c.warm.lesson_batch = 32
     c.warm.lesson_tokens = 288
     c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128

@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     c.reward.context = 0.6
     c.reward.compression = 0.0  # a short context is no aim here
     c.reward.memory = 2.0
-    c.warm.lessons = 3000
+    c.warm.lessons = 1500
     c.warm.steps = 1000
     c.warm.batch = 64
     c.train.eval_tasks = 256

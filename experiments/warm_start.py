@@ -6,6 +6,7 @@ The export is a Hugging Face folder (config.json, model.safetensors) with the se
 """
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -46,19 +47,22 @@ def make(config, folder: Path) -> None:
     # It reads what lessons and rows reach, whichever is longer.
     reach = max(run.model.max_positions, int(run.world.pieces.prefix.length[0]) + config.warm.lesson_tokens)
     model = dataclasses.replace(run.model, max_positions=reach)
-    optimizer = warm_optimizer(config.warm, config.optim.max_grad_norm)
-    state = new_state(run.start(), optimizer)
+    params, curves, began = run.start(), {}, time.time()
     lessons = Lessons(config, run.tokenizer, run.world.pieces)
     demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
-    phases = (
-        ("lessons", config.warm.lessons, lesson_step(learn, model, optimizer, config.rl.logit_chunk),
-         lambda i: (lessons.batch(i, size),)),
-        ("demonstrations", config.warm.steps,
-         warm_step(run.spec.rollout, learn, model, optimizer, config.rl.logit_chunk), lambda i: demos.batch(i, size)),
-    )  # fmt: skip
-    curves, began = {}, time.time()
-    for name, steps, step, batch_at in phases:
-        step, batch, curves[name] = jax.jit(step, donate_argnums=0), batch_at(0), []
+    phases = {
+        "lessons": (
+            config.warm.lessons, functools.partial(lesson_step, learn),
+            lambda i: (lessons.batch(i, config.warm.lesson_batch),),
+        ),
+        "demonstrations": (
+            config.warm.steps, functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
+        ),
+    }  # fmt: skip
+    for name, (steps, make_step, batch_at) in phases.items():
+        optimizer = warm_optimizer(config.warm, steps, config.optim.max_grad_norm)
+        step = jax.jit(make_step(model, optimizer, config.rl.logit_chunk), donate_argnums=0)
+        state, batch, curves[name] = new_state(params, optimizer), batch_at(0), []
         bar = tqdm(range(steps), desc=name)
         for i in bar:
             state, metrics = step(state, *batch, run.world)
@@ -67,7 +71,8 @@ def make(config, folder: Path) -> None:
                 metrics = {key: float(value) for key, value in metrics.items()}
                 curves[name].append({"step": i, "seconds": time.time() - began, **metrics})
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
-    weights.save_hf(folder, model, state.params)
+        params = state.params
+    weights.save_hf(folder, model, params)
     out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
 
 

@@ -19,11 +19,12 @@ from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
 ASKED = 0.55  # share of the messages that ask
-TRIES = 5  # at a question that was not asked before
+LOST = 0.08  # share of these that ask for what was taken back, or for what nobody told
+TRIES = 8  # at a question that was not asked before
 ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
-TELLS = {"fact": 0.34, "bridge": 0.12, "pair": 0.1, "revision": 0.16, "closing": 0.06, "bid": 0.12, "chatter": 0.1}
+TELLS = {"fact": 0.3, "bridge": 0.12, "pair": 0.1, "revision": 0.2, "closing": 0.06, "bid": 0.12, "chatter": 0.1}
 
 
 class Lessons:
@@ -83,7 +84,11 @@ class Page:
         return True
 
     def _round(self) -> list[tuple[list[int], bool]]:
-        if len(self.facts) >= FIRST and self.rng.random() < ASKED:
+        rng = self.rng
+        if len(self.facts) >= FIRST and rng.random() < ASKED:
+            if rng.random() < LOST:
+                lost = rng.choice(self.gone) if self.gone else self.world.fact(rng.choice(RELATIONS))
+                return self._ask(lost.question, UNKNOWN, [])
             for _ in range(TRIES):  # an answer that stands in view already teaches little
                 question, answer, texts = self._question()
                 if question not in self.asked:
@@ -171,13 +176,10 @@ class Page:
                 born = [(held, told) for held, told in self.facts if held.relation is relation]
                 if len(born) > 1:
                     return self._compare(*rng.sample(born, 2))
-        elif chance < 0.54 and self.past:
+        elif chance < 0.6 and self.past:
             return *rng.choice(self.past), []
-        elif chance < 0.64 and len(self.bids) > 1:
+        elif chance < 0.68 and len(self.bids) > 1:
             return f"Who bid most for {self.work}", max(self.bids)[1], []
-        elif chance < 0.7:
-            lost = rng.choice([*self.gone, self.world.fact(rng.choice(RELATIONS))])
-            return lost.question, UNKNOWN, []
         return fact.question, fact.object, [text]
 
     def _compare(self, one: tuple[Fact, str], other: tuple[Fact, str]) -> tuple[str, str, list[str]]:

@@ -1,0 +1,121 @@
+"""Reading lessons: every answer follows from what was told before it, by a reader that knows the sentences only."""
+
+import re
+
+import numpy as np
+import pytest
+
+from agemem_jax.data.lessons import Lessons
+from agemem_jax.data.prompts import build_pieces
+from agemem_jax.data.questions import UNKNOWN, split_of
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.data.words import NUMBERS
+from configs import tiny
+
+NAME = r"(\w+ \w+)"
+# What is told, and the questions that it answers.
+FACTS = (
+    (rf"(?:no )?{NAME} was born in (\d+)", "When was {} born"),
+    (rf"{NAME} was born in (\D+)", "Where was {} born"),
+    (rf"(?:no )?{NAME} was published in (\d+)", "When was {} published"),
+    (rf"{NAME} was written by (.+)", "Who was {} written by"),
+    (rf"{NAME} lives in (.+)", "Where does {} live"),
+    (rf"{NAME} works for (.+)", "Who does {} work for"),
+)
+CHANGES = (
+    (rf"{NAME} moved from (.+) to (.+)", "Where does {} live", "Where did {} live before"),
+    (rf"{NAME} left (.+) for (.+)", "Who does {} work for", "Who did {} work for before"),
+)
+
+
+class Listener:
+    """What was told so far, as answers to questions."""
+
+    def __init__(self):
+        self.answers, self.bids = {}, {}
+
+    def hear(self, text: str) -> None:
+        if match := re.fullmatch(rf"(?:forget|never mind) {NAME}", text):
+            self.answers = {question: a for question, a in self.answers.items() if match[1] not in question}
+        elif match := re.fullmatch(rf"{NAME} bid (\w+) coins for {NAME}", text):
+            self.bids[NUMBERS.index(match[2])] = match[1]
+        for pattern, now, before in CHANGES:
+            if match := re.fullmatch(pattern, text):
+                subject, old, new = match.groups()
+                assert self.answers[now.format(subject)] == old
+                self.answers |= {now.format(subject): new, before.format(subject): old}
+                return
+        for pattern, question in FACTS:
+            if match := re.fullmatch(pattern, text):
+                self.answers[question.format(match[1])] = match[2]
+                return
+
+    def answer(self, question: str) -> str:
+        of = lambda text: self.answers.get(text, UNKNOWN)  # noqa: E731
+        if question.startswith("Who bid most"):
+            return self.bids[max(self.bids)]
+        if match := re.fullmatch(rf"(\w+) was the author of {NAME} born", question):
+            return of(f"{match[1]} was {of(f'Who was {match[2]} written by')} born")
+        if match := re.fullmatch(rf"Who was born first {NAME} or {NAME}", question):
+            return min(match.groups(), key=lambda name: of(f"When was {name} born"))
+        if match := re.fullmatch(rf"Do {NAME} and {NAME} share a birthplace", question):
+            one, other = (of(f"Where was {name} born") for name in match.groups())
+            return "yes" if one == other else "no"
+        return of(question)
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    config = tiny.get_config()
+    tokenizer = Tokenizer.load(config.policy.tokenizer)
+    return Lessons(config, tokenizer, build_pieces(tokenizer, config))
+
+
+def turns_of(lessons: Lessons, row) -> list[tuple[str, str, list[bool]]]:
+    """Role, text and learnt marks of the messages of a page."""
+    messages = []
+    for token, learnt in zip(*row, strict=True):
+        piece = lessons.tokenizer.decode([int(token)])
+        if piece.startswith("<|im_start|>"):
+            messages.append([piece.removeprefix("<|im_start|>"), "", []])
+        messages[-1][1] += piece if not piece.startswith("<|im_start|>") else ""
+        messages[-1][2].append(bool(learnt))
+    return [(role, text.removesuffix("<|im_end|>"), learnt) for role, text, learnt in messages]
+
+
+def test_answers_follow_from_what_was_told(lessons):
+    batch = lessons.batch(0, 64)
+    kinds = {"unknown": 0, "author": 0, "first": 0, "share": 0, "bid most": 0, "before": 0, "": 0}
+    for row in range(64):
+        length = batch.length[row, 0]
+        listener, question = Listener(), ""
+        for role, text, learnt in turns_of(lessons, (batch.tokens[row, 0, :length], batch.trainable[row, 0, :length])):
+            said = text.strip()
+            if role == "user":
+                question = said if re.match("(Who|Where|When|Do) ", said) else ""
+                listener.hear(said)
+            if role == "assistant" and "<answer>" in text:
+                answer = re.search("<answer> (.*)</answer>", text)[1]
+                assert answer == listener.answer(question), (question, answer)
+                assert sum(learnt) == len(answer.split()) + 1  # and its end
+                kind = next(k for k in kinds if k in (UNKNOWN if answer == UNKNOWN else question))
+                kinds[kind] += 1
+            elif "query" not in text:
+                assert not any(learnt)
+    assert min(kinds.values()) >= 15 and sum(kinds.values()) > 64 * 5, kinds
+
+
+def test_a_lesson_is_a_function_of_its_number_and_fills_its_page(lessons):
+    batch, again = lessons.batch(1, 8), lessons.batch(0, 16)
+    np.testing.assert_array_equal(batch.tokens, again.tokens[8:])
+    np.testing.assert_array_equal(batch.trainable, again.trainable[8:])
+    assert (batch.length > lessons.width - 60).all() and batch.tokens.shape == (8, 1, lessons.width)
+    assert not np.array_equal(batch.tokens[0], batch.tokens[1])
+
+
+def test_no_lesson_tells_of_the_tested_people(lessons):
+    batch = lessons.batch(2, 16)
+    for row in range(16):
+        text = lessons.tokenizer.decode(batch.tokens[row, 0, : batch.length[row, 0]].tolist())
+        names = re.findall(r"(\w+ \w+) (?:was born|lives|works)", text)
+        assert names and all(split_of(tuple(name.split())) == "train" for name in names)
