@@ -84,7 +84,7 @@ def turns_of(lessons: Lessons, row) -> list[tuple[str, str, list[bool]]]:
 
 
 def test_answers_follow_from_what_was_told(lessons):
-    batch = lessons.batch(0, 64)
+    batch = lessons.batch(lessons.config.warm.lessons, 64)
     kinds = {"unknown": 0, "author": 0, "first": 0, "share": 0, "bid most": 0, "before": 0, "": 0}
     for row in range(64):
         length = batch.length[row, 0]
@@ -106,15 +106,17 @@ def test_answers_follow_from_what_was_told(lessons):
 
 
 def test_a_lesson_is_a_function_of_its_number_and_fills_its_page(lessons):
-    batch, again = lessons.batch(1, 8), lessons.batch(0, 16)
-    np.testing.assert_array_equal(batch.tokens, again.tokens[8:])
-    np.testing.assert_array_equal(batch.trainable, again.trainable[8:])
-    assert (batch.length > lessons.width - 60).all() and batch.tokens.shape == (8, 1, lessons.width)
-    assert not np.array_equal(batch.tokens[0], batch.tokens[1])
+    steps, most = lessons.config.warm.lessons, lessons.config.warm.lesson_tokens
+    for step, width in ((0, most // 3), (steps // 2, 2 * most // 3), (steps - 1, most), (steps, most)):
+        batch, again = lessons.batch(step, 8), lessons.batch(step, 4)
+        np.testing.assert_array_equal(batch.tokens[:4], again.tokens)
+        np.testing.assert_array_equal(batch.trainable[:4], again.trainable)
+        assert (batch.length > width - 60).all() and batch.tokens.shape == (8, 1, width)
+        assert not np.array_equal(batch.tokens[0], batch.tokens[1])
 
 
 def test_no_lesson_tells_of_the_tested_people(lessons):
-    batch = lessons.batch(2, 16)
+    batch = lessons.batch(lessons.config.warm.lessons, 16)
     for row in range(16):
         text = lessons.tokenizer.decode(batch.tokens[row, 0, : batch.length[row, 0]].tolist())
         names = re.findall(r"(\w+ \w+) (?:was born|lives|works)", text)

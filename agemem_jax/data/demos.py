@@ -93,9 +93,13 @@ class Demonstrator:
         if op == Op.PASS:
             lines.stages[stage].append(self._turn([]))
             return
-        call = self._call(rng, op, text, speaker, shadow)
+        call, summary = self._call(rng, op, text, speaker, shadow), ""
         lines.stages[stage].append(self._turn([call]))
-        self._carry_out(rng, call, speaker, shadow, lines, stage)
+        if op == Op.SUMMARY:
+            seen = shadow.texts()
+            summary = digest(seen) if rng.random() < SENSE else rng.choice(seen)
+            lines.summaries[stage].append(summary)
+        shadow.carry_out(speaker, *call, summary)
 
     def _call(self, rng: random.Random, op: Op, text: str, speaker: int, shadow: Shadow) -> tuple[Op, dict]:
         """A call of an operation, with arguments that suit the moment or not."""
@@ -117,24 +121,6 @@ class Demonstrator:
         if op == Op.SUMMARY:
             return op, {"span": "all" if rng.random() < SENSE else rng.choice(["1", "2"])}
         return op, {"criteria": f" {named(text) if rng.random() < SENSE else some_words(rng, rng.choice(seen))}"}
-
-    def _carry_out(self, rng, call: tuple[Op, dict], speaker: int, shadow: Shadow, lines: Lines, stage: int) -> None:
-        """What a call does to store and context, and the summary that it asks for."""
-        op, arguments = call
-        if op == Op.ADD:
-            shadow.add(speaker, arguments["content"].strip())
-        elif op == Op.UPDATE:
-            shadow.update(speaker, int(arguments["memory_id"]), arguments["content"].strip())
-        elif op == Op.DELETE and arguments["confirmation"]:
-            shadow.delete(speaker, int(arguments["memory_id"]))
-        elif op == Op.FILTER:
-            shadow.filter(arguments["criteria"])
-        elif op == Op.SUMMARY:
-            seen = shadow.texts()
-            text = digest(seen) if rng.random() < SENSE else rng.choice(seen)
-            lines.summaries[stage].append(text)
-            if arguments["span"] == "all":
-                shadow.summarise(text)
 
     def _seed(self, rng: random.Random, staged: StagedRecord) -> list[tuple[int, str]]:
         """What the store holds from stage 2 on: mostly what holds, at times what does not, as many as fit."""

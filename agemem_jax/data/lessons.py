@@ -31,7 +31,7 @@ class Lessons:
     """Writes lessons of the training split; lesson i is a function of (seed, i)."""
 
     def __init__(self, config, tokenizer: Tokenizer, pieces: Pieces):
-        self.config, self.tokenizer, self.width = config, tokenizer, config.warm.lesson_tokens
+        self.config, self.tokenizer = config, tokenizer
         chat, encode = tokenizer.chat_pieces(config.policy.date_string), tokenizer.encode_markup
         self.user, self.assistant, self.tool, self.close = (
             encode(text) for text in (chat.user_open, chat.assistant_open, chat.tool_open, chat.message_close)
@@ -41,11 +41,17 @@ class Lessons:
         self.done = done[: pieces.statuses.length[Op.RETRIEVE, Status.OK]].tolist()
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
 
+    def width(self, step: int) -> int:
+        """Most tokens of a page: a third of config.warm.lesson_tokens at first, all of them in the last third."""
+        third = min(3 * step // max(1, self.config.warm.lessons), 2) + 1
+        return self.config.warm.lesson_tokens * third // 3
+
     def batch(self, step: int, size: int) -> Segments:
-        """The lessons of a step, one segment a row, numpy arrays; answers and queries are trainable."""
-        pages = [Page(self, random.Random(f"{self.config.seed}/lesson/{step * size + i}")) for i in range(size)]
-        tokens = np.full((size, 1, self.width), PAD_ID, np.int32)
-        trainable = np.zeros((size, 1, self.width), bool)
+        """The lessons of a step, one segment a row, numpy arrays; what can be known from the page is trainable."""
+        width = self.width(step)
+        pages = [Page(self, width, random.Random(f"{self.config.seed}/lesson/{step}/{i}")) for i in range(size)]
+        tokens = np.full((size, 1, width), PAD_ID, np.int32)
+        trainable = np.zeros((size, 1, width), bool)
         for row, page in enumerate(pages):
             tokens[row, 0, : len(page.tokens)] = page.tokens
             trainable[row, 0, : len(page.learnt)] = page.learnt
@@ -61,8 +67,8 @@ class Lessons:
 class Page:
     """One lesson: `tokens`, and which of them are `learnt`."""
 
-    def __init__(self, lessons: Lessons, rng: random.Random):
-        self.lessons, self.rng, self.world = lessons, rng, World(rng, "train")
+    def __init__(self, lessons: Lessons, width: int, rng: random.Random):
+        self.lessons, self.width, self.rng, self.world = lessons, width, rng, World(rng, "train")
         self.tokens: list[int] = []
         self.learnt: list[bool] = []
         self.facts: list[tuple[Fact, str]] = []  # that hold, with the text that told them
@@ -76,7 +82,7 @@ class Page:
 
     def _fits(self, parts: list[tuple[list[int], bool]]) -> bool:
         """Adds a round of (tokens, learnt); False if the page is full."""
-        if len(self.tokens) + sum(len(part) for part, _ in parts) > self.lessons.width:
+        if len(self.tokens) + sum(len(part) for part, _ in parts) > self.width:
             return False
         for part, learnt in parts:
             self.tokens += part
@@ -202,10 +208,13 @@ class Page:
                 turn = write_turn(tools, [(Op.RETRIEVE, {"query": query})]) + lessons.end
                 found = [text] + ([rng.choice(self.facts)[1]] if rng.random() < 0.5 else [])
                 rng.shuffle(found)
-                result = list(lessons.done)
+                parts += [*self._turn(turn, query), (lessons.tool + lessons.done, False)]
                 for told in dict.fromkeys(found):
-                    result += encode(str(rng.randint(1, 9))) + lessons.mark + self._encode(told)
-                parts += [*self._turn(turn, query), (lessons.tool + result + lessons.close, False)]
+                    # Its first two words may be anything; what comes after them was told before.
+                    entry = self._encode(told)
+                    parts.append((encode(str(rng.randint(1, 9))) + lessons.mark + entry[:2], False))
+                    parts.append((entry[2:], True))
+                parts.append((lessons.close, False))
         return parts + self._turn(write_turn(tools, [], answer) + lessons.end, f" {answer}")
 
     def _turn(self, turn: str, text: str) -> list[tuple[list[int], bool]]:

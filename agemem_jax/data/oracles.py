@@ -135,26 +135,18 @@ class Oracle:
             turns.append(write_turn(self.config.tools, []))
             return
         shadow.see(text, 10)
-        if op == Op.ADD:
-            shadow.add(who, call[1])
-            arguments = {"content": f" {call[1]}"}
-        elif op == Op.UPDATE:
-            content = call[2] if len(call) > 2 else text
-            shadow.update(who, call[1], content)
-            arguments = {"memory_id": str(call[1]), "content": f" {content}"}
-        elif op == Op.DELETE:
-            shadow.delete(who, call[1])
-            arguments = {"memory_id": str(call[1]), "confirmation": True}
-        elif op == Op.RETRIEVE:
-            arguments = {"query": f" {call[1]}"}
-        elif op == Op.SUMMARY:
-            told = digest_facts(shadow.texts())
-            summaries.append(told)
-            shadow.summarise(told)
-            arguments = {"span": "all"}
-        else:
-            shadow.filter(call[1])
-            arguments = {"criteria": f" {call[1]}"}
+        summary = digest_facts(shadow.texts()) if op == Op.SUMMARY else ""
+        if op == Op.SUMMARY:
+            summaries.append(summary)
+        arguments = {
+            Op.ADD: lambda: {"content": f" {call[1]}"},
+            Op.UPDATE: lambda: {"memory_id": str(call[1]), "content": f" {call[2] if len(call) > 2 else text}"},
+            Op.DELETE: lambda: {"memory_id": str(call[1]), "confirmation": True},
+            Op.RETRIEVE: lambda: {"query": f" {call[1]}"},
+            Op.SUMMARY: lambda: {"span": "all"},
+            Op.FILTER: lambda: {"criteria": f" {call[1]}"},
+        }[op]()
+        shadow.carry_out(who, op, arguments, summary)
         turns.append(write_turn(self.config.tools, [(op, arguments)]))
 
     def answered(self, lines: Lines, staged: StagedRecord, view: list[str]) -> Lines:

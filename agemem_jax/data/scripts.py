@@ -115,6 +115,19 @@ class Shadow:
         if self.entries.get(number, (None,))[0] == owner:
             del self.entries[number]
 
+    def carry_out(self, owner: int, op: Op, arguments: dict, summary: str = "") -> None:
+        """What a call does to store and context; a SUMMARY leaves the `summary` of what it takes."""
+        if op == Op.ADD:
+            self.add(owner, arguments["content"].strip())
+        elif op == Op.UPDATE:
+            self.update(owner, int(arguments["memory_id"]), arguments["content"].strip())
+        elif op == Op.DELETE and arguments["confirmation"]:
+            self.delete(owner, int(arguments["memory_id"]))
+        elif op == Op.FILTER:
+            self.filter(arguments["criteria"])
+        elif op == Op.SUMMARY and arguments["span"] == "all":
+            self.summarise(summary)
+
     def related(self, owner: int, text: str) -> int | None:
         """The id of the owner's entry that has most words in common with a text; None if none has two names."""
         words, named = set(text.split()), names(text)
