@@ -106,6 +106,7 @@ AT_LEAST = {
     "warm.lessons": 0,
     "warm.lesson_tokens": 64,
     "warm.lesson_batch": 1,
+    "warm.lesson_every": 0,
     "warm.steps": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
@@ -148,6 +149,7 @@ ABOVE_ZERO = (
     "optim.learning_rate",
     "optim.max_grad_norm",
     "warm.learning_rate",
+    "warm.lesson_rate",
 )
 
 # Lowest and highest value.
@@ -176,6 +178,7 @@ TRAINS_WITHIN = {
     "optim.learning_rate": (1e-10, 1, RATE),
     "optim.max_grad_norm": (1e-8, math.inf, "smaller, nothing moves: Adam adds 1e-8 to what it divides by"),
     "warm.learning_rate": (1e-10, 1, RATE),
+    "warm.lesson_rate": (1e-10, 1, RATE),
     "warm.final_learning_rate": (0, 1, RATE),
 }
 FLOAT32 = (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max))  # magnitudes, but for 0
@@ -580,12 +583,11 @@ def check_numbers(config: ConfigDict) -> None:
                 f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
-    for phase in ("lessons", "steps"):
-        steps = config.warm[phase]
-        if 0 < steps <= config.warm.warmup_steps or config.warm.lessons + config.warm.steps == 0:
+    for phase in ("steps", "lessons") if config.warm.lessons else ("steps",):
+        if config.warm.warmup_steps >= config.warm[phase]:
             refuse(
-                f"warm.{phase}", steps,
-                f"must be above warm.warmup_steps = {config.warm.warmup_steps}, since the rate falls after these",
+                "warm.warmup_steps", config.warm.warmup_steps,
+                f"must be below warm.{phase} = {config.warm[phase]}, since the rate falls after it",
             )  # fmt: skip
     low, high = LORA_SCALES
     if p.lora_rank and not low <= p.lora_alpha / p.lora_rank <= high:

@@ -47,29 +47,32 @@ def make(config, folder: Path) -> None:
     # It reads what lessons and rows reach, whichever is longer.
     reach = max(run.model.max_positions, int(run.world.pieces.prefix.length[0]) + config.warm.lesson_tokens)
     model = dataclasses.replace(run.model, max_positions=reach)
-    params, curves, began = run.start(), {}, time.time()
+    warm, params = config.warm, run.start()
     lessons = Lessons(config, run.tokenizer, run.world.pieces)
     demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
+    read = functools.partial(lesson_step, learn), lambda i: (lessons.batch(i, warm.lesson_batch),)
+    watch = functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
+    every = warm.lesson_every
     phases = {
-        "lessons": (
-            config.warm.lessons, functools.partial(lesson_step, learn),
-            lambda i: (lessons.batch(i, config.warm.lesson_batch),),
-        ),
+        "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
+        # What it has learnt to read is kept up while it watches.
         "demonstrations": (
-            config.warm.steps, functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
+            warm.learning_rate,
+            [(read, warm.lessons + i) if every and i % every == every - 1 else (watch, i) for i in range(warm.steps)],
         ),
-    }  # fmt: skip
-    for name, (steps, make_step, batch_at) in phases.items():
-        optimizer = warm_optimizer(config.warm, steps, config.optim.max_grad_norm)
-        step = jax.jit(make_step(model, optimizer, config.rl.logit_chunk), donate_argnums=0)
-        state, batch, curves[name] = new_state(params, optimizer), batch_at(0), []
-        bar = tqdm(range(steps), desc=name)
-        for i in bar:
-            state, metrics = step(state, *batch, run.world)
-            batch = batch_at(i + 1)  # made while the device works
-            if i % 20 == 0 or i + 1 == steps:
+    }
+    curves, began = {}, time.time()
+    for name, (rate, steps) in phases.items():
+        optimizer = warm_optimizer(warm, rate, len(steps), config.optim.max_grad_norm)
+        state, curves[name] = new_state(params, optimizer), []
+        compiled = lambda kind: jax.jit(kind(model, optimizer, config.rl.logit_chunk), donate_argnums=0)  # noqa: E731, B023
+        jitted = {kind: compiled(kind) for kind, _ in (read, watch)}
+        bar = tqdm(steps, desc=name)
+        for step, ((kind, batch_at), i) in enumerate(bar):
+            state, metrics = jitted[kind](state, *batch_at(i), run.world)
+            if step % 20 == 0 or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in metrics.items()}
-                curves[name].append({"step": i, "seconds": time.time() - began, **metrics})
+                curves[name].append({"step": step, "seconds": time.time() - began, **metrics})
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
         params = state.params
     weights.save_hf(folder, model, params)

@@ -286,8 +286,8 @@ def test_the_rate_goes_by_updates_and_is_never_0():
     np.testing.assert_allclose(make_optimizer(optim).rate(jnp.int32(0)), 0.5)
 
     warm = base.get_config().warm
-    warm.steps, warm.warmup_steps, warm.learning_rate, warm.final_learning_rate = 10, 4, 0.8, 0.1
-    rates = [float(warm_optimizer(warm, 1.0).rate(jnp.int32(step))) for step in range(10)]
+    warm.warmup_steps, warm.final_learning_rate = 4, 0.1
+    rates = [float(warm_optimizer(warm, 0.8, 10, 1.0).rate(jnp.int32(step))) for step in range(10)]
     np.testing.assert_allclose(rates[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-6)
     assert rates[3:] == sorted(rates[3:], reverse=True)
     np.testing.assert_allclose(rates[-1], 0.1, rtol=1e-6)

@@ -57,14 +57,12 @@ def script_writer(world: World, spec: RolloutSpec, script: Script, stage: int):
     )
 
 
-def warm_optimizer(warm, steps: int, max_grad_norm: float) -> Optimizer:
+def warm_optimizer(warm, rate: float, steps: int, max_grad_norm: float) -> Optimizer:
     """AdamW with a linear rise and a cosine decay over the `steps` of a phase; `warm` is config.warm.
 
-    Step number `warmup_steps` is the first at `learning_rate`, the last one is at `final_learning_rate`; none is at 0.
+    Step number `warmup_steps` is the first at `rate`, the last one is at `final_learning_rate`; none is at 0.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, warm.learning_rate, warm.warmup_steps, steps, warm.final_learning_rate
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm.warmup_steps, steps, warm.final_learning_rate)
     return Optimizer(adamw(max_grad_norm, warm.weight_decay), lambda step: schedule(step + 1))
 
 
