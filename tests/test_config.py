@@ -96,7 +96,7 @@ REFUSED = {
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
     "warm-up without end": ({"warm.warmup_steps": 500}, "below warm.steps = 500"),
-    "warm-up of lessons without end": ({"warm.lessons": 40}, "below warm.lessons = 40"),
+    "warm-up of lessons without end": ({"warm.warmup_steps": 40, "warm.lessons": 40}, "below warm.lessons = 40"),
     "no warm steps": ({"warm.warmup_steps": 1, "warm.steps": 0}, "below warm.steps = 0"),
     "warm rate": ({"warm.learning_rate": 2.0}, "overwrite"),
     "final warm rate": ({"warm.final_learning_rate": -1e-4}, "at least 0"),
