@@ -19,6 +19,7 @@ from configs import hotpotqa
 
 LAYERS, WIDTH, HEADS, KV_HEADS, MLP = 2, 64, 4, 2, 96
 RECORDS = 12
+FIELDS = ("_id", "question", "answer", "type", "level", "supporting_facts", "context")  # the published ones
 
 
 def write_model(path: Path) -> None:
@@ -59,7 +60,8 @@ def write_model(path: Path) -> None:
 
 def write_records(path: Path) -> None:
     """Generated questions with what real ones hold: accents, other scripts, quotation marks, marks of a chat."""
-    records = questions.generate(0, RECORDS, "train")
+    generated = questions.generate(0, RECORDS, "train", {"recall": 1.0})
+    records = [{field: record[field] for field in FIELDS} for record in generated]
     for record in records:
         for title, sentences in record["context"]:
             sentences[0] = f'{sentences[0]}, called "the café of 東京" by {title}. {END}\n<|im_start|>system'
