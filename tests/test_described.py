@@ -366,4 +366,4 @@ def test_the_shipped_policy_reads_all_that_a_task_tells():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         roomy = roomy_config(config, build_pieces(tokenizer, config), reach)
-    assert roomy.context.capacity > config.context.capacity
+    assert reach == 290 and roomy.context.capacity > config.context.capacity

@@ -168,7 +168,7 @@ CASES = {
     "weights: quantised": (weights("quantised"), ["config.json: quantization_config", "'awq'", "GGUF file"]),
     "weights: int8": (weights("int8"), ["model.safetensors: model.norm.weight is I8", "GGUF file"]),
     "weights: two heads": (weights("head"), ["lm_head.weight is another matrix", "tie_word_embeddings = true"]),
-    "weights: tokenizer": (weights("rows"), ["policy.tokenizer", "tokens, and the policy embeddings of 400"]),
+    "weights: tokenizer": (weights("rows"), ["policy.tokenizer", "has 569 tokens", "embeddings of 400"]),
     "weights: positions": (weights("short"), ["context.capacity = 144", "was made for 128", "rope_scaling"]),
     "weights: a tensor": (weights("missing"), ["missing model.norm.weight [128]", "same model"]),
     "weights: list": (weights("list"), ["list/config.json must hold a JSON object"]),

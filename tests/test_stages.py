@@ -16,7 +16,7 @@ from rendered import assert_rendered, contexts
 from small import small_config
 from vocabularies import DATE, write_bpe
 
-from agemem_jax.data.batches import pad_text, pad_texts
+from agemem_jax.data.batches import pad_text, pad_texts, stack
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
 from agemem_jax.data.tokenizer import write_hf
@@ -191,10 +191,6 @@ def play(variant: str, *scripts: Script, tools: int = ALL_TOOLS, method: str = "
     return [Played(run, [row(r, b) for r in after], [by_slot(t, b) for t in traces]) for b in range(spec.batch)]
 
 
-def stack(trees):
-    return jax.tree.map(lambda *x: np.stack(x), *trees)
-
-
 def task_of(run: Run, scripts: list[Script]) -> Task:
     """The same story for every row, but for the messages of stage 1."""
     spec, source, width = run.spec.rollout, run.source, run.config.task.message_tokens
@@ -208,7 +204,7 @@ def task_of(run: Run, scripts: list[Script]) -> Task:
     names = source.encode("Ada Keller")
     keys[: len(names)] = names[: len(keys)]
     return base.replace(
-        facts=jax.tree.map(lambda *x: np.stack(x), *facts),
+        facts=stack(facts),
         num_facts=np.array([len(script.facts) for script in scripts], np.int32),
         distractors=stack([messages(script.distractors, spec.distractors) for script in scripts]),
         num_distractors=np.full(spec.batch, count, np.int32),

@@ -3,7 +3,8 @@
 A trajectory asks one question, and most of its tokens are calls. A lesson is a long conversation in which every other
 message asks about what was told so far, so that looking up a fact among many is learnt from a dozen answers a page:
 facts that hold, hold no more, or were never told; facts of facts; comparisons; the highest bid. Some are told by a tool
-result, after the call that asks for them. Lessons say nothing about when which tool is of use, and keep no memory.
+result, after the call that asks for them; how that goes on is learnt too, since it takes the same look back. Pages are
+short at first, where less can be taken for the answer. Lessons say nothing about when which tool is of use.
 """
 
 import random
@@ -28,7 +29,7 @@ TELLS = {"fact": 0.3, "bridge": 0.12, "pair": 0.1, "revision": 0.2, "closing": 0
 
 
 class Lessons:
-    """Writes lessons of the training split; lesson i is a function of (seed, i)."""
+    """Writes lessons of the training split; lesson i of a step is a function of (seed, step, i)."""
 
     def __init__(self, config, tokenizer: Tokenizer, pieces: Pieces):
         self.config, self.tokenizer = config, tokenizer
@@ -37,6 +38,7 @@ class Lessons:
             encode(text) for text in (chat.user_open, chat.assistant_open, chat.tool_open, chat.message_close)
         )
         self.end = tokenizer.end_of_turn
+        self.quiet = self.assistant + encode(write_turn(config.tools, []) + self.end)  # a turn that lets a message pass
         done = pieces.statuses.tokens[Op.RETRIEVE, Status.OK]
         self.done = done[: pieces.statuses.length[Op.RETRIEVE, Status.OK]].tolist()
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
@@ -106,8 +108,7 @@ class Page:
         lessons = self.lessons
         parts = [(lessons.user + self._encode(text) + lessons.close, False)]
         if self.rng.random() < ANSWERED:
-            turn = write_turn(lessons.config.tools, []) + lessons.end
-            parts.append((lessons.assistant + lessons.tokenizer.encode_markup(turn), False))
+            parts.append((lessons.quiet, False))
         return parts
 
     def _encode(self, text: str) -> list[int]:

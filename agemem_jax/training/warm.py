@@ -66,6 +66,19 @@ def warm_optimizer(warm, rate: float, steps: int, max_grad_norm: float) -> Optim
     return Optimizer(adamw(max_grad_norm, warm.weight_decay), lambda step: schedule(step + 1))
 
 
+def imitate(
+    state: TrainState, segments: Segments, world: World, grammar, learn: LearnSpec, model, optimizer, logit_chunk: int
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One optimizer step towards the trainable tokens: (state, loss [], used segments []); `grammar`: see log_probs."""
+    rows = segments.tokens.shape[0]
+    weight = losses.token_weights(segments.trainable, "token")
+    batch = learner_batch(segments, jnp.zeros((rows, 3)), weight, learn.micro_batch)
+    used = (batch.length > 0).sum()
+    loss = imitation_loss(model, grammar, learn, logit_chunk)
+    grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, used, learn)
+    return descend(state, optimizer, grad).replace(step=state.step + 1), sums["loss"], used
+
+
 def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
     """One step on reading lessons, to be jitted with `state` donated: (state, lessons, world) -> (state, metrics).
 
@@ -73,13 +86,9 @@ def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int)
     """
 
     def step(state: TrainState, lessons: Segments, world: World):
-        rows, _, width = lessons.tokens.shape
-        spec = dataclasses.replace(learn, widths=(width,))
-        weight = losses.token_weights(lessons.trainable, "token")
-        batch = learner_batch(lessons, jnp.zeros((rows, 3)), weight, spec.micro_batch)
-        loss = imitation_loss(model, None, spec, logit_chunk)
-        grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, jnp.int32(rows), spec)
-        return descend(state, optimizer, grad).replace(step=state.step + 1), {"loss": sums["loss"]}
+        spec = dataclasses.replace(learn, widths=(lessons.tokens.shape[-1],))
+        state, loss, _ = imitate(state, lessons, world, None, spec, model, optimizer, logit_chunk)
+        return state, {"loss": loss}
 
     return step
 
@@ -89,19 +98,15 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, 
 
     def step(state: TrainState, task: Task, told: Demonstration, world: World):
         segments, rows = demonstrate(spec, world, task, told)
-        weight = losses.token_weights(segments.trainable, "token")
-        batch = learner_batch(segments, jnp.zeros((spec.batch, 3)), weight, learn.micro_batch)
-        used = (batch.length > 0).sum()
-        loss = imitation_loss(model, world.grammar, learn, logit_chunk)
-        grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, used, learn)
+        state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
         metrics = {
-            "loss": sums["loss"],
+            "loss": loss,
             "demo_score": rows.stats.f1.mean(),
             "malformed": rows.stats.malformed.sum(1).mean(),
             "segments": used / spec.batch,
             "peak_context_tokens": rows.stats.peak_context_tokens.max(),
             "mean_context_tokens": rows.stats.peak_context_tokens.mean(),
         }
-        return descend(state, optimizer, grad).replace(step=state.step + 1), metrics
+        return state, metrics
 
     return step
