@@ -3,8 +3,14 @@
 A trajectory asks one question, and most of its tokens are calls. A lesson is a long conversation in which every other
 message asks about what was told so far, so that looking up a fact among many is learnt from a dozen answers a page:
 facts that hold, hold no more, or were never told; facts of facts; comparisons; the highest bid. Some are told by a tool
-result, after the call that asks for them; how that goes on is learnt too, since it takes the same look back. Pages are
-short at first, where less can be taken for the answer. Lessons say nothing about when which tool is of use.
+result, after the call that asks for them; how that goes on is learnt too, since it takes the same look back.
+
+What is hard to learn is to look for the subject: any value of the right kind is the answer half of the time where two
+are in view, and a policy stays with that guess for thousands of steps (experiments/LOG.md). So pages begin with a
+recital: facts, often all of one relation, and then a tool result that tells all of them again in another order. It is
+as dense as a lesson can be, and nothing but the subject says how a line of it goes on. Pages are short at first.
+
+Lessons say nothing about when which tool is of use.
 """
 
 import random
@@ -19,6 +25,8 @@ from agemem_jax.data.words import NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
+RECITED = 0.3  # share of the pages that begin with a recital; in the first quarter of the lessons all do
+ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
 LOST = 0.08  # share of these that ask for what was taken back, or for what nobody told
 TRIES = 8  # at a question that was not asked before
@@ -44,14 +52,18 @@ class Lessons:
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
 
     def width(self, step: int) -> int:
-        """Most tokens of a page: a third of config.warm.lesson_tokens at first, all of them in the last third."""
-        third = min(3 * step // max(1, self.config.warm.lessons), 2) + 1
-        return self.config.warm.lesson_tokens * third // 3
+        """Most tokens of a page: a third of config.warm.lesson_tokens in half of the lessons, two thirds in a quarter."""
+        done = step / max(1, self.config.warm.lessons)
+        thirds = 1 if done < 0.5 else 2 if done < 0.75 else 3
+        return self.config.warm.lesson_tokens * thirds // 3
 
     def batch(self, step: int, size: int) -> Segments:
         """The lessons of a step, one segment a row, numpy arrays; what can be known from the page is trainable."""
         width = self.width(step)
-        pages = [Page(self, width, random.Random(f"{self.config.seed}/lesson/{step}/{i}")) for i in range(size)]
+        recited = RECITED if 4 * step >= self.config.warm.lessons else 1.0
+        pages = [
+            Page(self, width, recited, random.Random(f"{self.config.seed}/lesson/{step}/{i}")) for i in range(size)
+        ]
         tokens = np.full((size, 1, width), PAD_ID, np.int32)
         trainable = np.zeros((size, 1, width), bool)
         for row, page in enumerate(pages):
@@ -69,7 +81,7 @@ class Lessons:
 class Page:
     """One lesson: `tokens`, and which of them are `learnt`."""
 
-    def __init__(self, lessons: Lessons, width: int, rng: random.Random):
+    def __init__(self, lessons: Lessons, width: int, recited: float, rng: random.Random):
         self.lessons, self.width, self.rng, self.world = lessons, width, rng, World(rng, "train")
         self.tokens: list[int] = []
         self.learnt: list[bool] = []
@@ -78,7 +90,10 @@ class Page:
         self.gone: list[Fact] = []  # taken back
         self.bids: list[tuple[int, str]] = []
         self.work = self.world.draw("work")  # that is bid for
+        self.relations = [rng.choice(RELATIONS)] if rng.random() < ALIKE else RELATIONS
         self.asked: set[str] = set()
+        if rng.random() < recited:
+            self._fits(self._recital(rng.randint(width // 3, width)))
         while self._fits(self._round()):
             pass
 
@@ -104,6 +119,23 @@ class Page:
                     return self._ask(question, answer, texts)
         return [part for text in self._tell() for part in self._told(text)]
 
+    def _recital(self, room: int) -> list[tuple[list[int], bool]]:
+        """As many facts as `room` tokens hold twice: as messages, and in another order as a tool result."""
+        told: list[tuple[list[int], bool]] = []
+        room -= len(self.lessons.tool + self.lessons.done + self.lessons.close)
+        while True:
+            fact = self.world.fact(self.rng.choice(self.relations), sharing=self._shared())
+            message = self.lessons.user + self._encode(fact.text) + self.lessons.close
+            room -= len(message) + sum(len(part) for part, _ in self._entry(fact.text))
+            if room < 0:
+                break
+            told.append((message, False))
+            self.facts.append((fact, fact.text))
+        if not told:
+            return []
+        texts = [text for _, text in self.facts]
+        return told + self._result(self.rng.sample(texts, len(texts)))
+
     def _told(self, text: str) -> list[tuple[list[int], bool]]:
         lessons = self.lessons
         parts = [(lessons.user + self._encode(text) + lessons.close, False)]
@@ -118,7 +150,7 @@ class Page:
         """What is told next, one text a message."""
         rng, world = self.rng, self.world
         what = rng.choices(list(TELLS), list(TELLS.values()))[0]
-        new = [world.fact(rng.choice(RELATIONS), sharing=self._shared())]
+        new = [world.fact(rng.choice(self.relations), sharing=self._shared())]
         if what == "bridge":
             new = [world.fact(WRITTEN)]
             new.append(world.fact(rng.choice(RELATIONS[:2]), new[0].object))
@@ -167,7 +199,7 @@ class Page:
         fact, text = rng.choice(self.facts)
         chance = rng.random()
         by_subject = {(held.subject, held.relation.object): (held, told) for held, told in self.facts}
-        if chance < 0.3:
+        if chance < 0.25:
             bridges = [
                 (held, told, by_subject[held.object, kind])
                 for held, told in self.facts
@@ -178,14 +210,14 @@ class Page:
             if bridges:
                 held, told, (born, more) = rng.choice(bridges)
                 return f"{born.question.split()[0]} was the author of {held.subject} born", born.object, [told, more]
-        elif chance < 0.42:
+        elif chance < 0.4:
             for relation in rng.sample(RELATIONS[:2], 2):
                 born = [(held, told) for held, told in self.facts if held.relation is relation]
                 if len(born) > 1:
                     return self._compare(*rng.sample(born, 2))
-        elif chance < 0.6 and self.past:
+        elif chance < 0.55 and self.past:
             return *rng.choice(self.past), []
-        elif chance < 0.68 and len(self.bids) > 1:
+        elif chance < 0.7 and len(self.bids) > 1:
             return f"Who bid most for {self.work}", max(self.bids)[1], []
         return fact.question, fact.object, [text]
 
@@ -201,7 +233,7 @@ class Page:
     def _ask(self, question: str, answer: str, texts: list[str]) -> list[tuple[list[int], bool]]:
         """The question, at times a retrieval of one text among others, and the answer."""
         lessons, rng = self.lessons, self.rng
-        tools, encode = lessons.config.tools, lessons.tokenizer.encode_markup
+        tools = lessons.config.tools
         parts = [(lessons.user + self._encode(question) + lessons.close, False)]
         if texts and rng.random() < TOOLS:
             for text in texts if rng.random() < 0.5 else texts[:1]:
@@ -209,14 +241,19 @@ class Page:
                 turn = write_turn(tools, [(Op.RETRIEVE, {"query": query})]) + lessons.end
                 found = [text] + ([rng.choice(self.facts)[1]] if rng.random() < 0.5 else [])
                 rng.shuffle(found)
-                parts += [*self._turn(turn, query), (lessons.tool + lessons.done, False)]
-                for told in dict.fromkeys(found):
-                    # Its first two words may be anything; what comes after them was told before.
-                    entry = self._encode(told)
-                    parts.append((encode(str(rng.randint(1, 9))) + lessons.mark + entry[:2], False))
-                    parts.append((entry[2:], True))
-                parts.append((lessons.close, False))
+                parts += self._turn(turn, query) + self._result(list(dict.fromkeys(found)))
         return parts + self._turn(write_turn(tools, [], answer) + lessons.end, f" {answer}")
+
+    def _result(self, texts: list[str]) -> list[tuple[list[int], bool]]:
+        """What a retrieval shows that has found `texts`."""
+        entries = [part for text in texts for part in self._entry(text)]
+        return [(self.lessons.tool + self.lessons.done, False), *entries, (self.lessons.close, False)]
+
+    def _entry(self, text: str) -> list[tuple[list[int], bool]]:
+        """An entry with its number. Its first two words may be anything; what comes after them was told before."""
+        number = self.lessons.tokenizer.encode_markup(str(self.rng.randint(1, 9)))
+        entry = self._encode(text)
+        return [(number + self.lessons.mark + entry[:2], False), (entry[2:], True)]
 
     def _turn(self, turn: str, text: str) -> list[tuple[list[int], bool]]:
         """A turn, of which `text` and the mark that ends it are learnt."""

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from agemem_jax.data.demos import Demonstration
 from agemem_jax.data.scripts import Script
@@ -16,8 +17,10 @@ from agemem_jax.rollout.rows import RolloutSpec, Rows, World, new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.training.learn import LearnSpec, gradients, imitation_loss
 from agemem_jax.training.programs import ALL_TOOLS
-from agemem_jax.training.state import Optimizer, adamw, descend
+from agemem_jax.training.state import Optimizer, descend
 from agemem_jax.types import Segments, Task, Text, TrainState
+
+ADAM_B2 = 0.99  # of what Muon leaves to Adam: embeddings and norms
 
 
 def seed_store(rows: Rows, told: Demonstration, world: World, spec: RolloutSpec) -> Rows:
@@ -58,12 +61,29 @@ def script_writer(world: World, spec: RolloutSpec, script: Script, stage: int):
 
 
 def warm_optimizer(warm, rate: float, steps: int, max_grad_norm: float) -> Optimizer:
-    """AdamW with a linear rise and a cosine decay over the `steps` of a phase; `warm` is config.warm.
+    """Muon with a linear rise and a cosine decay over the `steps` of a phase; `warm` is config.warm.
+
+    Matrices move by orthogonalised momentum, scaled so that one rate suits them and what Adam moves, embeddings and
+    norms (arXiv 2502.16982, section 2.2). A policy that begins from nothing learns with it in a third of the steps that
+    Adam takes (experiments/LOG.md).
 
     Step number `warmup_steps` is the first at `rate`, the last one is at `final_learning_rate`; none is at 0.
     """
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm.warmup_steps, steps, warm.final_learning_rate)
-    return Optimizer(adamw(max_grad_norm, warm.weight_decay), lambda step: schedule(step + 1))
+    muon = optax.contrib.muon(
+        1.0, weight_decay=warm.weight_decay, adam_weight_decay=warm.weight_decay, adam_b2=ADAM_B2,
+        muon_weight_dimension_numbers=matrices, consistent_rms=0.2,
+    )  # fmt: skip
+    # Its direction is subtracted times the rate of the schedule.
+    direction = optax.chain(optax.clip_by_global_norm(max_grad_norm), muon, optax.scale(-1.0))
+    return Optimizer(direction, lambda step: schedule(step + 1))
+
+
+def matrices(params: dict) -> dict:
+    """Which axes of which parameters Muon takes for a matrix: those of the layers' stacked kernels `[L, in, out]`."""
+    stacked = lambda path, x: path[-1].key == "kernel" and x.ndim == 3  # noqa: E731
+    axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree_util.tree_map_with_path(lambda path, x: axes if stacked(path, x) else None, params)
 
 
 def imitate(
