@@ -52,7 +52,7 @@ class Lessons:
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
 
     def width(self, step: int) -> int:
-        """Most tokens of a page: a third of warm.lesson_tokens in half of the lessons, two thirds in a quarter of them."""
+        """Most tokens of a page: half of the lessons have a third of warm.lesson_tokens, a quarter two thirds."""
         done = step / max(1, self.config.warm.lessons)
         thirds = 1 if done < 0.5 else 2 if done < 0.75 else 3
         return self.config.warm.lesson_tokens * thirds // 3
