@@ -25,7 +25,7 @@ from agemem_jax.data.words import NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
-RECITED = 0.3  # share of the pages that begin with a recital; in the first quarter of the lessons all do
+RECITED = 0.5  # share of the pages that begin with a recital; those of the first quarter of the lessons hold nothing else
 ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
 LOST = 0.08  # share of these that ask for what was taken back, or for what nobody told
@@ -60,10 +60,12 @@ class Lessons:
     def batch(self, step: int, size: int) -> Segments:
         """The lessons of a step, one segment a row, numpy arrays; what can be known from the page is trainable."""
         width = self.width(step)
-        recited = RECITED if 4 * step >= self.config.warm.lessons else 1.0
-        pages = [
-            Page(self, width, recited, random.Random(f"{self.config.seed}/lesson/{step}/{i}")) for i in range(size)
-        ]
+        pages = []
+        for i in range(size):
+            rng = random.Random(f"{self.config.seed}/lesson/{step}/{i}")
+            only = 4 * step < self.config.warm.lessons
+            recital = width if only else rng.randint(width // 3, width) if rng.random() < RECITED else 0
+            pages.append(Page(self, width, recital, rng))
         tokens = np.full((size, 1, width), PAD_ID, np.int32)
         trainable = np.zeros((size, 1, width), bool)
         for row, page in enumerate(pages):
@@ -79,9 +81,9 @@ class Lessons:
 
 
 class Page:
-    """One lesson: `tokens`, and which of them are `learnt`."""
+    """One lesson: `tokens`, and which of them are `learnt`; the first `recital` tokens are one."""
 
-    def __init__(self, lessons: Lessons, width: int, recited: float, rng: random.Random):
+    def __init__(self, lessons: Lessons, width: int, recital: int, rng: random.Random):
         self.lessons, self.width, self.rng, self.world = lessons, width, rng, World(rng, "train")
         self.tokens: list[int] = []
         self.learnt: list[bool] = []
@@ -92,8 +94,7 @@ class Page:
         self.work = self.world.draw("work")  # that is bid for
         self.relations = [rng.choice(RELATIONS)] if rng.random() < ALIKE else RELATIONS
         self.asked: set[str] = set()
-        if rng.random() < recited:
-            self._fits(self._recital(rng.randint(width // 3, width)))
+        self._fits(self._recital(recital))
         while self._fits(self._round()):
             pass
 
