@@ -25,7 +25,7 @@ from agemem_jax.data.words import NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
-RECITED = 0.5  # share of the pages that begin with a recital; those of the first quarter of the lessons hold nothing else
+RECITED = 0.5  # share of the pages that begin with a recital; in the first quarter of the lessons that is all they hold
 ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
 LOST = 0.08  # share of these that ask for what was taken back, or for what nobody told
