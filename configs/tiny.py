@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     c.warm.lessons = 3000
     c.warm.steps = 600
     c.warm.batch = 64
-    c.warm.learning_rate = 5e-3
+    c.warm.learning_rate = 2.5e-3
     c.train.eval_tasks = 256
     c.optim.learning_rate = 3e-4
     c.optim.warmup_updates = 5
