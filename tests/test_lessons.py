@@ -105,9 +105,31 @@ def test_answers_follow_from_what_was_told(lessons):
     assert min(kinds.values()) >= 8 and sum(kinds.values()) > 64 * 5, kinds
 
 
+def test_a_recital_tells_the_same_facts_again(lessons):
+    """Alone in the first quarter of the lessons; all but the number and the first two words of a line is learnt."""
+    batch = lessons.batch(0, 32)
+    moved = 0
+    for row in range(32):
+        length = batch.length[row, 0]
+        told, (result, learnt) = [], ("", [])
+        for role, text, marks in turns_of(lessons, (batch.tokens[row, 0, :length], batch.trainable[row, 0, :length])):
+            if role == "tool":
+                result, learnt = text, marks
+                break
+            assert role == "user" and not any(marks)
+            told.append(text.strip())
+        again = re.split(r"\d: ", result)[1:]
+        assert result.startswith(" done") and sorted(again) == sorted(told)
+        assert sum(learnt) == sum(len(text.split()) - 2 for text in told)
+        assert len(told) >= 2 and length > batch.tokens.shape[-1] - 40
+        moved += again != told
+    assert moved > 16
+
+
 def test_a_lesson_is_a_function_of_its_number_and_fills_its_page(lessons):
     steps, most = lessons.config.warm.lessons, lessons.config.warm.lesson_tokens
-    for step, width in ((0, most // 3), (steps // 2, 2 * most // 3), (steps - 1, most), (steps, most)):
+    widths = ((0, 1), (steps // 2 - 1, 1), (steps // 2, 2), (3 * steps // 4, 3), (steps, 3))  # thirds
+    for step, width in ((step, most * thirds // 3) for step, thirds in widths):
         batch, again = lessons.batch(step, 8), lessons.batch(step, 4)
         np.testing.assert_array_equal(batch.tokens[:4], again.tokens)
         np.testing.assert_array_equal(batch.trainable[:4], again.trainable)
@@ -119,5 +141,5 @@ def test_no_lesson_tells_of_the_tested_people(lessons):
     batch = lessons.batch(lessons.config.warm.lessons, 16)
     for row in range(16):
         text = lessons.tokenizer.decode(batch.tokens[row, 0, : batch.length[row, 0]].tolist())
-        names = re.findall(r"(\w+ \w+) (?:was born|lives|works)", text)
+        names = re.findall(r"(\w+ \w+) (?:was born|was written|was published|lives|works)", text)
         assert names and all(split_of(tuple(name.split())) == "train" for name in names)

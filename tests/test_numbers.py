@@ -293,6 +293,25 @@ def test_the_rate_goes_by_updates_and_is_never_0():
     np.testing.assert_allclose(rates[-1], 0.1, rtol=1e-6)
 
 
+def test_the_warm_start_moves_matrices_by_orthogonal_steps():
+    """Each layer's kernels by a matrix whose singular values are alike, as large as Adam's steps; the rest by Adam."""
+    warm = base.get_config().warm
+    warm.warmup_steps, warm.weight_decay = 1, 0.0
+    optimizer = warm_optimizer(warm, 1.0, 10, 1e9)
+    params = {"layers": {"o_proj": {"kernel": jnp.zeros((3, 64, 32))}}, "norm": {"weight": jnp.ones(32)}}
+    rng = np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.01, jnp.float32), params)
+    state = descend(new_state(params, optimizer), optimizer, gradient)
+    moved = -np.asarray(state.params["layers"]["o_proj"]["kernel"])
+    for layer in range(3):
+        sizes = np.linalg.svd(moved[layer], compute_uv=False) / (0.2 * np.sqrt(64))
+        assert 0.6 < sizes.min() and sizes.max() < 1.4  # Newton and Schulz's steps end near 1
+        assert (moved[layer] * np.asarray(gradient["layers"]["o_proj"]["kernel"][layer])).sum() > 0
+    by_adam = np.asarray(1 - state.params["norm"]["weight"]) * np.sign(gradient["norm"]["weight"])
+    np.testing.assert_allclose(by_adam, np.full(32, by_adam[0]), rtol=1e-3)  # of one size, whatever the gradient's is
+    assert 0.9 < by_adam[0] < 1.6
+
+
 def test_all_epochs_of_an_update_have_its_rate():
     """Two epochs under a rate that is 0 but in the first update: both move, and in the second update neither."""
     first_only = Optimizer(optax.sgd(1.0), lambda update: jnp.where(update == 0, -0.5, 0.0))

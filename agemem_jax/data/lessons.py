@@ -28,12 +28,12 @@ FIRST = 2  # facts that are told before any is asked for
 RECITED = 0.5  # share of the pages that begin with a recital; in the first quarter of the lessons that is all they hold
 ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
-LOST = 0.08  # share of these that ask for what was taken back, or for what nobody told
+LOST = 0.1  # share of these that ask for what was taken back, or for what nobody told
 TRIES = 8  # at a question that was not asked before
 ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
-TELLS = {"fact": 0.3, "bridge": 0.12, "pair": 0.1, "revision": 0.2, "closing": 0.06, "bid": 0.12, "chatter": 0.1}
+TELLS = {"fact": 0.26, "bridge": 0.12, "pair": 0.1, "revision": 0.18, "closing": 0.06, "bid": 0.2, "chatter": 0.08}
 
 
 class Lessons:
