@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from agemem_jax import sharding
 from agemem_jax.data import vocabulary
 from agemem_jax.training.evaluate import control
 from agemem_jax.training.programs import ALL_TOOLS, compile_programs
@@ -115,11 +116,16 @@ def chained() -> Run:
 def settings(run: Run, step: int = 0, temperature: float = 0.8, tools: int = ALL_TOOLS, update: bool = False):
     """Control of a pass, on the device."""
     asked = control(run, run.config.seed, step, "agemem", temperature, update)
-    return jax.device_put(asked.replace(tools=np.int32(tools)))
+    return sharding.put(asked.replace(tools=np.int32(tools)), jax.tree.leaves(run.world)[0].sharding)
 
 
 def play(run: Run, task, asked, state=None, stages=(1, 2, 3)):
-    """Runs stages one after another: (state, [rows after each, on the host], [outcome of each, on the host])."""
+    """Runs stages one after another: (state, [rows after each, on the host], [outcome of each, on the host]).
+
+    Tasks and settings go where the loop puts them; for arrays that lie elsewhere the programs would compile anew.
+    """
+    task = sharding.put(task, sharding.rows(run.mesh))
+    asked = sharding.put(asked, jax.tree.leaves(run.world)[0].sharding)
     state = new_state(run.start(), run.optimizer) if state is None else state
     rows, after, outcomes = None, [], []
     for stage in stages:
@@ -134,5 +140,5 @@ def played(tools: int = ALL_TOOLS, step: int = 0):
     """A batch of the chained run, nothing trained: (task, rows after each stage, outcomes of each)."""
     run = chained()
     task = run.source.batch(step)
-    _, after, outcomes = play(run, jax.device_put(task), settings(run, step, tools=tools))
+    _, after, outcomes = play(run, task, settings(run, step, tools=tools))
     return task, after, outcomes

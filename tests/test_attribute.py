@@ -24,8 +24,8 @@ def copies(source: np.ndarray, suppress: np.ndarray):
     """The sampled batch of `played` again: row i is a copy of row `source[i]` without the call `suppress[i]`."""
     run = chained()
     task, _, _ = played()
-    asked = settings(run).replace(noise_row=jax.device_put(source), suppress=jax.device_put(suppress))
-    _, after, outcomes = play(run, jax.device_put(jax.tree.map(lambda x: x[source], task)), asked)
+    asked = settings(run).replace(noise_row=source, suppress=suppress)
+    _, after, outcomes = play(run, jax.tree.map(lambda x: x[source], task), asked)
     return after[-1], outcomes
 
 

@@ -23,6 +23,7 @@ from agemem_jax.sharding import Layout
 from agemem_jax.training import learn
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.learn import LearnSpec
+from agemem_jax.training.loop import put_batch
 from agemem_jax.training.programs import trajectory
 from agemem_jax.training.setup import build, starting_params
 from agemem_jax.training.state import (
@@ -328,7 +329,7 @@ def test_a_run_trains_and_saves_adapters_alone_and_is_exported_merged(tmp_path):
     state = new_state(run.start(), run.optimizer)
     begun = jax.device_get(state.params)
     for update in range(2):
-        task = jax.device_put(run.source.batch(update))
+        task = put_batch(run, update)
         asked = settings(run, update, update=True)
         state, outcome, _ = trajectory(run.programs, state, run.frozen, task, run.world, jax.device_get(asked))
         metrics = jax.device_get(outcome["metrics"])

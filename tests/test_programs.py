@@ -193,7 +193,7 @@ def test_the_guard_would_notice():
 
 def test_buffers_are_donated(recwarn):
     run = chained()
-    task, asked = jax.device_put(run.source.batch(0)), settings(run, update=True)
+    task, asked = put_batch(run, 0), settings(run, update=True)
     state, rows = new_state(run.start(), run.optimizer), None
     for stage in (1, 2, 3):
         given = state, rows
@@ -208,7 +208,7 @@ def test_buffers_are_donated(recwarn):
 
 def test_an_update_is_a_function_of_seed_update_and_state():
     run = chained()
-    task = jax.device_put(run.source.batch(0))
+    task = put_batch(run, 0)
     ends = []
     for _ in range(2):
         state, _ = train_update(run, new_state(run.start(), run.optimizer), run.frozen, 7, task)
@@ -295,7 +295,7 @@ def earned_by(run, stats) -> tuple[dict, dict]:
 @pytest.mark.parametrize("credit", ["per_stage", "return_to_go"])
 def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     run = capture(monkeypatch, (3,), {"credit": credit, "zero_variance": "drop" if credit == "per_stage" else "keep"})
-    _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
+    _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
     stats, seg = after[-1].stats, after[-1].segments
     parts = np.asarray(rewards.stage_rewards(*earned_by(run, stats)))
     np.testing.assert_allclose(parts.sum(1), outcomes[-1]["rows"]["reward"], atol=1e-5)
@@ -318,7 +318,7 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
 
 def test_a_changed_weight_compiles_nothing():
     run = chained()
-    task, asked = jax.device_put(run.source.batch(0)), settings(run)
+    task, asked = run.source.batch(0), settings(run)
     first = play(run, task, asked)[2][-1]["rows"]
     compiled = {stage: program._cache_size() for stage, program in run.programs.items()}
     heavier = asked.replace(reward=asked.reward | {"task": jnp.float32(3.0), "no_answer": jnp.float32(-2.0)})
@@ -333,7 +333,7 @@ def test_a_changed_weight_compiles_nothing():
 def test_hindsight_credits_the_turns_that_were_of_use(monkeypatch):
     """Both in one program: the token's advantage, and a mean over turns."""
     run = capture(monkeypatch, (3,), {"credit": "hindsight", "hindsight": 2.0, "loss_average": "turn"})
-    _, after, outcomes = play(run, jax.device_put(run.source.batch(0)), settings(run, update=True))
+    _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
     rows, spec = after[-1], run.spec.rollout
     seg, effective = rows.segments, rows.effective
     assert 0 < effective.sum() < effective.size
@@ -357,8 +357,7 @@ def test_hindsight_credits_the_turns_that_were_of_use(monkeypatch):
 
 def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeypatch):
     run = capture(monkeypatch, (1, 2, 3), {"schedule": "sequential"}, {"storage": 1.0, "maintenance": 0.7})
-    task = jax.device_put(run.source.batch(0))
-    _, after, outcomes = play(run, task, settings(run, update=True))
+    _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
     for stage, (rows, outcome) in enumerate(zip(after, outcomes, strict=True), 1):
         objective = np.asarray(rewards.stage_objective(stage, *earned_by(run, rows.stats)))
         np.testing.assert_allclose(outcome["metrics"]["reward"], objective.mean(), rtol=1e-5)
@@ -398,7 +397,7 @@ def test_sequential_training_runs_stage_by_stage():
     state = new_state(run.start(), run.optimizer)
     for update in range(2):
         before = jax.device_get(state.params)
-        task = jax.device_put(run.source.batch(update))
+        task = put_batch(run, update)
         with jax.transfer_guard("disallow"):
             state, outcome = train_update(run, state, {}, update, task)
             metrics = jax.device_get(outcome["metrics"])

@@ -66,7 +66,7 @@ def test_a_stage_stores_the_vectors_of_the_frozen_policy():
     spec = run.spec.rollout
     assert spec.reader.shares_frozen and run.world.reader is run.frozen
     assert spec.embedding_size == config.policy.hidden_size
-    task = jax.device_put(run.source.batch(0))
+    task = run.source.batch(0)
     for step in (0, 1):
         _, (rows,), _ = play(run, task, settings(run, step), stages=(1,))
     assert run.programs[1]._cache_size() == 1

@@ -244,15 +244,15 @@ def test_rows_do_not_depend_on_the_tasks_of_other_rows():
     mine = np.array([0, 3, 6])
     mixed = jax.tree.map(lambda a, b: np.where(np.isin(np.arange(8), mine).reshape(-1, *[1] * (a.ndim - 1)), a, b),
                          task, other)  # fmt: skip
-    _, again, _ = play(run, jax.device_put(mixed), settings(run))
+    _, again, _ = play(run, mixed, settings(run))
     assert_rows_equal(after[-1], again[-1], mine, mine)
     assert (after[-1].segments.tokens != again[-1].segments.tokens).any()
 
     eight = run.source.rows([(i, 0) for i in range(8)])
     order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
-    _, straight, _ = play(run, jax.device_put(eight), settings(run, temperature=0.0))
+    _, straight, _ = play(run, eight, settings(run, temperature=0.0))
     moved_task = jax.tree.map(lambda x: x[order], eight)
-    _, moved, _ = play(run, jax.device_put(moved_task), settings(run, temperature=0.0))
+    _, moved, _ = play(run, moved_task, settings(run, temperature=0.0))
     assert_rows_equal(straight[-1], moved[-1], order, np.arange(8))
 
 
@@ -264,7 +264,7 @@ def test_rows_that_end_early_leave_the_others_alone():
     fewer = task.replace(num_facts=task.num_facts.copy(), num_distractors=task.num_distractors.copy())
     fewer.num_facts[short] = [1, 0, 2]
     fewer.num_distractors[short] = [0, 1, 0]
-    _, again, outcomes = play(run, jax.device_put(fewer), settings(run))
+    _, again, outcomes = play(run, fewer, settings(run))
     rest = np.setdiff1d(np.arange(8), short)
     assert_rows_equal(after[-1], again[-1], rest, rest)
     ran = outcomes[0]["trace"].ran & (outcomes[0]["trace"].mode == Mode.ACT)
@@ -276,9 +276,9 @@ def test_rows_that_end_early_leave_the_others_alone():
 def test_the_noise_is_a_function_of_seed_and_step():
     run = chained()
     task, after, _ = played(*BATCHES["all tools"])
-    _, again, _ = play(run, jax.device_put(task), settings(run))
+    _, again, _ = play(run, task, settings(run))
     assert_rows_equal(after[-1], again[-1], np.arange(8), np.arange(8))
-    _, other, _ = play(run, jax.device_put(task), settings(run, step=1))
+    _, other, _ = play(run, task, settings(run, step=1))
     assert (after[-1].segments.tokens != other[-1].segments.tokens).any(axis=(1, 2)).all()
     first = after[-1].segments.tokens[:, 0]
     assert (first[0] != first[1]).any()  # rows of a group differ
@@ -288,7 +288,7 @@ def test_no_tools_means_plain_replies():
     """The baseline without memory: no call is possible, every reply is an answer, the store stays empty."""
     run = chained()
     task, _, _ = played(*BATCHES["all tools"])
-    _, after, outcomes = play(run, jax.device_put(task), settings(run, tools=0))
+    _, after, outcomes = play(run, task, settings(run, tools=0))
     rows = after[-1]
     assert rows.stats.calls[:, : Op.FILTER + 1].sum() == 0 and not rows.store.valid.any()
     assert rows.stats.malformed.sum() == 0

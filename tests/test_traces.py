@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from small import build_small, play, settings
@@ -98,7 +97,7 @@ def test_hermes_turns_of_several_blocks_are_run_block_by_block():
     """Stage 1 of a random policy: each block is a call that ran, or failed, in its place; segments hold the turns."""
     run = build_small(tools__format="hermes", tools__max_calls=2, tools__min_calls=0, policy__num_layers=1)
     asked = settings(run, tools=ALL_TOOLS & ~(1 << Op.SUMMARY))  # what follows a summary runs in a later slot
-    _, (rows,), (outcome,) = play(run, jax.device_put(run.source.batch(0)), asked, stages=(1,))
+    _, (rows,), (outcome,) = play(run, run.source.batch(0), asked, stages=(1,))
     marks, decode = Marks(run.tokenizer, run.world.pieces), lambda t, n: run.tokenizer.decode(t[:n].tolist())
     trace, lengths = outcome["trace"], {0: 0, 1: 0, 2: 0}
     ran, ok = np.zeros_like(rows.stats.calls), np.zeros_like(rows.stats.calls)
