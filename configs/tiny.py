@@ -70,9 +70,9 @@ def get_config() -> ConfigDict:
     c.reward.compression = 0.0  # a short context is no aim here
     c.reward.memory = 2.0
     c.warm.lessons = 3000
-    c.warm.steps = 600
+    c.warm.steps = 400
     c.warm.batch = 64
-    c.warm.learning_rate = 2.5e-3
+    c.warm.learning_rate = 1e-3
     c.train.eval_tasks = 256
     c.optim.learning_rate = 3e-4
     c.optim.warmup_updates = 5
