@@ -31,9 +31,6 @@ its later many most my no nor not now of on once one only or other our out over 
 their them then there these they this those though through to too under until up upon was we were what when where
 whether which while who whom whose why with without would yet you your
 """.split()
-# A word's place among them, which no two share: one look-up for each word, where 113 comparisons take a TPU's compiler
-# minutes.
-SLOT_BITS, SLOT_FACTOR = 10, np.uint32(0x14E2B2E7)
 
 # What a token's text does: its first word goes on with the word before, its last one stays open, it has a word at all,
 # more than one; its first word, and its last one, has a capital or a digit.
@@ -48,16 +45,14 @@ class NameTable:
     last: jax.Array  # [V, 2, 2] uint32 of its last word
     within: jax.Array  # [V, 2] uint32 sum over names between these
     marks: jax.Array  # [V] uint8 JOINS | STAYS | SAYS | PARTS | FIRST | LAST
-    common: jax.Array  # [2^SLOT_BITS, 2] uint32 polynomials of COMMON_WORDS by `slot`, of the empty word where none is
+    common: jax.Array  # [n, 2] uint32 polynomials of COMMON_WORDS
 
 
 def name_table(token_bytes: Sequence[bytes | None]) -> NameTable:
     """The table of a vocabulary, on the host: `token_bytes` are the UTF-8 bytes of each token, None without text."""
     size = len(token_bytes)
     blank = np.broadcast_to(np.array(polynomial(b""), np.uint32), (size, 2, 2))
-    words = np.array([polynomial(word.encode())[0] for word in COMMON_WORDS], np.uint32)
-    common = np.tile(np.array(polynomial(b"")[0], np.uint32), (2**SLOT_BITS, 1))
-    common[slot(words)] = words
+    common = np.array([polynomial(word.encode())[0] for word in COMMON_WORDS], np.uint32)
     table = NameTable(blank.copy(), blank.copy(), np.zeros((size, 2), np.uint32), np.zeros(size, np.uint8), common)
     for i, piece in enumerate(token_bytes):
         text = (piece or b" ").decode("utf-8", "surrogateescape")  # bytes that are not whole characters: in words
@@ -89,7 +84,7 @@ def name_key(table: NameTable, text: Text) -> jax.Array:
 
     def close(total, word, marked):
         """The sum with the word that has come to its end, if it is a name."""
-        is_common = (word == table.common[slot(word)]).all(-1)
+        is_common = (word[..., None, :] == table.common).all(-1).any(-1)
         return total + jnp.where((marked & ~is_common)[..., None], mix(word), 0)
 
     def add(carry, token):
@@ -117,11 +112,6 @@ def name_key(table: NameTable, text: Text) -> jax.Array:
     start = jnp.zeros((*text.length.shape, 2), jnp.uint32), empty, never, never
     (total, word, marked, _), _ = lax.scan(add, start, by_place)
     return close(total, word, marked)
-
-
-def slot(word):
-    """Place of a word's polynomial `[..., 2]` in the table of common words: its own for each of these."""
-    return (word[..., 0] * SLOT_FACTOR) >> (32 - SLOT_BITS)
 
 
 def mix(x):
