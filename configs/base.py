@@ -229,7 +229,7 @@ def get_config() -> ConfigDict:
     c.warm.lesson_every = 4  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128
-    c.warm.learning_rate = 4e-3
+    c.warm.learning_rate = 1e-3
     c.warm.final_learning_rate = 1.5e-4  # cosine decay to this
     c.warm.warmup_steps = 40  # below steps
     c.warm.weight_decay = 0.01

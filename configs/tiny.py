@@ -72,7 +72,6 @@ def get_config() -> ConfigDict:
     c.warm.lessons = 3000
     c.warm.steps = 400
     c.warm.batch = 64
-    c.warm.learning_rate = 1e-3
     c.train.eval_tasks = 256
     c.optim.learning_rate = 3e-4
     c.optim.warmup_updates = 5
