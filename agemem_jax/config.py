@@ -575,12 +575,14 @@ def check_numbers(config: ConfigDict) -> None:
     for name in ("optim.b1", "optim.b2"):
         if not 0 <= np.float32(fields[name]) < 1:
             refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
-    for group, rate in (("optim", config.optim.learning_rate), ("warm", config.warm.learning_rate)):
+    rates = ["optim.learning_rate", "warm.learning_rate"] + ["warm.lesson_rate"] * bool(config.warm.lessons)
+    for name in rates:
+        group, rate = name.split(".")[0], fields[name]
         decay = config[group].weight_decay
         if decay * rate >= 1:
             refuse(
                 f"{group}.weight_decay", decay,
-                f"times {group}.learning_rate = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
+                f"times {name} = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
     for phase in ("steps", "lessons") if config.warm.lessons else ("steps",):

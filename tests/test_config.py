@@ -100,7 +100,10 @@ REFUSED = {
     "no warm steps": ({"warm.warmup_steps": 1, "warm.steps": 0}, "below warm.steps = 0"),
     "warm rate": ({"warm.learning_rate": 2.0}, "overwrite"),
     "final warm rate": ({"warm.final_learning_rate": -1e-4}, "at least 0"),
-    "warm decay": ({"warm.weight_decay": 300.0}, "set warm.weight_decay < 250"),
+    "warm decay": ({"warm.weight_decay": 300.0, "warm.learning_rate": 4e-3}, "set warm.weight_decay < 250"),
+    "decay in lessons": (
+        {"warm.weight_decay": 300.0, "warm.lessons": 100, "warm.lesson_rate": 4e-3}, "set warm.weight_decay < 250"
+    ),
     "half parameters": ({"policy.param_dtype": "float16"}, "policy.param_dtype = 'bfloat16' or 'float32'"),
     "half activations": ({"policy.dtype": "float16"}, "policy.dtype = 'bfloat16' or 'float32'"),
     "seed below 0": ({"seed": -1}, "at least 0"),

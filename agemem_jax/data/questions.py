@@ -262,6 +262,11 @@ def _talk(world: World, most: int) -> list[str]:
     return [chatter(world.rng) for _ in range(world.rng.randint(0, max(0, most)))]
 
 
+def _filled(world: World, texts: list[str], most: int) -> list[tuple[int, str]]:
+    """These texts, among as much small talk as there is room for."""
+    return _shuffled(world, texts + [chatter(world.rng) for _ in range(most - len(texts))])
+
+
 def _shuffled(world: World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
     texts = list(texts)
     world.rng.shuffle(texts)
@@ -282,7 +287,7 @@ def _recall(world: World, sizes: Sizes) -> _Scene:
     count = min(sizes.places, sizes.facts)
     others = [fact.text for fact in _facts(world, count - len(gold))]
     told = _shuffled(world, gold + others + _talk(world, sizes.facts - count))
-    later = _shuffled(world, [misleading, chatter(rng)])
+    later = _filled(world, [misleading], sizes.distractors)
     return _Scene(question, answer, gold, told, later, gold + others, [], type=kind)
 
 
@@ -329,7 +334,8 @@ def _changed(world: World, sizes: Sizes) -> _Scene:
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, sizes.facts - count - REVISIONS))
     told += [(0, text) for text in texts]
     namesake = world.draw("person", rng.choice(facts[0].subject.split()))
-    later = _shuffled(world, [f"{namesake} moved from {world.value('place')} to {world.value('place')}", chatter(rng)])
+    misleading = f"{namesake} moved from {world.value('place')} to {world.value('place')}"
+    later = _filled(world, [misleading], sizes.distractors)
     keep = [fact.text for fact in facts[REVISIONS:]] + texts
     revisions = list(zip([fact.text for fact in revised], texts, strict=True))
     scene = lambda question, answer, gold: _Scene(question, answer, [gold], told, later, keep, revisions)  # noqa: E731
@@ -356,7 +362,7 @@ def _closed(world: World, sizes: Sizes) -> _Scene:
         told += closing + fresh
     else:
         told += [message for pair in zip(closing, fresh, strict=True) for message in pair]
-    later = _shuffled(world, [world.fact(rng.choice(RELATIONS)).text, chatter(rng)])
+    later = _filled(world, [world.fact(rng.choice(RELATIONS)).text], sizes.distractors)
     keep = [fact.text for fact in kept + new]
     revisions = [(fact.text, "") for fact in shut]
 
@@ -419,8 +425,9 @@ def _split(world: World, sizes: Sizes) -> _Scene:
     namesake = world.draw("person", rng.choice(works[0].object.split()))
     wrong = Fact(BORN_WHERE, namesake, world.near(births[0].object))
     told = _shuffled(world, [fact.text for fact in works] + _talk(world, sizes.facts - len(works)))
-    more = [wrong.text, chatter(rng)][: sizes.distractors - 2]
-    later = _shuffled(world, [fact.text for fact in births] + more)
+    last = min(4, sizes.distractors)  # what is asked for is still in the context
+    more = [wrong.text, chatter(rng)][: last - len(births)]
+    later = _filled(world, [], sizes.distractors - last) + _shuffled(world, [fact.text for fact in births] + more)
     i = rng.randrange(2)
     question = f"Where was the author of {works[i].subject} born"
     gold = [works[i].text, births[i].text]
