@@ -262,9 +262,16 @@ def _talk(world: World, most: int) -> list[str]:
     return [chatter(world.rng) for _ in range(world.rng.randint(0, max(0, most)))]
 
 
+def _doings(world: World, subject: str, place: str) -> str:
+    """A long sentence about somebody that answers no question."""
+    did, what, when = (world.rng.choice(part) for part in CHATTER[1:])
+    return f"{subject} {did} {what} in {place} {when}"
+
+
 def _filled(world: World, texts: list[str], most: int) -> list[tuple[int, str]]:
-    """These texts, among as much small talk as there is room for."""
-    return _shuffled(world, texts + [chatter(world.rng) for _ in range(most - len(texts))])
+    """These texts among talk about others, as much as there is room for: more than a context holds."""
+    doings = [_doings(world, world.draw("person"), world.rng.choice(PLACES)) for _ in range(most - len(texts))]
+    return _shuffled(world, texts + doings)
 
 
 def _shuffled(world: World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
@@ -385,11 +392,7 @@ def _misled(world: World, sizes: Sizes) -> _Scene:
     rng, count = world.rng, min(sizes.places, sizes.facts)
     facts, true = _facts(world, count), _facts(world, min(TRUE_FACTS, sizes.distractors - 1))
     subject, place = world.draw("person", rng.choice(true).subject.split()[0]), world.value("place")
-    who, did, what, when = CHATTER
-    talk = [
-        f"{subject} {rng.choice(did)} {rng.choice(what)} in {place} {rng.choice(when)}"
-        for _ in range(sizes.distractors - len(true))
-    ]
+    talk = [_doings(world, subject, place) for _ in range(sizes.distractors - len(true))]
     early = _shuffled(world, [fact.text for fact in true] + talk[:1])
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - count)))
     fact = rng.choice(facts) if rng.random() < 0.3 else rng.choice(true)
