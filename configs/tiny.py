@@ -46,10 +46,11 @@ def get_config() -> ConfigDict:
     c.task.auto_top_k = 1
     c.task.auto_min_score = 0.5
 
-    c.context.limit = 144
-    c.context.capacity = 144
+    c.context.limit = 128
+    c.context.capacity = 128
     c.context.messages = 48
-    c.context.max_segments = 6
+    c.context.max_segments = 10
+    c.context.low_water = 0.85
     c.context.filter_threshold = 0.5
     c.rollout.action_tokens = 16
     c.rollout.summary_tokens = 12

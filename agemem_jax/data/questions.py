@@ -428,9 +428,9 @@ def _split(world: World, sizes: Sizes) -> _Scene:
     namesake = world.draw("person", rng.choice(works[0].object.split()))
     wrong = Fact(BORN_WHERE, namesake, world.near(births[0].object))
     told = _shuffled(world, [fact.text for fact in works] + _talk(world, sizes.facts - len(works)))
-    last = min(4, sizes.distractors)  # what is asked for is still in the context
-    more = [wrong.text, chatter(rng)][: last - len(births)]
-    later = _filled(world, [], sizes.distractors - last) + _shuffled(world, [fact.text for fact in births] + more)
+    texts = [fact.text for fact in births] + [wrong.text][: sizes.distractors - len(births)]
+    # Last, so that what is asked for is still in the context.
+    later = _filled(world, [], sizes.distractors - len(texts)) + _shuffled(world, texts)
     i = rng.randrange(2)
     question = f"Where was the author of {works[i].subject} born"
     gold = [works[i].text, births[i].text]
