@@ -33,7 +33,7 @@ CHOICES = {
     "reward.task_metric": ("f1", "exact_match", "judge"),
     "mesh.learner": ("fsdp", "tensor"),
     "rl.schedule": ("chained", "sequential"),
-    "rl.credit": ("broadcast", "per_stage", "return_to_go", "hindsight"),
+    "rl.credit": ("broadcast", "per_stage", "return_to_go", "turn_to_go", "hindsight"),
     "rl.zero_variance": ("keep", "drop"),
     "rl.loss_average": ("token", "sequence", "constant", "turn"),
 }
@@ -558,6 +558,12 @@ def check_learning(config: ConfigDict) -> None:
             "rl.updates", r.updates,
             f'rl.schedule = "sequential" splits them evenly over three stages; set {r.updates // 3 * 3} or '
             f"{r.updates // 3 * 3 + 3}",
+        )  # fmt: skip
+    if r.credit == "turn_to_go" and (config.reward.terms != "strict" or r.schedule != "chained"):
+        refuse(
+            "rl.credit", r.credit,
+            "credits the turns of stage 1 by what the store is worth after each, which the strict terms measure, in the "
+            'chained schedule; set reward.terms = "strict" and rl.schedule = "chained", or rl.credit = "return_to_go"',
         )  # fmt: skip
 
 

@@ -196,7 +196,8 @@ def get_config() -> ConfigDict:
     c.rl.updates = 100  # sequential: split evenly over the three stages
     c.rl.tasks_per_update = 4
     c.rl.group_size = 8
-    c.rl.credit = "broadcast"  # "broadcast" (paper), "per_stage", "return_to_go", "hindsight"
+    # "broadcast" (paper), "per_stage", "return_to_go", "turn_to_go", "hindsight" (agemem_jax/rl/advantages.py)
+    c.rl.credit = "broadcast"
     c.rl.hindsight = 1.0  # of credit "hindsight": weight of the outcome in turns whose calls had a later effect
     c.rl.advantage_eps = 1e-6
     c.rl.advantage_std = True  # False: Dr.GRPO's, no division by the group's standard deviation

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-CREDITS = ("broadcast", "per_stage", "return_to_go", "hindsight")
+CREDITS = ("broadcast", "per_stage", "return_to_go", "turn_to_go", "hindsight")
 
 
 def group_advantages(
@@ -48,11 +48,12 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
     - "per_stage": a stage's own reward, normalised in the group
     - "return_to_go": the sum of the rewards of this and the later stages, normalised in the group
+    - "turn_to_go": that of "return_to_go", but for stage 1, whose turns are told apart by `turn_to_go`
     - "hindsight": that of "broadcast", to which `hindsight` adds what calls with an effect get beyond it
 
     Args:
       reward: `[B]` float32, the reward of the trajectory.
-      stage_rewards: `[B, 3]` float32, the part of each stage; used by the last two credits.
+      stage_rewards: `[B, 3]` float32, the part of each stage; used by all but "broadcast" and "hindsight".
       rl: `config.rl` (credit, group_size, advantage_eps, advantage_std).
 
     Returns:
@@ -66,13 +67,38 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
         returns = jnp.broadcast_to(reward[:, None], (reward.shape[0], 3))
     elif rl.credit == "per_stage":
         returns = stage_rewards
-    elif rl.credit == "return_to_go":
+    elif rl.credit in ("return_to_go", "turn_to_go"):
         returns = jnp.flip(jnp.cumsum(jnp.flip(stage_rewards, 1), 1), 1)
     else:
         raise ValueError(f"rl.credit is {rl.credit!r}; it must be one of {', '.join(CREDITS)}")
     columns = [group_advantages(returns[:, k], rl.group_size, rl.advantage_eps, rl.advantage_std) for k in range(3)]
     advantage, varied = zip(*columns, strict=True)
     return jnp.stack(advantage, 1), jnp.stack(varied, 1)
+
+
+def turn_to_go(reward: jax.Array, standing: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
+    """Advantage of the tokens of stage 1: what the trajectory gained from their turn on.
+
+        A(b, t) = normalised in the group: R(b) - M(b, t - 1),   M(b, -1) = 0
+
+    M(b, t) is what the store is worth after turn t, in the reward's own measure: what stage 1 would be paid for it if
+    it ended there. A turn is thus credited with what it and later ones add, and neither praised nor blamed for what
+    stands already. Turn t brings all rollouts of a group the same message, so they are compared at like moments. It is
+    the reward-to-go of the policy gradient theorem with the differences of M as the rewards of turns.
+
+    Args:
+      reward: `[B]` float32, the reward of the trajectory.
+      standing: `[B, turns of stage 1]` float32, M (rewards.standing).
+      turn: `[B, ...]` int32 number of each token's turn in stage 1; of other stages' tokens anything.
+      rl: `config.rl` (group_size, advantage_eps, advantage_std).
+
+    Returns:
+      `[B, ...]` float32; to be used for tokens of stage 1 alone.
+    """
+    before = jnp.pad(standing, ((0, 0), (1, 0)))[:, :-1]
+    normalised = lambda gain: group_advantages(gain, rl.group_size, rl.advantage_eps, rl.advantage_std)[0]  # noqa: E731
+    table = jax.vmap(normalised, in_axes=1, out_axes=1)(reward[:, None] - before)
+    return _of_turns(table, turn)
 
 
 def hindsight(outcome: jax.Array, effective: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
@@ -104,7 +130,12 @@ def hindsight(outcome: jax.Array, effective: jax.Array, turn: jax.Array, rl: Con
     """
     advantage, _ = group_advantages(outcome, rl.group_size, rl.advantage_eps, rl.advantage_std)
     table = rl.hindsight * advantage[:, None] * effective
-    index = jnp.clip(turn, 0, effective.shape[1] - 1).reshape(turn.shape[0], -1)
+    return _of_turns(table, turn)
+
+
+def _of_turns(table: jax.Array, turn: jax.Array) -> jax.Array:
+    """`table [B, turns]` at the turn of each token, `[B, ...]`; what is past the last reads the last."""
+    index = jnp.clip(turn.astype(jnp.int32), 0, table.shape[1] - 1).reshape(turn.shape[0], -1)
     return jnp.take_along_axis(table, index, axis=1).reshape(turn.shape)
 
 

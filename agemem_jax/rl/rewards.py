@@ -143,7 +143,7 @@ def combine(terms: dict[str, jax.Array], factors: Factors) -> tuple[jax.Array, d
 def stage_rewards(earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     """R split over the stages that earned it, `[B, 3]` float32; rows add up to R.
 
-    For the credits "per_stage" and "return_to_go" of chained training. A term of ONCE goes to the first stage that
+    For the credits "per_stage", "return_to_go" and "turn_to_go" of chained training. A term of ONCE goes to the first stage that
     earned it.
     """
 
@@ -152,6 +152,16 @@ def stage_rewards(earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
         return jnp.diff(so_far, axis=1, prepend=jnp.zeros_like(so_far[:, :1]))
 
     return _weighted(earned, {n: first(x) if n in ONCE else x for n, x in earned.items()}, factors)
+
+
+def standing(worth: jax.Array, factors: Factors) -> jax.Array:
+    """What stage 1 would be paid for its store if it ended after each of its turns, by the strict terms: `[B, turns]`.
+
+    Args:
+      worth: `[B, turns, 2]` float32, storage and maintenance after each turn (Rows.worth).
+    """
+    values = {"task": worth[..., 0], "storage": worth[..., 0], "maintenance": worth[..., 1]}
+    return _weighted(("storage", "maintenance"), values, factors)
 
 
 def stage_objective(stage: int, earned: dict[str, jax.Array], factors: Factors) -> jax.Array:

@@ -193,6 +193,10 @@ def run_stage(
         """Runs the calls of the rows `on`, and moves the `live` ones whose turn is over to their next."""
         rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
         over = live & (rows.mode == Mode.ACT)
+        if stage == 1 and spec.by_turn:
+            since = over[:, None] & (jnp.arange(spec.turns(1)) >= rows.turn[:, None])  # it lasts until something changes
+            now = jnp.stack(store_worth(rows, task, world, spec), -1)
+            rows = rows.replace(worth=jnp.where(since[..., None], now[:, None], rows.worth))
         turn = rows.turn + over
         answered = op[:, 0] == Op.ANSWER
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
@@ -215,21 +219,15 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
     stats = rows.stats
     if stage == 1:
         entries = Text(rows.store.tokens, rows.store.length)
-        valid, revisions = rows.store.valid, jnp.arange(task.stale.length.shape[1])
-        holds = lambda facts: scoring.holds(  # noqa: E731
-            entries, facts, world.token_weight, world.names, spec.good_entry
-        )
+        gold = scoring.holds(entries, task.gold, world.token_weight, world.names, spec.good_entry)
         gold_valid = jnp.arange(task.gold.length.shape[1]) < task.num_gold[:, None]
-        coverage, precision, quality = scoring.store_quality(holds(task.gold), valid, gold_valid)
-        was_held = stats.stale_held[:, None] >> revisions & 1 > 0
-        revised = scoring.revised_share(
-            holds(task.stale), holds(task.present), valid, was_held, task.present, task.num_revisions
-        )
+        coverage, precision, quality = scoring.store_quality(gold, rows.store.valid, gold_valid)
+        kept, revised = store_worth(rows, task, world, spec)
         stats = stats.replace(
             memory_coverage=coverage,
             memory_precision=precision,
             memory_quality=quality,
-            kept=scoring.kept_quality(holds(task.keep), valid, task.num_keep),
+            kept=kept,
             revised=revised,
         )
         rows = reset_context(rows.replace(stats=stats), world, spec)
@@ -243,6 +241,19 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
         return rows.replace(stats=stats)
     rows = rows.replace(stats=stats.replace(over_turns=stats.stop[:, 2] == StopReason.TURNS))
     return close_segment(rows, jnp.ones((spec.batch,), bool))
+
+
+def store_worth(rows: Rows, task: Task, world: World, spec: RolloutSpec) -> tuple[jax.Array, jax.Array]:
+    """What the store is worth as it is, by the strict terms: (storage, maintenance), `[B]` float32 each."""
+    entries, valid = Text(rows.store.tokens, rows.store.length), rows.store.valid
+    holds = lambda facts: scoring.holds(  # noqa: E731
+        entries, facts, world.token_weight, world.names, spec.good_entry
+    )
+    was_held = rows.stats.stale_held[:, None] >> jnp.arange(task.stale.length.shape[1]) & 1 > 0
+    revised = scoring.revised_share(
+        holds(task.stale), holds(task.present), valid, was_held, task.present, task.num_revisions
+    )
+    return scoring.kept_quality(holds(task.keep), valid, task.num_keep), revised
 
 
 def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec, stage) -> Trace:

@@ -149,6 +149,10 @@ def stage_program(
         turn = numbered_turns(spec.rollout, segments.stage, segments.turn)
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
+        if credit.credit == "turn_to_go":
+            standing = rewards.standing(rows.worth, control.reward)
+            by_turn = advantages.turn_to_go(objective, standing, segments.turn, rl)
+            by_token = jnp.where(segments.stage == 1, by_turn, by_token)
         if credit.credit == "hindsight":
             by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)

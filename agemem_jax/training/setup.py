@@ -488,6 +488,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout, reader: Reade
         result_tokens=(t.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
+        by_turn=config.rl.credit == "turn_to_go",
         layout=layout,
     )
 
