@@ -562,8 +562,8 @@ def check_learning(config: ConfigDict) -> None:
     if r.credit == "turn_to_go" and (config.reward.terms != "strict" or r.schedule != "chained"):
         refuse(
             "rl.credit", r.credit,
-            "credits the turns of stage 1 by what the store is worth after each, which the strict terms measure, in the "
-            'chained schedule; set reward.terms = "strict" and rl.schedule = "chained", or rl.credit = "return_to_go"',
+            "credits the turns of stage 1 by what the store is worth after each, by the strict terms, in the chained "
+            'schedule; set reward.terms = "strict" and rl.schedule = "chained", or rl.credit = "return_to_go"',
         )  # fmt: skip
 
 

@@ -76,6 +76,26 @@ def test_return_to_go_of_stage_one_is_the_broadcast_advantage():
     np.testing.assert_allclose(to_go[:, 2], last, atol=1e-5)
 
 
+def test_turn_to_go_by_hand():
+    """Two groups of two; what stands before a turn is taken off the trajectory's reward."""
+    rl = rl_config(credit="turn_to_go")
+    reward = jnp.array([2.0, 1.0, 3.0, 3.0])
+    standing = jnp.array([[1.5, 2.0, 2.0], [0.0, 1.0, 1.0], [0.0, 0.5, 0.5], [1.0, 0.5, 2.0]])
+    turn = jnp.array([[[0, 1], [2, 9]]] * 4, jnp.int32)  # 9: of another stage, reads the last
+    high = 0.5**0.5
+    expected = np.zeros((4, 2, 2))
+    expected[0] = [[high, -high], [0, 0]]  # 2, 0.5, 0 against 1, 1, 0
+    expected[2] = [[0, high], [0, 0]]  # 3, 3, 2.5 against 3, 2, 2.5
+    expected[1], expected[3] = -expected[0], -expected[2]
+    np.testing.assert_allclose(advantages.turn_to_go(reward, standing, turn, rl), expected, atol=1e-5)
+    parts = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)
+    stages, _ = advantages.step_credit(parts.sum(1), parts, rl)
+    later, _ = advantages.step_credit(parts.sum(1), parts, rl_config(credit="return_to_go"))
+    np.testing.assert_array_equal(stages, later)
+    nothing = advantages.turn_to_go(parts.sum(1), jnp.zeros((4, 3)), turn, rl)  # nothing stands: as return_to_go
+    np.testing.assert_allclose(nothing, np.broadcast_to(later[:, :1, None], nothing.shape), atol=1e-5)
+
+
 def test_hindsight_by_hand():
     """Two groups of two; turns 0, 1 and 2, of which some had an effect that was used."""
     rl = rl_config(credit="hindsight", hindsight=0.5)

@@ -262,7 +262,10 @@ def capture(monkeypatch, stages, rl: dict, reward: dict | None = None) -> Run:
 
 
 def credited(batch, seg, advantage: np.ndarray, trainable: np.ndarray) -> None:
-    """The batch trains exactly the tokens `trainable` [B, S, C], each with its row's advantage [B, 3] of its stage."""
+    """The batch trains exactly the tokens `trainable` [B, S, C], each with its row's advantage [B, 3] of its stage, or
+    with one of its own [B, S, C]."""
+    if advantage.ndim == 2:
+        advantage = advantage[np.arange(len(advantage))[:, None, None], np.clip(seg.stage - 1, 0, 2)]
     wanted = {}
     for b, s in zip(*np.nonzero(seg.length), strict=True):
         wanted[b, s] = seg.tokens[b, s].tobytes(), seg.length[b, s]
@@ -273,7 +276,7 @@ def credited(batch, seg, advantage: np.ndarray, trainable: np.ndarray) -> None:
         same = [i for i in range(len(batch.length)) if batch.tokens[i].tobytes() == wanted[b, s][0]]
         assert len(same) == 1 and batch.length[same[0]] == wanted[b, s][1]
         np.testing.assert_array_equal(batch.trainable[same[0]], trainable[b, s])
-        expected = advantage[b][np.clip(seg.stage[b, s] - 1, 0, 2)]
+        expected = advantage[b, s]
         np.testing.assert_allclose(
             batch.advantage[same[0]][trainable[b, s]], expected[trainable[b, s]], rtol=1e-3, atol=1e-4
         )
@@ -314,6 +317,28 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     np.testing.assert_allclose(batch.weight.sum(), 1, rtol=1e-5)
     assert outcomes[-1]["metrics"]["trained_tokens"] == trainable.sum()
     assert all("trained_tokens" not in outcome["metrics"] for outcome in outcomes[:2])
+
+
+def test_turns_of_the_first_stage_are_credited_with_what_is_gained_from_them_on(monkeypatch):
+    """Of what stands after each turn any numbers will do (test_stages.py: what they are)."""
+    run = capture(monkeypatch, (3,), {"credit": "turn_to_go"})
+    turns, rng = run.spec.rollout.turns(1), np.random.default_rng(0)
+    worth = rng.random((8, turns, 2)).astype(np.float32)
+    program = run.programs[3]
+    with_worth = lambda state, frozen, rows, *more: program(state, frozen, rows.replace(worth=worth), *more)  # noqa: E731
+    run = dataclasses.replace(run, programs=run.programs | {3: with_worth})
+    _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
+    seg = after[-1].segments
+    earned, factors = earned_by(run, after[-1].stats)
+    parts = np.asarray(rewards.stage_rewards(earned, factors))
+    later = in_groups(np.cumsum(parts[:, ::-1], 1)[:, ::-1])
+    standing = worth @ np.array([factors["storage"], factors["maintenance"]])
+    gained = parts.sum(1, keepdims=True) - np.concatenate([np.zeros((8, 1)), standing[:, :-1]], 1)
+    row = np.arange(8)[:, None, None]
+    first = in_groups(gained)[row, np.clip(seg.turn, 0, turns - 1)]
+    advantage = np.where(seg.stage == 1, first, later[row, np.clip(seg.stage - 1, 0, 2)])
+    assert (seg.trainable & (seg.stage == 1)).any()
+    credited(outcomes[-1]["metrics"]["batch"], seg, advantage, seg.trainable)
 
 
 def test_a_changed_weight_compiles_nothing():

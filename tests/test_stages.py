@@ -148,7 +148,7 @@ COMMON = dict(
     store__entry_tokens=9, store__min_score=0.1, store__embedding_size=256, task__chatter=0,
 )  # fmt: skip
 VARIANTS = {
-    "paper": COMMON,
+    "paper": COMMON | dict(rl__credit="turn_to_go"),
     "bpe": COMMON | dict(
         rollout__action_tokens=160, store__entry_tokens=64, task__message_tokens=64, task__answer_tokens=16,
         task__distractors=4,
@@ -631,6 +631,22 @@ def test_strict_terms_pay_for_what_is_in_the_store_when_the_first_stage_ends():
     assert [float(terms_of(agent, "paper")["maintenance"][0]) for agent in (honest, late, again)] == [1, 1, 1]
     assert late.rows[2].stats.maintained.tolist() == [False, False, True]
     assert float(terms_of(again, "paper")["storage"][0]) == 0.75
+
+
+def test_what_the_store_is_worth_is_measured_after_each_turn_of_the_first_stage():
+    """Storage and maintenance as if the stage ended there: what is added, revised, spoilt; an idle turn leaves it."""
+    delete = lambda number: (Op.DELETE, {"memory_id": number, "confirmation": True})  # noqa: E731
+    honest, spoilt = play(
+        "paper",
+        Script(one=[calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR)), calls(update("3", NEW_YEAR), delete("2"))]),
+        Script(one=[calls(add(ADA_HALDEN)), calls(), calls(add(RIVER))], three=[calls(delete("1"))]),
+    )[:2]
+    np.testing.assert_allclose(honest.rows[2].worth, [[2 * 1 / (2 + 3), 0], [1, 1], [1, 1]], rtol=1e-6)
+    alone, both = 2 * 1 / (2 + 1), 2 * 1 / (2 + 2)
+    np.testing.assert_allclose(spoilt.rows[2].worth, [[alone, 0], [alone, 0], [both, 0]], rtol=1e-6)
+    for agent in (honest, spoilt):
+        stats = agent.rows[2].stats
+        np.testing.assert_allclose(agent.rows[2].worth[-1], [stats.kept, stats.revised], rtol=1e-6)
 
 
 def test_what_was_told_is_counted_by_context_and_what_the_agent_brings_in_is_not():

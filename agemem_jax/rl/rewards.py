@@ -143,8 +143,7 @@ def combine(terms: dict[str, jax.Array], factors: Factors) -> tuple[jax.Array, d
 def stage_rewards(earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     """R split over the stages that earned it, `[B, 3]` float32; rows add up to R.
 
-    For the credits "per_stage", "return_to_go" and "turn_to_go" of chained training. A term of ONCE goes to the first stage that
-    earned it.
+    For the credits of chained training that tell stages apart. A term of ONCE goes to the first stage that earned it.
     """
 
     def first(value: jax.Array) -> jax.Array:

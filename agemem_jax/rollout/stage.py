@@ -194,7 +194,7 @@ def run_stage(
         rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
         over = live & (rows.mode == Mode.ACT)
         if stage == 1 and spec.by_turn:
-            since = over[:, None] & (jnp.arange(spec.turns(1)) >= rows.turn[:, None])  # it lasts until something changes
+            since = over[:, None] & (jnp.arange(spec.turns(1)) >= rows.turn[:, None])  # until something changes
             now = jnp.stack(store_worth(rows, task, world, spec), -1)
             rows = rows.replace(worth=jnp.where(since[..., None], now[:, None], rows.worth))
         turn = rows.turn + over
