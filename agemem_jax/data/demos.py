@@ -19,12 +19,12 @@ from agemem_jax.data.words import NUMBERS
 from agemem_jax.types import Op, Task, Text
 
 # Which operation a turn calls, by its share; Op.PASS lets the message pass.
-LISTEN = {Op.PASS: 0.2, Op.ADD: 0.34, Op.UPDATE: 0.2, Op.DELETE: 0.16, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.03,
+LISTEN = {Op.PASS: 0.14, Op.ADD: 0.4, Op.UPDATE: 0.2, Op.DELETE: 0.16, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.03,
           Op.FILTER: 0.03}  # fmt: skip
 # Stage 2: a context that is often edited would leave nothing to read answers from.
 WANDER = {Op.PASS: 0.76, Op.ADD: 0.06, Op.UPDATE: 0.03, Op.DELETE: 0.03, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.04,
           Op.FILTER: 0.04}  # fmt: skip
-SENSE = 0.7  # chance that a call's arguments suit the moment
+SENSE = 0.9  # chance that an argument of a call suits the moment
 SEEDED = 0.85  # chance of each fact that holds to be in the store of stage 3
 OFF_PLAN = 0.15  # chance of any operation in a turn of stage 3
 RELATIONS = ("by", "in", "for", "to")  # the words after which a generated fact names its object
