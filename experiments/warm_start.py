@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from agemem_jax import sharding
 from agemem_jax.config import check_precision
 from agemem_jax.data import vocabulary
 from agemem_jax.data.demos import Demonstrator
@@ -23,6 +25,7 @@ from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.warm import lesson_step, warm_optimizer, warm_step
+from agemem_jax.types import TrainState
 from experiments import cli, out, paths
 
 EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
@@ -64,9 +67,13 @@ def make(config, folder: Path) -> None:
     curves, began = {}, time.time()
     for name, (rate, steps) in phases.items():
         optimizer = warm_optimizer(warm, rate, len(steps), config.optim.max_grad_norm)
-        state, curves[name] = new_state(params, optimizer), []
-        compiled = lambda kind: jax.jit(kind(model, optimizer, config.rl.logit_chunk), donate_argnums=0)  # noqa: E731, B023
-        jitted = {kind: compiled(kind) for kind, _ in (read, watch)}
+        state, curves[name] = placed(new_state(params, optimizer), run.mesh), []
+        # It stays where it is, so that each kind of step compiles once.
+        where = jax.tree.map(lambda x: x.sharding, state), None
+        jitted = {
+            kind: jax.jit(kind(model, optimizer, config.rl.logit_chunk), donate_argnums=0, out_shardings=where)
+            for kind, _ in (read, watch)
+        }
         bar = tqdm(steps, desc=name)
         for step, ((kind, batch_at), i) in enumerate(bar):
             state, metrics = jitted[kind](state, *batch_at(i), run.world)
@@ -77,6 +84,13 @@ def make(config, folder: Path) -> None:
         params = state.params
     weights.save_hf(folder, model, params)
     out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
+
+
+def placed(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state with what lies on no mesh (counters) on every device of this one."""
+    everywhere = sharding.replicated(mesh)
+    put = lambda x: x if isinstance(x.sharding, NamedSharding) else sharding.put(x, everywhere)  # noqa: E731
+    return jax.tree.map(put, state)
 
 
 if __name__ == "__main__":
