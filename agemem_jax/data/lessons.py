@@ -10,7 +10,10 @@ are in view, and a policy stays with that guess for thousands of steps (experime
 recital: facts, often all of one relation, and then a tool result that tells all of them again in another order. It is
 as dense as a lesson can be, and nothing but the subject says how a line of it goes on. Pages are short at first.
 
-Lessons say nothing about when which tool is of use.
+Between demonstrations half of the pages are dealings: messages that come with the entry they are about, and a call to
+each. Demonstrations see an entry and what revises it too seldom for a policy to find the entry's number.
+
+Lessons say nothing about when which tool is of use: the call of a dealing is drawn without a look at the message.
 """
 
 import random
@@ -18,7 +21,7 @@ import random
 import numpy as np
 
 from agemem_jax.data.demos import some_words, subject
-from agemem_jax.data.questions import BORN_WHERE, CLOSINGS, RELATIONS, UNKNOWN, WRITTEN, Fact, World, chatter
+from agemem_jax.data.questions import BORN_WHERE, CLOSINGS, RELATIONS, REVISED, UNKNOWN, WRITTEN, Fact, World, chatter
 from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import NUMBERS
@@ -29,8 +32,10 @@ RECITED = 0.5  # share of the pages that begin with a recital; in the first quar
 ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
 LOST = 0.1  # share of these that ask for what was taken back, or for what nobody told
+CLOSED = 0.3  # share of the dealings in which the entry is taken back
 TRIES = 8  # at a question that was not asked before
 ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
+DEALT = 0.5  # share of the pages between demonstrations that are dealings
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
 TELLS = {"fact": 0.26, "bridge": 0.12, "pair": 0.1, "revision": 0.18, "closing": 0.06, "bid": 0.2, "chatter": 0.08}
@@ -49,6 +54,7 @@ class Lessons:
         self.quiet = self.assistant + encode(write_turn(config.tools, []) + self.end)  # a turn that lets a message pass
         done = pieces.statuses.tokens[Op.RETRIEVE, Status.OK]
         self.done = done[: pieces.statuses.length[Op.RETRIEVE, Status.OK]].tolist()
+        self.related = pieces.related.tokens[: pieces.related.length].tolist()
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
 
     def width(self, step: int) -> int:
@@ -64,8 +70,11 @@ class Lessons:
         for i in range(size):
             rng = random.Random(f"{self.config.seed}/lesson/{step}/{i}")
             only = 4 * step < self.config.warm.lessons
+            if step >= self.config.warm.lessons and rng.random() < DEALT:
+                pages.append(Page(self, width, rng, deals=True))
+                continue
             recital = width if only else rng.randint(width // 3, width) if rng.random() < RECITED else 0
-            pages.append(Page(self, width, recital, rng))
+            pages.append(Page(self, width, rng, recital))
         tokens = np.full((size, 1, width), PAD_ID, np.int32)
         trainable = np.zeros((size, 1, width), bool)
         for row, page in enumerate(pages):
@@ -81,9 +90,9 @@ class Lessons:
 
 
 class Page:
-    """One lesson: `tokens`, and which of them are `learnt`; the first `recital` tokens are one."""
+    """One lesson: `tokens`, and which of them are `learnt`; the first `recital` tokens are one, or it all `deals`."""
 
-    def __init__(self, lessons: Lessons, width: int, recital: int, rng: random.Random):
+    def __init__(self, lessons: Lessons, width: int, rng: random.Random, recital: int = 0, deals: bool = False):
         self.lessons, self.width, self.rng, self.world = lessons, width, rng, World(rng, "train")
         self.tokens: list[int] = []
         self.learnt: list[bool] = []
@@ -95,7 +104,7 @@ class Page:
         self.relations = [rng.choice(RELATIONS)] if rng.random() < ALIKE else RELATIONS
         self.asked: set[str] = set()
         self._fits(self._recital(recital))
-        while self._fits(self._round()):
+        while self._fits(self._deal() if deals else self._round()):
             pass
 
     def _fits(self, parts: list[tuple[list[int], bool]]) -> bool:
@@ -137,6 +146,30 @@ class Page:
         texts = [text for _, text in self.facts]
         return told + self._result(self.rng.sample(texts, len(texts)))
 
+    def _deal(self) -> list[tuple[list[int], bool]]:
+        """A message that revises what the store holds, or takes it back, with the entry, and a call.
+
+        What is learnt is the entry's number and the message's text, as a call's arguments.
+        """
+        lessons, rng = self.lessons, self.rng
+        fact = self.world.fact(rng.choice(REVISED), sharing=self._shared())
+        self.facts = [(fact, fact.text)]
+        text = rng.choice(CLOSINGS).format(s=fact.subject) if rng.random() < CLOSED else self._revise(self.facts[0])
+        number = str(rng.randint(1, lessons.config.store.entries + 1))
+        before = rng.choice(([], lessons.done, lessons.done + self._markup(str(rng.randint(1, 4)))))  # a call's result
+        entry = lessons.related + self._markup(number) + lessons.mark + self._encode(fact.text)
+        shown = lessons.tool + before + entry + lessons.close
+        message = lessons.user + self._encode(text) + lessons.close
+        content = f" {text}"
+        op, arguments = rng.choice([
+            (Op.ADD, {"content": content}),
+            (Op.UPDATE, {"memory_id": number, "content": content}),
+            (Op.DELETE, {"memory_id": number, "confirmation": True}),
+        ])  # fmt: skip
+        turn = write_turn(lessons.config.tools, [(op, arguments)]) + lessons.end
+        learnt = [value for value in arguments.values() if value is not True]
+        return [(shown + message, False), *self._turn(turn, *learnt)]
+
     def _told(self, text: str) -> list[tuple[list[int], bool]]:
         lessons = self.lessons
         parts = [(lessons.user + self._encode(text) + lessons.close, False)]
@@ -145,7 +178,10 @@ class Page:
         return parts
 
     def _encode(self, text: str) -> list[int]:
-        return self.lessons.tokenizer.encode_markup(f" {text}")
+        return self._markup(f" {text}")
+
+    def _markup(self, text: str) -> list[int]:
+        return self.lessons.tokenizer.encode_markup(text)
 
     def _tell(self) -> list[str]:
         """What is told next, one text a message."""
@@ -252,12 +288,16 @@ class Page:
 
     def _entry(self, text: str) -> list[tuple[list[int], bool]]:
         """An entry with its number. Its first two words may be anything; what comes after them was told before."""
-        number = self.lessons.tokenizer.encode_markup(str(self.rng.randint(1, 9)))
+        number = self._markup(str(self.rng.randint(1, 9)))
         entry = self._encode(text)
         return [(number + self.lessons.mark + entry[:2], False), (entry[2:], True)]
 
-    def _turn(self, turn: str, text: str) -> list[tuple[list[int], bool]]:
-        """A turn, of which `text` and the mark that ends it are learnt."""
-        head, tail = (self.lessons.tokenizer.encode_markup(part) for part in turn.split(text, 1))
-        said = self.lessons.tokenizer.encode_markup(text)
-        return [(self.lessons.assistant + head, False), (said + tail[:1], True), (tail[1:], False)]
+    def _turn(self, turn: str, *texts: str) -> list[tuple[list[int], bool]]:
+        """A turn, of which `texts` and the mark that ends each are learnt."""
+        head, turn = turn.split(texts[0], 1)
+        parts = [(self.lessons.assistant + self._markup(head), False)]
+        for text, following in zip(texts, (*texts[1:], ""), strict=True):
+            between, turn = turn.split(following, 1) if following else (turn, "")
+            tail = self._markup(between)
+            parts += [(self._markup(text) + tail[:1], True), (tail[1:], False)]
+        return parts
