@@ -591,7 +591,7 @@ def check_numbers(config: ConfigDict) -> None:
                 f"times {name} = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
-    for phase in ("steps", "lessons") if config.warm.lessons else ("steps",):
+    for phase in ["steps"] + [name for name in ("lessons", "dealings") if config.warm[name]]:
         if config.warm.warmup_steps >= config.warm[phase]:
             refuse(
                 "warm.warmup_steps", config.warm.warmup_steps,

@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
     c.reward.compression = 0.0  # a short context is no aim here
     c.reward.memory = 2.0
     c.warm.lessons = 3000
-    c.warm.steps = 400
+    c.warm.dealings = 200
+    c.warm.steps = 250
     c.warm.batch = 64
     c.train.eval_tasks = 256
     c.optim.learning_rate = 3e-4

@@ -55,13 +55,14 @@ def make(config, folder: Path) -> None:
     demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
     read = functools.partial(lesson_step, learn), lambda i: (lessons.batch(i, warm.lesson_batch),)
     watch = functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
-    every = warm.lesson_every
+    every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
+        "dealings": (warm.lesson_rate, [(read, warm.lessons + i) for i in range(warm.dealings)]),
         # What it has learnt to read is kept up while it watches.
         "demonstrations": (
             warm.learning_rate,
-            [(read, warm.lessons + i) if every and i % every == every - 1 else (watch, i) for i in range(warm.steps)],
+            [(read, after + i) if every and i % every == every - 1 else (watch, i) for i in range(warm.steps)],
         ),
     }
     curves, began = {}, time.time()

@@ -10,8 +10,8 @@ are in view, and a policy stays with that guess for thousands of steps (experime
 recital: facts, often all of one relation, and then a tool result that tells all of them again in another order. It is
 as dense as a lesson can be, and nothing but the subject says how a line of it goes on. Pages are short at first.
 
-Between demonstrations half of the pages are dealings: messages that come with the entry they are about, and a call to
-each. Demonstrations see an entry and what revises it too seldom for a policy to find the entry's number.
+After these lessons half of the pages are dealings: messages that come with the entry they are about, and a call to each.
+Demonstrations show an entry with what revises it too seldom for a policy to learn where the entry's number stands.
 
 Lessons say nothing about when which tool is of use: the call of a dealing is drawn without a look at the message.
 """
@@ -35,7 +35,7 @@ LOST = 0.1  # share of these that ask for what was taken back, or for what nobod
 CLOSED = 0.3  # share of the dealings in which the entry is taken back
 TRIES = 8  # at a question that was not asked before
 ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
-DEALT = 0.5  # share of the pages between demonstrations that are dealings
+DEALT = 0.5  # share of the pages after warm.lessons that are dealings
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
 TELLS = {"fact": 0.26, "bridge": 0.12, "pair": 0.1, "revision": 0.18, "closing": 0.06, "bid": 0.2, "chatter": 0.08}
