@@ -104,6 +104,7 @@ AT_LEAST = {
     "optim.warmup_updates": 0,
     "optim.weight_decay": 0,
     "warm.lessons": 0,
+    "warm.dealings": 0,
     "warm.lesson_tokens": 64,
     "warm.lesson_batch": 1,
     "warm.lesson_every": 0,
@@ -581,8 +582,8 @@ def check_numbers(config: ConfigDict) -> None:
     for name in ("optim.b1", "optim.b2"):
         if not 0 <= np.float32(fields[name]) < 1:
             refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
-    rates = ["optim.learning_rate", "warm.learning_rate"] + ["warm.lesson_rate"] * bool(config.warm.lessons)
-    for name in rates:
+    phases = ["steps"] + [name for name in ("lessons", "dealings") if config.warm[name]]
+    for name in ["optim.learning_rate", "warm.learning_rate"] + ["warm.lesson_rate"] * (len(phases) > 1):
         group, rate = name.split(".")[0], fields[name]
         decay = config[group].weight_decay
         if decay * rate >= 1:
@@ -591,7 +592,7 @@ def check_numbers(config: ConfigDict) -> None:
                 f"times {name} = {rate:g} is {decay * rate:g} of a parameter taken off in each step; "
                 f"set {group}.weight_decay < {1 / rate:g}",
             )  # fmt: skip
-    for phase in ["steps"] + [name for name in ("lessons", "dealings") if config.warm[name]]:
+    for phase in phases:
         if config.warm.warmup_steps >= config.warm[phase]:
             refuse(
                 "warm.warmup_steps", config.warm.warmup_steps,

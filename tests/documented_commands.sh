@@ -24,5 +24,5 @@ try -m experiments.export --run="$folder/hotpotqa/seed_0" --folder="$folder/rele
 test -s "$folder/released/hotpotqa/chat_template.jinja"
 
 try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
-    --config.warm.lessons=3 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
+    --config.warm.lessons=3 --config.warm.dealings=2 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
 test -s "$folder/warm/model.safetensors"

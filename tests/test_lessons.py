@@ -84,7 +84,7 @@ def turns_of(lessons: Lessons, row) -> list[tuple[str, str, list[bool]]]:
 
 
 def test_answers_follow_from_what_was_told(lessons):
-    batch = lessons.batch(lessons.config.warm.lessons, 64)
+    batch = lessons.batch(lessons.config.warm.lessons - 1, 64)
     kinds = {"unknown": 0, "author": 0, "first": 0, "share": 0, "bid most": 0, "before": 0, "": 0}
     for row in range(64):
         length = batch.length[row, 0]
@@ -124,6 +124,31 @@ def test_a_recital_tells_the_same_facts_again(lessons):
         assert len(told) >= 2 and length > batch.tokens.shape[-1] - 40
         moved += again != told
     assert moved > 16
+
+
+def test_dealings_name_the_entry_shown_and_say_what_was_told(lessons):
+    """After the lessons, in half of the pages; which call it is says nothing about the message."""
+    step = lessons.config.warm.lessons
+    batch, seen, pages = lessons.batch(step, 64), {}, 0
+    for row in range(64):
+        length = batch.length[row, 0]
+        turns = turns_of(lessons, (batch.tokens[row, 0, :length], batch.trainable[row, 0, :length]))
+        if turns[0][0] != "tool":
+            continue
+        pages += 1
+        for (_, shown, unlearnt), (_, told, no), (_, call, learnt) in zip(*[iter(turns)] * 3, strict=True):
+            entry = re.fullmatch(rf"(?: done ?\d?)? related memories(\d): {NAME} .+", shown)
+            name = re.match(rf" (?:no |forget |never mind )?{NAME}", told)[1]
+            assert entry and entry[2] == name and not any(unlearnt) and not any(no)
+            tool = re.search(r'"name": "(\w+)_memory"', call)[1]
+            content, number = re.search(r'"content": "(.*?)"', call), re.search(r'"memory_id": "(\d)"', call)
+            assert (content is None) == (tool == "Delete") and (number is None) == (tool == "Add")
+            assert content is None or content[1] == told
+            assert number is None or number[1] == entry[1]
+            assert sum(learnt) == (content is not None) * (len(told.split()) + 1) + (number is not None) * 2
+            seen.setdefault(tool, []).append(told.startswith((" forget", " never mind")))
+    assert 20 < pages < 44 and set(seen) == {"Add", "Update", "Delete"}
+    assert all(len(closed) > 50 and 0.15 < np.mean(closed) < 0.45 for closed in seen.values())
 
 
 def test_a_lesson_is_a_function_of_its_number_and_fills_its_page(lessons):

@@ -10,8 +10,9 @@ are in view, and a policy stays with that guess for thousands of steps (experime
 recital: facts, often all of one relation, and then a tool result that tells all of them again in another order. It is
 as dense as a lesson can be, and nothing but the subject says how a line of it goes on. Pages are short at first.
 
-After these lessons half of the pages are dealings: messages that come with the entry they are about, and a call to each.
-Demonstrations show an entry with what revises it too seldom for a policy to learn where the entry's number stands.
+After these lessons half of the pages are dealings: messages that come with the entry they are about, and a call to
+each. Demonstrations show an entry with what revises it too seldom for a policy to learn where the entry's number
+stands.
 
 Lessons say nothing about when which tool is of use: the call of a dealing is drawn without a look at the message.
 """
