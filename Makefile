@@ -26,10 +26,8 @@ test-heavy: $(VENV)/installed-test
 	$(RUN) -m pytest -m heavy
 
 plan: $(VENV)/installed-test
-	for pair in $(FAMILIES); do \
-		JAX_PLATFORMS=cpu $(RUN) -m experiments.plan --config=configs/$${pair%=*} --topology=$${pair#*=} --stages=3 \
-			|| exit 1; \
-	done
+	printf '%s\n' $(FAMILIES) | JAX_PLATFORMS=cpu xargs -P 2 -I{} sh -c 'pair={}; \
+		exec $(RUN) -m experiments.plan --config=configs/$${pair%=*} --topology=$${pair#*=} --stages=3'
 
 plans: $(VENV)/installed-test
 	$(RUN) -m pytest -m plans
