@@ -15,8 +15,10 @@ record mean nothing in another, so an answer cannot be learnt by heart. With n p
                  asks for any of the facts
     bids     n facts in stage 1; in stage 2 bids of many people, more than a context holds
                  asks for one of the facts, or for whoever bid most
-    split    who wrote what in stage 1, where these were born in stage 2
+    split    who wrote what in stage 1, where these were born at the end of stage 2
                  Where was the author of Silver River born         one hop in the store, one in the context
+
+Talk about others fills stage 2 of every kind, so that what stage 1 told is in no context any more when the question comes.
 
 A record has these fields beside the published ones: `kind`; `told` and `later`, the messages of stages 1 and 2 as
 [speaker, text]; `asker`, the speaker of the question; `keep`, the texts that hold and are open when stage 1 ends;
