@@ -18,7 +18,7 @@ record mean nothing in another, so an answer cannot be learnt by heart. With n p
     split    who wrote what in stage 1, where these were born at the end of stage 2
                  Where was the author of Silver River born         one hop in the store, one in the context
 
-Talk about others fills stage 2 of every kind, so that what stage 1 told is in no context any more when the question comes.
+Talk about others fills stage 2 of every kind: when the question comes, what stage 1 told has left any context.
 
 A record has these fields beside the published ones: `kind`; `told` and `later`, the messages of stages 1 and 2 as
 [speaker, text]; `asker`, the speaker of the question; `keep`, the texts that hold and are open when stage 1 ends;
