@@ -93,7 +93,9 @@ REFUSED = {
     "squared reward": ({"reward.no_answer": -1e20}, "rewards are squared"),
     "terms": ({"reward.terms": "lax"}, "'strict' or 'paper'"),
     "turns of paper terms": ({"rl.credit": "turn_to_go", "reward.terms": "paper"}, 'reward.terms = "strict"'),
-    "turns in sequence": ({"rl.credit": "turn_to_go", "rl.schedule": "sequential"}, 'rl.credit = "return_to_go"'),
+    "turns in sequence": (
+        {"rl.credit": "turn_to_go", "rl.schedule": "sequential", "rl.updates": 99}, 'rl.credit = "return_to_go"'
+    ),
     "a constant term": ({"reward.preservation": 0.3}, "set reward.preservation = 0, or context.pin_query = False"),
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
