@@ -169,7 +169,7 @@ CASES = {
     "weights: int8": (weights("int8"), ["model.safetensors: model.norm.weight is I8", "GGUF file"]),
     "weights: two heads": (weights("head"), ["lm_head.weight is another matrix", "tie_word_embeddings = true"]),
     "weights: tokenizer": (weights("rows"), ["policy.tokenizer", "has 569 tokens", "embeddings of 400"]),
-    "weights: positions": (weights("short"), ["context.capacity = 144", "was made for 128", "rope_scaling"]),
+    "weights: positions": (weights("short"), ["context.capacity = 128", "was made for 128", "rope_scaling"]),
     "weights: a tensor": (weights("missing"), ["missing model.norm.weight [128]", "same model"]),
     "weights: list": (weights("list"), ["list/config.json must hold a JSON object"]),
     "weights: half": (weights("half"), ["half/config.json is not readable JSON", "fetch it again"]),
