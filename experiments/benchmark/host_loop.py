@@ -69,7 +69,7 @@ class Tables:
                 "the host-driven agent needs tools.think and tools.optional_arguments False and tools.summary_by "
                 "'policy', as in configs/tiny.py"
             )
-        if run.config.rl.credit == "hindsight" or run.config.rl.loss_average == "turn":
+        if run.config.rl.credit in ("turn_to_go", "hindsight") or run.config.rl.loss_average == "turn":
             raise ValueError("the host-driven agent knows no turns; give another rl.credit and rl.loss_average")
         if run.spec.rollout.reader:
             raise ValueError("the host-driven agent has no decoder as encoder; set store.encoder = 'lexical'")
