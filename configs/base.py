@@ -226,7 +226,7 @@ def get_config() -> ConfigDict:
     c.warm.lessons = 0  # steps on lessons
     c.warm.lesson_batch = 32
     c.warm.lesson_tokens = 288  # of a page, in the last quarter of the lessons
-    c.warm.lesson_rate = 2.5e-3  # learning rate of both
+    c.warm.lesson_rate = 2.5e-3  # learning rate, of dealings too
     c.warm.dealings = 0  # steps after the lessons, in which half of the pages are about calls (data/lessons.py)
     c.warm.lesson_every = 4  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations

@@ -106,6 +106,10 @@ def add(text: str, **more) -> tuple:
     return Op.ADD, {"content": f" {text}"} | more
 
 
+def delete(number: str) -> tuple:
+    return Op.DELETE, {"memory_id": number, "confirmation": True}
+
+
 def retrieve(text: str, **more) -> tuple:
     return Op.RETRIEVE, {"query": f" {text}"} | more
 
@@ -608,8 +612,6 @@ def test_the_store_answers_in_words():
 def test_strict_terms_pay_for_what_is_in_the_store_when_the_first_stage_ends():
     """The year is revised, the river's author taken back; the birthplace and the new year are worth keeping."""
     store_all = calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR))
-    update = lambda number, text: (Op.UPDATE, {"memory_id": number, "content": f" {text}"})  # noqa: E731
-    delete = lambda number: (Op.DELETE, {"memory_id": number, "confirmation": True})  # noqa: E731
     honest, idle, late, skipped, scrambled, again = play(
         "paper",
         Script(one=[store_all, calls(update("3", NEW_YEAR), delete("2"))]),
@@ -635,7 +637,6 @@ def test_strict_terms_pay_for_what_is_in_the_store_when_the_first_stage_ends():
 
 def test_what_the_store_is_worth_is_measured_after_each_turn_of_the_first_stage():
     """Storage and maintenance as if the stage ended there: what is added, revised, spoilt; an idle turn leaves it."""
-    delete = lambda number: (Op.DELETE, {"memory_id": number, "confirmation": True})  # noqa: E731
     honest, spoilt = play(
         "paper",
         Script(one=[calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR)), calls(update("3", NEW_YEAR), delete("2"))]),
