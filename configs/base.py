@@ -193,7 +193,9 @@ def get_config() -> ConfigDict:
     # Step-wise GRPO.
     c.rl = ConfigDict()
     c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)
-    c.rl.updates = 100  # sequential: split evenly over the three stages
+    # Chained: the first so many updates play stage 1 alone and train it on its own objective, storage and maintenance.
+    c.rl.stage1_updates = 0
+    c.rl.updates = 100  # all together; sequential: split evenly over the three stages
     c.rl.tasks_per_update = 4
     c.rl.group_size = 8
     # "broadcast" (paper), "per_stage", "return_to_go", "turn_to_go", "hindsight" (agemem_jax/rl/advantages.py)

@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     c.task.answer_tokens = 4
     c.task.auto_top_k = 1
     c.task.auto_min_score = 0.5
+    c.task.share_changed = 2.0  # a third of the messages that revise would be too few to learn from
+    c.task.share_closed = 2.0
 
     c.context.limit = 128
     c.context.capacity = 128
@@ -61,20 +63,23 @@ def get_config() -> ConfigDict:
     c.rollout.prefill_rows = 16
     c.rollout.history_widths = 3
 
-    c.rl.updates = 100
+    c.rl.stage1_updates = 50  # what to keep, revise and forget comes first: it is quick to learn by itself
+    c.rl.updates = 150
     c.rl.tasks_per_update = 12
     c.rl.group_size = 8
-    c.rl.kl_coef = 0.0
+    c.rl.kl_coef = 0.05  # without it rare calls are gone before they pay (experiments/LOG.md)
     c.rl.micro_batch = 16  # small pieces stay in the cache of a CPU core
-    c.rl.credit = "return_to_go"  # what a stage is paid for reaches the stages before it, not those after
+    c.rl.credit = "turn_to_go"  # what a stage is paid for reaches those before it; in stage 1 each turn by itself
     c.reward.context = 0.6
     c.reward.compression = 0.0  # a short context is no aim here
     c.reward.memory = 2.0
+    c.reward.storage = 1.0
+    c.reward.maintenance = 1.0
     c.warm.lessons = 3000
     c.warm.dealings = 200
     c.warm.steps = 250
     c.warm.batch = 64
     c.train.eval_tasks = 256
-    c.optim.learning_rate = 3e-4
+    c.optim.learning_rate = 1e-3
     c.optim.warmup_updates = 5
     return c

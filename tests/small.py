@@ -63,10 +63,13 @@ def small_config(**changes) -> ConfigDict:
     c.rollout.prefill_chunk = 16
     c.rollout.history_widths = 2
     c.rollout.temperature = 0.8
+    c.rl.stage1_updates = 0
     c.rl.updates = 6
     c.rl.tasks_per_update = 2
     c.rl.group_size = 4
     c.rl.credit = "broadcast"
+    c.rl.kl_coef = 0.0
+    c.reward.storage = c.reward.maintenance = 1 / 3
     c.rl.micro_batch = 8
     c.rl.logit_chunk = 64
     c.optim.learning_rate = 1e-3

@@ -82,17 +82,23 @@ def test_turn_to_go_by_hand():
     reward = jnp.array([2.0, 1.0, 3.0, 3.0])
     standing = jnp.array([[1.5, 2.0, 2.0], [0.0, 1.0, 1.0], [0.0, 0.5, 0.5], [1.0, 0.5, 2.0]])
     turn = jnp.array([[[0, 1], [2, 9]]] * 4, jnp.int32)  # 9: of another stage, reads the last
-    high = 0.5**0.5
     expected = np.zeros((4, 2, 2))
-    expected[0] = [[high, -high], [0, 0]]  # 2, 0.5, 0 against 1, 1, 0
-    expected[2] = [[0, high], [0, 0]]  # 3, 3, 2.5 against 3, 2, 2.5
+    expected[0] = [[0.5, -0.25], [0, 0]]  # 2, 0.5, 0 against 1, 1, 0
+    expected[2] = [[0, 0.5], [0, 0]]  # 3, 3, 2.5 against 3, 2, 2.5
     expected[1], expected[3] = -expected[0], -expected[2]
-    np.testing.assert_allclose(advantages.turn_to_go(reward, standing, turn, rl), expected, atol=1e-5)
+    undivided = advantages.turn_to_go(reward, standing, turn, rl_config(credit="turn_to_go", advantage_std=False))
+    np.testing.assert_allclose(undivided, expected, atol=1e-5)
+    std = ((4 * 0.5**2 + 2 * 0.25**2) / 12) ** 0.5  # of all four rollouts' three turns
+    np.testing.assert_allclose(advantages.turn_to_go(reward, standing, turn, rl), expected / std, atol=1e-4)
+    alike = advantages.turn_to_go(jnp.full(4, 0.1), jnp.full((4, 3), 0.3), turn, rl)
+    np.testing.assert_array_equal(alike, 0)
     parts = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)
     stages, _ = advantages.step_credit(parts.sum(1), parts, rl)
     later, _ = advantages.step_credit(parts.sum(1), parts, rl_config(credit="return_to_go"))
     np.testing.assert_array_equal(stages, later)
-    nothing = advantages.turn_to_go(parts.sum(1), jnp.zeros((4, 3)), turn, rl)  # nothing stands: as return_to_go
+    plain = rl_config(credit="turn_to_go", advantage_std=False)
+    nothing = advantages.turn_to_go(parts.sum(1), jnp.zeros((4, 3)), turn, plain)  # nothing stands: as return_to_go
+    later, _ = advantages.step_credit(parts.sum(1), parts, plain)
     np.testing.assert_allclose(nothing, np.broadcast_to(later[:, :1, None], nothing.shape), atol=1e-5)
 
 

@@ -96,6 +96,9 @@ REFUSED = {
     "turns in sequence": (
         {"rl.credit": "turn_to_go", "rl.schedule": "sequential", "rl.updates": 99}, 'rl.credit = "return_to_go"'
     ),
+    "stage 1 in sequence": (
+        {"rl.stage1_updates": 3, "rl.schedule": "sequential", "rl.updates": 99}, "set rl.stage1_updates = 0"
+    ),
     "a constant term": ({"reward.preservation": 0.3}, "set reward.preservation = 0, or context.pin_query = False"),
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),

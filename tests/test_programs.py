@@ -14,6 +14,7 @@ from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.questions import KINDS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl import rewards
+from agemem_jax.rollout import stage as stage_lib
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.training import programs as programs_lib
 from agemem_jax.training.evaluate import METHODS, Pass, evaluate, method_tools, passes_of
@@ -253,7 +254,8 @@ def capture(monkeypatch, stages, rl: dict, reward: dict | None = None) -> Run:
     config = run.config.copy_and_resolve_references()
     config.rl.update(rl)
     config.reward.update(reward or {})
-    spec = dataclasses.replace(run.spec, rollout=dataclasses.replace(run.spec.rollout, columns=()))  # compiles faster
+    rollout = dataclasses.replace(run.spec.rollout, columns=(), by_turn=config.rl.credit == "turn_to_go")
+    spec = dataclasses.replace(run.spec, rollout=rollout)  # one column width compiles faster
     made = {
         stage: jax.jit(stage_program(stage, spec, run.model, run.optimizer, config.rl, config.reward), donate_argnums=2)
         for stage in stages
@@ -333,12 +335,37 @@ def test_turns_of_the_first_stage_are_credited_with_what_is_gained_from_them_on(
     parts = np.asarray(rewards.stage_rewards(earned, factors))
     later = in_groups(np.cumsum(parts[:, ::-1], 1)[:, ::-1])
     standing = worth @ np.array([factors["storage"], factors["maintenance"]])
-    gained = parts.sum(1, keepdims=True) - np.concatenate([np.zeros((8, 1)), standing[:, :-1]], 1)
+    own = np.asarray(rewards.stage_objective(1, earned, factors))
     row = np.arange(8)[:, None, None]
-    first = in_groups(gained)[row, np.clip(seg.turn, 0, turns - 1)]
+    first = gained_from(own, standing)[row, np.clip(seg.turn, 0, turns - 1)]
     advantage = np.where(seg.stage == 1, first, later[row, np.clip(seg.stage - 1, 0, 2)])
     assert (seg.trainable & (seg.stage == 1)).any()
     credited(outcomes[-1]["metrics"]["batch"], seg, advantage, seg.trainable)
+
+
+def gained_from(own: np.ndarray, standing: np.ndarray) -> np.ndarray:
+    """Advantages [B, turns] of the turns of stage 1: its objective less what stood before."""
+    gained = own[:, None] - np.concatenate([np.zeros((8, 1)), standing[:, :-1]], 1)
+    centred = gained - gained.reshape(2, 4, -1).mean(1).repeat(4, 0)
+    return centred / centred.std()
+
+
+def test_the_chained_schedule_may_begin_with_stage_one_alone(monkeypatch):
+    """A policy that knows nothing stores nothing of worth: any entries count here."""
+    any_entry = lambda rows, *_: (rows.store.valid.mean(1), rows.store.length.sum(1) % 5 / 5)  # noqa: E731
+    monkeypatch.setattr(stage_lib, "store_worth", any_entry)
+    run = capture(monkeypatch, (1,), {"credit": "turn_to_go", "stage1_updates": 2}, {"storage": 1.0})
+    _, (rows,), (outcome,) = play(run, run.source.batch(0), settings(run, update=True), stages=(1,))
+    earned, factors = earned_by(run, rows.stats)
+    own, seg = np.asarray(rewards.stage_objective(1, earned, factors)), rows.segments
+    np.testing.assert_allclose(outcome["metrics"]["reward"], own.mean(), rtol=1e-5)
+    for term in ("storage", "maintenance"):
+        np.testing.assert_allclose(outcome["metrics"][f"term_{term}"], earned[term][:, 0].mean(), rtol=1e-5)
+    assert own.std() > 0 and (seg.stage[seg.trainable] == 1).all()
+    standing = rows.worth @ np.array([factors["storage"], factors["maintenance"]])
+    turn = np.clip(seg.turn, 0, run.spec.rollout.turns(1) - 1)
+    advantage = gained_from(own, standing)[np.arange(8)[:, None, None], turn]
+    credited(outcome["metrics"]["batch"], seg, advantage, seg.trainable)
 
 
 def test_a_changed_weight_compiles_nothing():
@@ -406,9 +433,12 @@ def test_sequential_stages_train_their_own_tokens_on_their_own_objective(monkeyp
         credited(batch, seg, np.stack([advantage] * 3, 1), trainable)
 
 
-def test_sequential_updates_are_split_evenly_over_the_stages():
+def test_updates_are_split_over_the_stages():
     config = chained().config.copy_and_resolve_references()
     assert {stages_of(config, update) for update in range(6)} == {3}
+    config.rl.stage1_updates = 2
+    assert [stages_of(config, update) for update in range(4)] == [1, 1, 3, 3]
+    assert stages_of(config, 0, "no_memory_rl") == 3  # it has nothing to learn in stage 1
     config.rl.schedule, config.rl.updates = "sequential", 9
     assert [stages_of(config, update) for update in range(9)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
 

@@ -48,7 +48,7 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
     - "per_stage": a stage's own reward, normalised in the group
     - "return_to_go": the sum of the rewards of this and the later stages, normalised in the group
-    - "turn_to_go": that of "return_to_go", but for stage 1, whose turns are told apart by `turn_to_go`
+    - "turn_to_go": that of "return_to_go", but for stage 1, whose turns `turn_to_go` tells apart by its own objective
     - "hindsight": that of "broadcast", to which `hindsight` adds what calls with an effect get beyond it
 
     Args:
@@ -76,18 +76,24 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     return jnp.stack(advantage, 1), jnp.stack(varied, 1)
 
 
-def turn_to_go(reward: jax.Array, standing: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
-    """Advantage of the tokens of stage 1: what the trajectory gained from their turn on.
+def turn_to_go(objective: jax.Array, standing: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
+    """Advantage of the tokens of stage 1: what the stage gained from their turn on.
 
-        A(b, t) = normalised in the group: R(b) - M(b, t - 1),   M(b, -1) = 0
+        A(b, t) = (G(b, t) - its mean in the group) / std,   G(b, t) = R1(b) - M(b, t - 1),   M(b, -1) = 0
+
+    R1 is the objective of stage 1 alone (rewards.stage_objective): what later stages make of the store is noise to its
+    turns, and the more so the longer they are.
 
     M(b, t) is what the store is worth after turn t, in the reward's own measure: what stage 1 would be paid for it if
     it ended there. A turn is thus credited with what it and later ones add, and neither praised nor blamed for what
     stands already. Turn t brings all rollouts of a group the same message, so they are compared at like moments. It is
     the reward-to-go of the policy gradient theorem with the differences of M as the rewards of turns.
 
+    The standard deviation is one for all turns of the batch (around the groups' means): by its own, a turn at which
+    nothing is at stake would count as much as one that decides. `rl.advantage_std` False leaves the division out.
+
     Args:
-      reward: `[B]` float32, the reward of the trajectory.
+      objective: `[B]` float32, R1.
       standing: `[B, turns of stage 1]` float32, M (rewards.standing).
       turn: `[B, ...]` int32 number of each token's turn in stage 1; of other stages' tokens anything.
       rl: `config.rl` (group_size, advantage_eps, advantage_std).
@@ -96,8 +102,10 @@ def turn_to_go(reward: jax.Array, standing: jax.Array, turn: jax.Array, rl: Conf
       `[B, ...]` float32; to be used for tokens of stage 1 alone.
     """
     before = jnp.pad(standing, ((0, 0), (1, 0)))[:, :-1]
-    normalised = lambda gain: group_advantages(gain, rl.group_size, rl.advantage_eps, rl.advantage_std)[0]  # noqa: E731
-    table = jax.vmap(normalised, in_axes=1, out_axes=1)(reward[:, None] - before)
+    centred = lambda gain: group_advantages(gain, rl.group_size, rl.advantage_eps, divide_by_std=False)[0]  # noqa: E731
+    table = jax.vmap(centred, in_axes=1, out_axes=1)(objective[:, None] - before)
+    if rl.advantage_std:
+        table = table / (jnp.sqrt(jnp.mean(table**2)) + rl.advantage_eps)
     return _of_turns(table, turn)
 
 

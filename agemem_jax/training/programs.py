@@ -2,8 +2,9 @@
 
 Chained (the paper): stages 1 and 2 roll out; stage 3 rolls out, scores the whole trajectory and updates on the segments
 of all three. Sequential (the article): each stage updates on its own objective, and the rollouts of a group begin it
-with what the stages before gave to the first of them. What differs between training, evaluation and the methods under
-evaluation enters as data (`Control`), so that every stage compiles once in a run.
+with what the stages before gave to the first of them. The chained schedule may begin so with stage 1 alone
+(`rl.stage1_updates`). What differs between training, evaluation and the methods under evaluation enters as data
+(`Control`), so that every stage compiles once in a run.
 """
 
 import dataclasses
@@ -86,6 +87,8 @@ def stage_program(
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
+    alone = trains_alone(stage, rl)
+
     def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
         actor = dataclasses.replace(model, layout=spec.rollout.layout)
         params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
@@ -118,12 +121,13 @@ def stage_program(
         terms = rewards.terms(earned)
         total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
-        if learns and (stage == 3 or rl.schedule == "sequential"):
-            objective = total
-            if rl.schedule == "sequential":
-                objective = rewards.stage_objective(stage, earned, control.reward)
+        if learns and (stage == 3 or alone):
+            objective = rewards.stage_objective(stage, earned, control.reward) if alone else total
             state, metrics = learn_stage(state, frozen, rows, earned, objective, stage, world, control)
             metrics["reward"] = objective.mean()
+            if stage < 3:  # stage 3 tells of the whole trajectory
+                judged_by = rewards.STAGE_TERMS[stage]
+                metrics |= {f"term_{name}": earned[name][:, stage - 1].mean() for name in judged_by}
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
@@ -134,24 +138,25 @@ def stage_program(
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
             segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
-        credit = rl if rl.schedule == "chained" else rl.copy_and_resolve_references()
-        if rl.schedule == "sequential":  # a stage's own objective is all the credit that its steps get
+        credit = rl.copy_and_resolve_references()
+        if alone and rl.credit != "turn_to_go":  # a stage's own objective is all the credit that its steps get
             credit.credit = "broadcast"
         advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(earned, control.reward), credit)
         trainable = segments.trainable
-        if rl.schedule == "sequential":
+        if alone:
             trainable = trainable & (segments.stage == stage)
         if rl.zero_variance == "drop":
             trainable = trainable & advantages.of_tokens(varied, segments.stage)
         segments = segments.replace(trainable=trainable)
-        trained = STAGES if rl.schedule == "chained" else (stage,)
+        trained = (stage,) if alone else STAGES
         budget = sum(spec.rollout.budget(stage) for stage in trained)
         turn = numbered_turns(spec.rollout, segments.stage, segments.turn)
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "turn_to_go":
             standing = rewards.standing(rows.worth, control.reward)
-            by_turn = advantages.turn_to_go(objective, standing, segments.turn, rl)
+            own = rewards.stage_objective(1, earned, control.reward)
+            by_turn = advantages.turn_to_go(own, standing, segments.turn, rl)
             by_token = jnp.where(segments.stage == 1, by_turn, by_token)
         if credit.credit == "hindsight":
             by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
@@ -166,6 +171,11 @@ def stage_program(
         return state, metrics
 
     return program
+
+
+def trains_alone(stage: int, rl) -> bool:
+    """Whether a stage has updates of its own, on its own objective; `rl` is config.rl."""
+    return rl.schedule == "sequential" or (stage == 1 and rl.stage1_updates > 0)
 
 
 def share_in_groups(rows: Rows, group_size: int, on: jax.Array) -> Rows:
