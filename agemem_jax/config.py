@@ -570,8 +570,9 @@ def check_learning(config: ConfigDict) -> None:
     if r.credit == "turn_to_go" and (config.reward.terms != "strict" or r.schedule != "chained"):
         refuse(
             "rl.credit", r.credit,
-            "credits the turns of stage 1 by what the store is worth after each, by the strict terms, in the chained "
-            'schedule; set reward.terms = "strict" and rl.schedule = "chained", or rl.credit = "return_to_go"',
+            "credits the turns of stages 1 and 2 by what store and context are worth after each, by the strict terms, "
+            'in the chained schedule; set reward.terms = "strict" and rl.schedule = "chained", or rl.credit = '
+            '"return_to_go"',
         )  # fmt: skip
 
 
@@ -616,13 +617,6 @@ def check_numbers(config: ConfigDict) -> None:
     for name, value in config.reward.items():
         if isinstance(value, float) and value and not low <= abs(value) <= high:
             refuse(f"reward.{name}", value, f"must be 0 or, but for its sign, {low:g} to {high:g}: rewards are squared")
-    r = config.reward
-    if r.terms == "strict" and config.context.pin_query and r.preservation and r.context:
-        refuse(
-            "reward.preservation", r.preservation,
-            "with context.pin_query = True the query never leaves the context, so that this term is 1 whatever is "
-            "done; set reward.preservation = 0, or context.pin_query = False",
-        )  # fmt: skip
     if config.reward.good_entry == 0:
         refuse("reward.good_entry", 0.0, "every entry would count as high quality; set it above 0")
     if config.rl.updates:

@@ -125,6 +125,8 @@ class Task:
     session: jax.Array  # [B] int32
     keep: Text  # [B, F, W] what holds and is open when stage 1 ends, and is worth keeping
     num_keep: jax.Array  # [B] int32
+    view: Text  # [B, D2, W] what stage 2 tells that should still be in view when the query comes
+    num_view: jax.Array  # [B] int32
     stale: Text  # [B, R, W] what stage 1 tells and then revises
     present: Text  # [B, R, W] what holds instead; length 0 = it was taken back, and nothing does
     num_revisions: jax.Array  # [B] int32
@@ -191,6 +193,7 @@ class EpisodeStats:
     answered: jax.Array  # [B] bool
     exact_match: jax.Array  # [B] float32
     f1: jax.Array  # [B] float32
+    in_view: jax.Array  # [B] float32: how much of what stage 2 told to be kept in view is so when it ends
     preservation: jax.Array  # [B] float32: share of the query's key tokens in the context at the end
     context_tokens: jax.Array  # [B] int32 context length (prefix included) at the answer, or at the end
     peak_context_tokens: jax.Array  # [B] int32
@@ -216,10 +219,10 @@ def empty_stats(batch: int) -> EpisodeStats:
     return EpisodeStats(
         calls=ops(), calls_ok=ops(), added=i(), added_good=i(), kept=f(), stale_held=i(), revised=f(),
         maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
-        reduced_in_time=stages(bool), prevented=stages(bool), answered=b(), exact_match=f(), f1=f(), preservation=f(),
-        context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(), memory_quality=f(),
-        turns=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32), malformed=stages(jnp.int32),
-        generated_tokens=i(), sampled_tokens=i(),
+        reduced_in_time=stages(bool), prevented=stages(bool), answered=b(), exact_match=f(), f1=f(), in_view=f(),
+        preservation=f(), context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(),
+        memory_quality=f(), turns=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32),
+        malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),
     )  # fmt: skip
 
 

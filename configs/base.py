@@ -176,7 +176,8 @@ def get_config() -> ConfigDict:
     c.reward.no_answer = -1.0
     c.reward.compression = 1 / 3  # within context
     c.reward.preventive = 1 / 3
-    # 1/3 in the paper. With context.pin_query the query is always there: strict terms then admit no weight but 0.
+    # 1/3 in the paper, whose term is always 1 with context.pin_query. The strict one is of what generated questions
+    # tell in stage 2; of a file's records, which tell nothing there that is asked for, it is always 1.
     c.reward.preservation = 0.0
     c.reward.storage = 1 / 3  # within memory
     c.reward.maintenance = 1 / 3

@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
     c.task.answer_tokens = 4
     c.task.auto_top_k = 1
     c.task.auto_min_score = 0.5
-    c.task.share_changed = 2.0  # a third of the messages that revise would be too few to learn from
-    c.task.share_closed = 2.0
+    # Each of the four takes much to learn; adding and retrieving is part of all kinds.
+    c.task.share_changed = c.task.share_closed = c.task.share_misled = c.task.share_bids = 2.0
 
     c.context.limit = 128
     c.context.capacity = 128
@@ -69,9 +69,10 @@ def get_config() -> ConfigDict:
     c.rl.group_size = 8
     c.rl.kl_coef = 0.05  # without it rare calls are gone before they pay (experiments/LOG.md)
     c.rl.micro_batch = 16  # small pieces stay in the cache of a CPU core
-    c.rl.credit = "turn_to_go"  # what a stage is paid for reaches those before it; in stage 1 each turn by itself
+    c.rl.credit = "turn_to_go"
     c.reward.context = 0.6
     c.reward.compression = 0.0  # a short context is no aim here
+    c.reward.preservation = 1.0
     c.reward.memory = 2.0
     c.reward.storage = 1.0
     c.reward.maintenance = 1.0

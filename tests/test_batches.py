@@ -113,6 +113,7 @@ def test_arrays_hold_the_staged_record(source, tokenizer):
         assert [text(task.keep, b, i) for i in range(task.num_keep[b])] == staged.keep
         revisions = [(text(task.stale, b, i), text(task.present, b, i)) for i in range(task.num_revisions[b])]
         assert revisions == staged.revisions
+        assert [text(task.view, b, i) for i in range(task.num_view[b])] == staged.view
         assert questions.KINDS[task.kind[b]] == staged.kind
     assert task.facts.tokens.shape == (8, 6, 10) and task.gold.tokens.shape == (8, 2, 10)
     assert task.facts.tokens.dtype == np.int32 and task.answer_words.dtype == np.uint32

@@ -99,7 +99,6 @@ REFUSED = {
     "stage 1 in sequence": (
         {"rl.stage1_updates": 3, "rl.schedule": "sequential", "rl.updates": 99}, "set rl.stage1_updates = 0"
     ),
-    "a constant term": ({"reward.preservation": 0.3}, "set reward.preservation = 0, or context.pin_query = False"),
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
     "warm-up without end": ({"warm.warmup_steps": 500}, "below warm.steps = 500"),
@@ -186,6 +185,7 @@ def test_judge_needs_a_model_too():
         {"policy.param_dtype": "float16", "policy.dtype": "float16", "rl.updates": 0},  # to evaluate only
         {"optim.b1": 0.0, "optim.b2": 0.9999999, "optim.max_grad_norm": 1e30, "rl.clip_low": 1.0, "rl.clip_high": 1e9},
         {"reward.good_entry": 1.0, "reward.task": 0.0},
+        {"reward.preservation": 0.3},
         {"reward.preservation": 0.3, "context.pin_query": False},
         {"reward.preservation": 0.3, "reward.terms": "paper"},
         {"reward.preservation": 0.3, "reward.context": 0.0},

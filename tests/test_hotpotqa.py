@@ -56,7 +56,7 @@ def test_generated_questions_survive_a_file(tmp_path):
 def published(count, **mix):
     """Generated records in the published layout alone, two supporting facts each."""
     records = questions.generate(0, count, "train", {"recall": 1.0, "split": 1.0} | mix)
-    optional = ("kind", "told", "later", "asker", "keep", "revisions")
+    optional = ("kind", "told", "later", "asker", "keep", "revisions", "view")
     return [{name: value for name, value in record.items() if name not in optional} for record in records]
 
 
@@ -68,6 +68,7 @@ def test_what_a_record_says_is_told_is_told(tmp_path):
         assert list(map(list, zip(staged.distractor_speakers, staged.distractors, strict=True))) == record["later"]
         assert (staged.asker, staged.kind, staged.keep) == (record["asker"], record["kind"], record["keep"])
         assert [list(revision) for revision in staged.revisions] == record["revisions"]
+        assert staged.view == record["view"]
         spoken = hotpotqa.stages(record, random.Random(0), facts=7, distractors=10, casual=True)
         several = len({who for who, _ in record["told"]}) > 1
         assert all(text.startswith(("Host: ", "Guest: ")) for text in spoken.facts) == several
@@ -82,6 +83,7 @@ def test_what_a_record_says_is_told_is_told(tmp_path):
         ({"keep": None}, "keep must be a list"),
         ({"kind": "other"}, "kind is 'other'; it must be one of recall"),
         ({"revisions": [["Ada"]]}, "revisions must be"),
+        ({"view": "Ada"}, "view must be a list"),
     ],
 )
 def test_a_telling_that_is_not_one_is_refused(tmp_path, change, told):

@@ -126,17 +126,54 @@ def test_a_recital_tells_the_same_facts_again(lessons):
     assert moved > 16
 
 
-def test_dealings_name_the_entry_shown_and_say_what_was_told(lessons):
-    """After the lessons, in half of the pages; which call it is says nothing about the message."""
-    step = lessons.config.warm.lessons
-    batch, seen, pages = lessons.batch(step, 64), {}, 0
-    for row in range(64):
+def dealings(lessons) -> list[tuple[list, list]]:
+    """Of each page with dealings after the lessons: the conversation that it begins with and its summary, or [], and
+    the turns that follow, as of `turns_of`."""
+    batch, pages = lessons.batch(lessons.config.warm.lessons, 96), []
+    for row in range(96):
         length = batch.length[row, 0]
         turns = turns_of(lessons, (batch.tokens[row, 0, :length], batch.trainable[row, 0, :length]))
-        if turns[0][0] != "tool":
+        begin = next((i + 2 for i, turn in enumerate(turns) if turn[:2] == ("user", " summarise")), 0)
+        if begin or "related" in turns[0][1] or "Filter_context" in turns[1][1]:
+            pages.append((turns[:begin], turns[begin:]))
+    return pages
+
+
+def test_conversations_are_summed_up_by_what_demonstrations_keep_of_them(lessons):
+    """The best bid, a summary's own among them, or the first two facts, as far as a summary goes."""
+    begun = [turns for turns, _ in dealings(lessons) if turns]
+    assert len(begun) > 15
+    of_bids = 0
+    for *told, (_, summary, learnt) in begun:
+        texts = [text.removeprefix(" summary").strip() for role, text, _ in told[:-2] if role == "user"]
+        assert told[-1][:2] == ("user", " summarise") and "Summary_context" in told[-2][1]
+        assert not any(any(unlearnt) for *_, unlearnt in told)
+        assert sum(learnt) == len(summary.split()) + 1 <= lessons.config.rollout.summary_tokens
+        if " bid " in texts[-1]:
+            of_bids += 1
+            best = max((text.split() for text in texts), key=lambda bid: NUMBERS.index(bid[3]))
+            assert summary.split() == best[:4]
             continue
+        stated = [text for text in texts if any(re.fullmatch(pattern, text) for pattern, *_ in FACTS)]
+        assert " ".join(stated[:2]).startswith(summary.strip()) and len(summary.split()) >= 5
+    assert len(begun) / 2 < of_bids < len(begun)
+
+
+def test_dealings_name_the_entry_shown_and_say_what_was_told(lessons):
+    """After the lessons, in half of the pages; which call it is says nothing about the message."""
+    seen, pages, filtered = {}, 0, 0
+    for _, turns in dealings(lessons):
         pages += 1
-        for (_, shown, unlearnt), (_, told, no), (_, call, learnt) in zip(*[iter(turns)] * 3, strict=True):
+        turns = iter(turns)
+        for role, shown, unlearnt in turns:
+            _, told, no = next(turns) if role == "tool" else (role, shown, unlearnt)
+            _, call, learnt = next(turns)
+            if role == "user":
+                filtered += 1
+                criteria = re.search(r'"criteria": "(.*?)"', call)[1]
+                assert criteria.split() == [word for word in told.split() if word[0].isupper()] and not any(no)
+                assert sum(learnt) == len(criteria.split()) + 1
+                continue
             entry = re.fullmatch(rf"(?: done ?\d?)? related memories(\d): {NAME} .+", shown)
             name = re.match(rf" (?:no |forget |never mind )?{NAME}", told)[1]
             assert entry and entry[2] == name and not any(unlearnt) and not any(no)
@@ -147,7 +184,8 @@ def test_dealings_name_the_entry_shown_and_say_what_was_told(lessons):
             assert number is None or number[1] == entry[1]
             assert sum(learnt) == (content is not None) * (len(told.split()) + 1) + (number is not None) * 2
             seen.setdefault(tool, []).append(told.startswith((" forget", " never mind")))
-    assert 20 < pages < 44 and set(seen) == {"Add", "Update", "Delete"}
+    assert 30 < pages < 66 and set(seen) == {"Add", "Update", "Delete"}
+    assert 0.1 < filtered / (filtered + sum(map(len, seen.values()))) < 0.3
     assert all(len(closed) > 50 and 0.15 < np.mean(closed) < 0.45 for closed in seen.values())
 
 

@@ -321,30 +321,37 @@ def test_chained_credit_reaches_the_tokens_of_each_stage(monkeypatch, credit):
     assert all("trained_tokens" not in outcome["metrics"] for outcome in outcomes[:2])
 
 
-def test_turns_of_the_first_stage_are_credited_with_what_is_gained_from_them_on(monkeypatch):
+def test_turns_of_the_first_stages_are_credited_with_what_is_gained_from_them_on(monkeypatch):
     """Of what stands after each turn any numbers will do (test_stages.py: what they are)."""
-    run = capture(monkeypatch, (3,), {"credit": "turn_to_go"})
-    turns, rng = run.spec.rollout.turns(1), np.random.default_rng(0)
-    worth = rng.random((8, turns, 2)).astype(np.float32)
+    run = capture(monkeypatch, (3,), {"credit": "turn_to_go"}, {"preservation": 0.5})
+    turns, rng = [run.spec.rollout.turns(k) for k in (1, 2)], np.random.default_rng(0)
+    worth = rng.random((8, turns[0], 2)).astype(np.float32)
+    view = rng.random((8, turns[1])).astype(np.float32)
     program = run.programs[3]
-    with_worth = lambda state, frozen, rows, *more: program(state, frozen, rows.replace(worth=worth), *more)  # noqa: E731
-    run = dataclasses.replace(run, programs=run.programs | {3: with_worth})
+
+    def measured(state, frozen, rows, *more):
+        stats = rows.stats.replace(in_view=view[:, -1])
+        return program(state, frozen, rows.replace(worth=worth, view=view, stats=stats), *more)
+
+    run = dataclasses.replace(run, programs=run.programs | {3: measured})
     _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
     seg = after[-1].segments
     earned, factors = earned_by(run, after[-1].stats)
     parts = np.asarray(rewards.stage_rewards(earned, factors))
     later = in_groups(np.cumsum(parts[:, ::-1], 1)[:, ::-1])
-    standing = worth @ np.array([factors["storage"], factors["maintenance"]])
-    own = np.asarray(rewards.stage_objective(1, earned, factors))
     row = np.arange(8)[:, None, None]
-    first = gained_from(own, standing)[row, np.clip(seg.turn, 0, turns - 1)]
-    advantage = np.where(seg.stage == 1, first, later[row, np.clip(seg.stage - 1, 0, 2)])
-    assert (seg.trainable & (seg.stage == 1)).any()
+    advantage = later[row, np.clip(seg.stage - 1, 0, 2)]
+    stands = worth @ np.array([factors["storage"], factors["maintenance"]]), view * factors["preservation"]
+    for stage, standing in enumerate(stands, 1):
+        gained = gained_from(np.asarray(rewards.stage_objective(stage, earned, factors)), standing)
+        by_turn = gained[row, np.clip(seg.turn, 0, turns[stage - 1] - 1)]
+        advantage = np.where(seg.stage == stage, by_turn, advantage)
+        assert (seg.trainable & (seg.stage == stage)).any()
     credited(outcomes[-1]["metrics"]["batch"], seg, advantage, seg.trainable)
 
 
 def gained_from(own: np.ndarray, standing: np.ndarray) -> np.ndarray:
-    """Advantages [B, turns] of the turns of stage 1: its objective less what stood before."""
+    """Advantages [B, turns] of a stage's turns: its objective less what stood before."""
     gained = own[:, None] - np.concatenate([np.zeros((8, 1)), standing[:, :-1]], 1)
     centred = gained - gained.reshape(2, 4, -1).mean(1).repeat(4, 0)
     return centred / centred.std()

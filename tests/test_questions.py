@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from agemem_jax.data import questions
-from agemem_jax.data.words import FIRST_NAMES, LAST_NAMES, PLACE_WORDS, YEARS
+from agemem_jax.data.words import FIRST_NAMES, LAST_NAMES, NUMBERS, PLACE_WORDS, YEARS
 
 SIZES = questions.Sizes()
 RECORDS = {split: questions.generate(0, 1500, split) for split in questions.SPLITS}
@@ -76,7 +76,7 @@ def solve(question, facts):
 def test_layout_is_hotpotqas_with_a_few_fields_more(split):
     published = {"_id", "question", "answer", "type", "level", "supporting_facts", "context"}
     for record in RECORDS[split]:
-        assert set(record) - published == {"kind", "told", "later", "asker", "keep", "revisions"}
+        assert set(record) - published == {"kind", "told", "later", "asker", "keep", "revisions", "view"}
         assert published < set(record)
         assert record["type"] in ("bridge", "comparison")
         paragraphs = dict(record["context"])
@@ -96,6 +96,20 @@ def test_answers_follow_from_what_holds_and_belongs_to_the_asker():
         assert (answer or questions.UNKNOWN) == record["answer"], record
         if record["answer"] != questions.UNKNOWN:
             assert solve(record["question"], gold_sentences(record)) == record["answer"]
+
+
+def test_what_is_worth_having_in_view_is_told_in_stage_two_and_answers_what_is_asked_of_it():
+    """The true facts among misleading talk, the best bid, where the authors were born; nothing in the other kinds."""
+    for record in ALL:
+        later, view, gold = [text for _, text in record["later"]], record["view"], gold_sentences(record)
+        assert all(any(text.startswith(told) for text in later) for told in view)
+        assert {"misled": 4, "bids": 1, "split": 2}.get(record["kind"], 0) == len(view)
+        if record["kind"] == "bids":
+            best = max((text.split() for text in later), key=lambda bid: NUMBERS.index(bid[3]))
+            assert view == [" ".join(best[:4])]
+        if record["kind"] in ("misled", "bids", "split"):
+            of_stage_two = [text for text in gold if text in later]
+            assert all(any(text.startswith(told) for told in view) for text in of_stage_two)
 
 
 def test_stale_values_are_wrong_answers():

@@ -23,6 +23,7 @@ def episodes():
         reduced_in_time=jnp.array([[True, True, False], NEVER, [False, False, True]]),
         prevented=jnp.array([[False, True, True], NEVER, NEVER]),
         preservation=jnp.array([1.0, 0.0, 0.5]),
+        in_view=jnp.array([0.25, 0.0, 1.0]),
         added=jnp.array([2, 0, 4]),
         added_good=jnp.array([2, 0, 1]),
         kept=jnp.array([1.0, 0.0, 0.4]),
@@ -48,7 +49,12 @@ PAPER = {
     "over_context": [0.0, 0.0, 1.0],
     "malformed": [0.0, 0.0, 3.0],
 }
-STRICT = PAPER | {"preventive": [1.0, 0.0, 0.0], "storage": [1.0, 0.0, 0.4], "maintenance": [1.0, 0.0, 0.5]}
+STRICT = PAPER | {
+    "preventive": [1.0, 0.0, 0.0],
+    "preservation": [0.25, 0.0, 1.0],
+    "storage": [1.0, 0.0, 0.4],
+    "maintenance": [1.0, 0.0, 0.5],
+}
 
 
 def settings(terms: str = "paper"):
@@ -178,5 +184,8 @@ def test_stage_objectives():
     np.testing.assert_allclose(rewards.stage_objective(1, earned, factors), [2 / 3, 0.0, 0.25 / 3], rtol=1e-5)
     np.testing.assert_allclose(rewards.stage_objective(2, earned, factors), [2 / 3, 0.0, -0.5 - 0.2], rtol=1e-5)
     np.testing.assert_array_equal(rewards.stage_objective(3, earned, factors), rewards.combine(terms, factors)[0])
+    earned, _, factors = scored(settings("strict"))  # compression, and what is in view at the end of stage 2
+    expected = [1 / 3 + 1 / 3 + 0.25 / 3, 0.0, 1 / 3 - 0.5 - 0.2]
+    np.testing.assert_allclose(rewards.stage_objective(2, earned, factors), expected, rtol=1e-5)
     with pytest.raises(ValueError, match="stage is 4"):
         rewards.stage_objective(4, earned, factors)

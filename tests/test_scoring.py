@@ -239,6 +239,33 @@ def test_revised_share_by_hand():
     np.testing.assert_array_equal(nothing, np.zeros(6))
 
 
+def test_view_share_by_hand():
+    """Token 0 and 7 weigh nothing; the best of the messages counts, and a text's second copy of a token does not."""
+    weight = jnp.array([0, 0, 1.0, 2.0, 3.0, 1.0, 1.0, 0])
+    texts = Text(jnp.array([[[2, 3, 4, 3], [5, 6, 7, 0]]] * 3), jnp.array([[4, 3]] * 3))
+    tokens, message = jnp.array([[2, 3, 7, 4, 5, 6, 4, 4]] * 3), jnp.array([[0, 0, 0, 1, 1, 1, 0, 0]] * 3)
+    got = scoring.view_share(texts, jnp.array([2, 1, 0]), tokens, message, jnp.array([6, 3, 0]), 3, weight)
+    np.testing.assert_allclose(got, [(3 / 6 + 1) / 2, 3 / 6, 1.0], rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_view_share_is_that_of_plain_python(seed):
+    rng = np.random.default_rng(seed)
+    weight = np.array([0, *rng.random(5), 0], np.float32)
+    texts = Text(jnp.asarray(rng.integers(0, 7, (2, 3, 4))), jnp.asarray(rng.integers(1, 5, (2, 3))))
+    count, length = rng.integers(0, 4, 2), rng.integers(0, 13, 2)
+    tokens, message = rng.integers(0, 7, (2, 12)), rng.integers(0, 3, (2, 12))
+    for b, got in enumerate(scoring.view_share(texts, count, tokens, message, length, 3, jnp.asarray(weight))):
+        shares = []
+        for d in range(count[b]):
+            wanted = set(np.asarray(texts.tokens[b, d, : texts.length[b, d]]).tolist())
+            held = [set(tokens[b, : length[b]][message[b, : length[b]] == m].tolist()) for m in range(3)]
+            total = sum(weight[t] for t in wanted)
+            shares.append(max(sum(weight[t] for t in wanted & one) for one in held) / total if total else 0.0)
+        np.testing.assert_allclose(got, np.mean(shares) if shares else 1.0, atol=1e-5)
+
+
 def test_token_share_by_hand():
     keys = jnp.array([[5, 6, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0]])
     tokens = jnp.array([[6, 5, 9], [5, 9, 6], [1, 2, 3]])

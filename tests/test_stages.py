@@ -221,6 +221,8 @@ def task_of(run: Run, scripts: list[Script]) -> Task:
         stale=same(messages([ADA_YEAR, RIVER], 2)),
         present=same(pad_texts([source.encode(NEW_YEAR), []], 2, width)),
         num_revisions=np.full(spec.batch, 2, np.int32),
+        view=same(messages([DISTRACTOR], base.view.length.shape[1])),
+        num_view=np.ones(spec.batch, np.int32),
         answer_words=same(words),
         num_answer_words=np.ones(spec.batch, np.int32),
         answer_is_closed=np.full(spec.batch, closed),
@@ -648,6 +650,25 @@ def test_what_the_store_is_worth_is_measured_after_each_turn_of_the_first_stage(
     for agent in (honest, spoilt):
         stats = agent.rows[2].stats
         np.testing.assert_allclose(agent.rows[2].worth[-1], [stats.kept, stats.revised], rtol=1e-6)
+
+
+def test_what_should_be_in_view_is_measured_after_each_turn_of_the_second_stage():
+    """The distractor is what should be; a filter leaves what its own call says, a summary some."""
+    kept, filtered, stored, some = play(
+        "paper",
+        Script(),
+        Script(two=[calls(criteria("Ada Novak"))]),
+        Script(two=[calls(add(DISTRACTOR))]),
+        Script(two=[calls((Op.SUMMARY, {"span": "all"}))], summary="Ada Novak"),
+    )[:4]
+    weight = np.asarray(kept.run.world.token_weight)
+    tokens = kept.run.source.encode(DISTRACTOR)
+    two_names = weight[kept.run.source.encode("Ada Novak")].sum() / weight[tokens].sum()
+    for agent, share in ((kept, 1.0), (stored, 1.0), (filtered, two_names), (some, two_names)):
+        np.testing.assert_allclose(agent.rows[2].view, [share], rtol=1e-5)
+        np.testing.assert_allclose(agent.rows[2].stats.in_view, share, rtol=1e-5)
+    assert 0.3 < two_names < 0.9
+    assert float(terms_of(some)["preservation"][0]) == pytest.approx(two_names, rel=1e-5)
 
 
 def test_what_was_told_is_counted_by_context_and_what_the_agent_brings_in_is_not():

@@ -257,6 +257,8 @@ class TaskSource:
             session=np.int32(index),
             keep=self._messages(staged.keep, task.facts),
             num_keep=np.int32(len(staged.keep)),
+            view=self._messages(staged.view, task.distractors),
+            num_view=np.int32(len(staged.view)),
             stale=self._messages([stale for stale, _ in staged.revisions], questions.REVISIONS),
             present=self._messages([present for _, present in staged.revisions], questions.REVISIONS),
             num_revisions=np.int32(len(staged.revisions)),

@@ -56,6 +56,7 @@ class StagedRecord:
     answer: str
     key_words: list[str]  # the query's names, titles, places and dates, word by word
     keep: list[str]  # what holds and is open when stage 1 ends, without a conversational opening
+    view: list[str]  # what stage 2 tells that should still be in view when the question comes
     revisions: list[tuple[str, str]]  # (what no longer holds, what holds instead or "") as stage 1 tells it
     fact_speakers: list[int]  # who tells each message of stage 1
     distractor_speakers: list[int]
@@ -182,6 +183,8 @@ def _telling(row: dict, where: str, text: Callable) -> dict:
 
     if not isinstance(row.get("keep"), list):
         raise InputError(f"{where}: keep must be a list of texts, beside the field told")
+    if not isinstance(row.get("view", []), list):
+        raise InputError(f"{where}: view must be a list of texts, or not there")
     if row.get("kind") not in KINDS:
         raise InputError(f"{where}: kind is {row.get('kind')!r:.40}; it must be one of {', '.join(KINDS)}")
     messages = {field: pairs(field, speaker, text, "[[speaker, text], ...]") for field in ("told", "later")}
@@ -190,6 +193,7 @@ def _telling(row: dict, where: str, text: Callable) -> dict:
         **messages,
         "asker": speaker(row.get("asker"), "asker"),
         "keep": [text(value, "keep") for value in row["keep"]],
+        "view": [text(value, "view") for value in row.get("view", [])],
         "revisions": pairs("revisions", text, text, '[[stale text, present text or ""], ...]'),
     }
 
@@ -283,6 +287,7 @@ def stages(
         answer=UNKNOWN if stranger else record["answer"].strip(),
         key_words=key_words(record["question"]),
         keep=gold,
+        view=[],
         revisions=revisions,
         fact_speakers=[int(stranger)] * len(messages),
         distractor_speakers=[0] * len(later),
@@ -320,6 +325,7 @@ def _as_told(record: dict, tell: Callable[[str], str], casual: bool) -> StagedRe
         answer=record["answer"],
         key_words=key_words(record["question"]),
         keep=record["keep"],
+        view=record["view"],
         revisions=[(stale, present) for stale, present in record["revisions"]],
         fact_speakers=[speaker for speaker, _ in record["told"]],
         distractor_speakers=[speaker for speaker, _ in record["later"]],

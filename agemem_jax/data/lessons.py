@@ -11,8 +11,8 @@ recital: facts, often all of one relation, and then a tool result that tells all
 as dense as a lesson can be, and nothing but the subject says how a line of it goes on. Pages are short at first.
 
 After these lessons half of the pages are dealings: messages that come with the entry they are about, and a call to
-each. Demonstrations show an entry with what revises it too seldom for a policy to learn where the entry's number
-stands.
+each, or a call that filters by a message's names; at times after a conversation and its summary. Demonstrations show
+all this too seldom: a policy that saw nothing else named any entry, and summed up bids by who bid first.
 
 Lessons say nothing about when which tool is of use: the call of a dealing is drawn without a look at the message.
 """
@@ -21,11 +21,22 @@ import random
 
 import numpy as np
 
-from agemem_jax.data.demos import some_words, subject
-from agemem_jax.data.questions import BORN_WHERE, CLOSINGS, RELATIONS, REVISED, UNKNOWN, WRITTEN, Fact, World, chatter
+from agemem_jax.data.demos import digest, named, some_words, subject
+from agemem_jax.data.questions import (
+    BORN_WHERE,
+    CLOSINGS,
+    RELATIONS,
+    REVISED,
+    UNKNOWN,
+    WRITTEN,
+    Fact,
+    World,
+    chatter,
+    doings,
+)
 from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.data.words import NUMBERS
+from agemem_jax.data.words import CHATTER, NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
@@ -34,6 +45,10 @@ ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
 ASKED = 0.55  # share of the messages that ask
 LOST = 0.1  # share of these that ask for what was taken back, or for what nobody told
 CLOSED = 0.3  # share of the dealings in which the entry is taken back
+FILTERED = 0.2  # share of the dealings that are calls to filter
+SUMMED_UP = 0.6  # share of the pages with dealings that begin with a conversation and its summary
+OF_BIDS = 0.7  # share of the summaries that are of bids
+LONGEST = 8  # messages that are summed up
 TRIES = 8  # at a question that was not asked before
 ANSWERED = 0.6  # chance that a message which tells something is followed by a turn
 DEALT = 0.5  # share of the pages after warm.lessons that are dealings
@@ -55,6 +70,8 @@ class Lessons:
         self.quiet = self.assistant + encode(write_turn(config.tools, []) + self.end)  # a turn that lets a message pass
         done = pieces.statuses.tokens[Op.RETRIEVE, Status.OK]
         self.done = done[: pieces.statuses.length[Op.RETRIEVE, Status.OK]].tolist()
+        self.summarise = pieces.summary_prompt.tokens[: pieces.summary_prompt.length].tolist()
+        self.summary = pieces.summary_open.tokens[: pieces.summary_open.length].tolist()
         self.related = pieces.related.tokens[: pieces.related.length].tolist()
         self.mark = pieces.id_mark.tokens[: pieces.id_mark.length].tolist()
 
@@ -105,6 +122,8 @@ class Page:
         self.relations = [rng.choice(RELATIONS)] if rng.random() < ALIKE else RELATIONS
         self.asked: set[str] = set()
         self._fits(self._recital(recital))
+        if deals and rng.random() < SUMMED_UP:
+            self._fits(self._digest())
         while self._fits(self._deal() if deals else self._round()):
             pass
 
@@ -153,6 +172,11 @@ class Page:
         What is learnt is the entry's number and the message's text, as a call's arguments.
         """
         lessons, rng = self.lessons, self.rng
+        if rng.random() < FILTERED:
+            text = self._doings()
+            criteria = f" {named(text)}"
+            turn = write_turn(lessons.config.tools, [(Op.FILTER, {"criteria": criteria})]) + lessons.end
+            return [(lessons.user + self._encode(text) + lessons.close, False), *self._turn(turn, criteria)]
         fact = self.world.fact(rng.choice(REVISED), sharing=self._shared())
         self.facts = [(fact, fact.text)]
         text = rng.choice(CLOSINGS).format(s=fact.subject) if rng.random() < CLOSED else self._revise(self.facts[0])
@@ -170,6 +194,38 @@ class Page:
         turn = write_turn(lessons.config.tools, [(op, arguments)]) + lessons.end
         learnt = [value for value in arguments.values() if value is not True]
         return [(shown + message, False), *self._turn(turn, *learnt)]
+
+    def _doings(self) -> str:
+        return doings(self.world, self.world.draw("person"), self.world.value("place"))
+
+    def _digest(self) -> list[tuple[list[int], bool]]:
+        """A conversation, at times after a summary of what was before it, and its summary, which is learnt."""
+        lessons, rng, world = self.lessons, self.rng, self.world
+        count = rng.randint(2, LONGEST)
+        if rng.random() < OF_BIDS:
+            amounts = [NUMBERS[i] for i in rng.sample(range(len(NUMBERS)), count)]
+            bids = [f"{world.draw('person')} bid {amount}" for amount in amounts]
+            told = kept = [f"{bid} coins for {self.work} {rng.choice(CHATTER[-1])}" for bid in bids]
+            before = bids[0]
+        else:
+            kept = [world.fact(rng.choice(self.relations)).text for _ in range(count // 2 + 1)]
+            told = kept + [self._doings() for _ in range(count - len(kept))]
+            before = kept[0]
+            rng.shuffle(told)
+        parts = []
+        if rng.random() < 0.5:
+            told = [before] + [text for text in told if not text.startswith(before)]
+            kept = [before, *kept]
+            parts = [(lessons.user + lessons.summary + self._encode(before) + lessons.close, False)]
+        for text in told[len(parts) :]:
+            parts += self._told(text)
+        words, most = digest([text for text in told if text in kept]).split(), lessons.config.rollout.summary_tokens
+        while len(self._markup(f" {' '.join(words)}{lessons.end}")) > most:
+            words.pop()
+        turn = write_turn(lessons.config.tools, [(Op.SUMMARY, {"span": "all"})]) + lessons.end
+        asked = lessons.assistant + self._markup(turn) + lessons.user + lessons.summarise + lessons.close
+        asked += lessons.assistant
+        return [*parts, (asked, False), (self._markup(f" {' '.join(words)}{lessons.end}"), True)]
 
     def _told(self, text: str) -> list[tuple[list[int], bool]]:
         lessons = self.lessons

@@ -22,7 +22,8 @@ Talk about others fills stage 2 of every kind: when the question comes, what sta
 
 A record has these fields beside the published ones: `kind`; `told` and `later`, the messages of stages 1 and 2 as
 [speaker, text]; `asker`, the speaker of the question; `keep`, the texts that hold and are open when stage 1 ends;
-`revisions`, [stale text, present text, or "" if nothing holds instead].
+`revisions`, [stale text, present text, or "" if nothing holds instead]; `view`, what stage 2 tells that should still be
+in view when the question comes, in as few words as tell it.
 
 Why each tool is needed, one call a turn: a revision by DELETE and ADD takes a turn more than there is. UPDATE gives no
 place back, and an entry belongs to its speaker: only DELETE makes room for the other's facts. What stage 2 tells is
@@ -32,7 +33,7 @@ SUMMARY keeps the highest bid, whatever falls out of the context.
 
 import hashlib
 import random
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 
 from agemem_jax.data.words import (
@@ -226,6 +227,7 @@ class _Scene:
     revisions: list[tuple[str, str]]
     asker: int = 0
     type: str = "bridge"
+    view: list[str] = field(default_factory=list)
 
 
 def _record(key: str, split: str, mix: dict[str, float], sizes: Sizes) -> dict:
@@ -251,6 +253,7 @@ def _record(key: str, split: str, mix: dict[str, float], sizes: Sizes) -> dict:
         "asker": scene.asker,
         "keep": scene.keep,
         "revisions": [list(revision) for revision in scene.revisions],
+        "view": scene.view,
     }
 
 
@@ -264,7 +267,7 @@ def _talk(world: World, most: int) -> list[str]:
     return [chatter(world.rng) for _ in range(world.rng.randint(0, max(0, most)))]
 
 
-def _doings(world: World, subject: str, place: str) -> str:
+def doings(world: World, subject: str, place: str) -> str:
     """A long sentence about somebody that answers no question."""
     did, what, when = (world.rng.choice(part) for part in CHATTER[1:])
     return f"{subject} {did} {what} in {place} {when}"
@@ -272,8 +275,8 @@ def _doings(world: World, subject: str, place: str) -> str:
 
 def _filled(world: World, texts: list[str], most: int) -> list[tuple[int, str]]:
     """These texts among talk about others, as much as there is room for: more than a context holds."""
-    doings = [_doings(world, world.draw("person"), world.rng.choice(PLACES)) for _ in range(most - len(texts))]
-    return _shuffled(world, texts + doings)
+    others = [doings(world, world.draw("person"), world.rng.choice(PLACES)) for _ in range(most - len(texts))]
+    return _shuffled(world, texts + others)
 
 
 def _shuffled(world: World, texts: list[str], speaker: int = 0) -> list[tuple[int, str]]:
@@ -394,12 +397,12 @@ def _misled(world: World, sizes: Sizes) -> _Scene:
     rng, count = world.rng, min(sizes.places, sizes.facts)
     facts, true = _facts(world, count), _facts(world, min(TRUE_FACTS, sizes.distractors - 1))
     subject, place = world.draw("person", rng.choice(true).subject.split()[0]), world.value("place")
-    talk = [_doings(world, subject, place) for _ in range(sizes.distractors - len(true))]
+    talk = [doings(world, subject, place) for _ in range(sizes.distractors - len(true))]
     early = _shuffled(world, [fact.text for fact in true] + talk[:1])
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - count)))
     fact = rng.choice(facts) if rng.random() < 0.3 else rng.choice(true)
-    later = early + [(0, text) for text in talk[1:]]
-    return _Scene(fact.question, fact.object, [fact.text], told, later, [f.text for f in facts], [])
+    later, view = early + [(0, text) for text in talk[1:]], [fact.text for fact in true]
+    return _Scene(fact.question, fact.object, [fact.text], told, later, [f.text for f in facts], [], view=view)
 
 
 def _bids(world: World, sizes: Sizes) -> _Scene:
@@ -416,11 +419,12 @@ def _bids(world: World, sizes: Sizes) -> _Scene:
     ]
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - len(facts))))
     later, keep = [(0, text) for text in bids], [fact.text for fact in facts]
+    place = amounts.index(best)
+    view = [f"{bidders[place]} bid {NUMBERS[best]}"]
     if rng.random() < 0.5:
         fact = rng.choice(facts)
-        return _Scene(fact.question, fact.object, [fact.text], told, later, keep, [])
-    place = amounts.index(best)
-    return _Scene(f"Who bid most for {work}", bidders[place], [bids[place]], told, later, keep, [])
+        return _Scene(fact.question, fact.object, [fact.text], told, later, keep, [], view=view)
+    return _Scene(f"Who bid most for {work}", bidders[place], [bids[place]], told, later, keep, [], view=view)
 
 
 def _split(world: World, sizes: Sizes) -> _Scene:
@@ -436,7 +440,8 @@ def _split(world: World, sizes: Sizes) -> _Scene:
     i = rng.randrange(2)
     question = f"Where was the author of {works[i].subject} born"
     gold = [works[i].text, births[i].text]
-    return _Scene(question, births[i].object, gold, told, later, [fact.text for fact in works], [])
+    view = [fact.text for fact in births]
+    return _Scene(question, births[i].object, gold, told, later, [fact.text for fact in works], [], view=view)
 
 
 _SCENES = {

@@ -223,6 +223,42 @@ def token_share(keys: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Ar
     return jnp.where(used.any(1), found.sum(1) / jnp.maximum(used.sum(1), 1), 1.0)
 
 
+def view_share(
+    texts: Text, count: jax.Array, tokens: jax.Array, message: jax.Array, length: jax.Array, messages: int,
+    weight: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """How much of some texts a context tells: the mean over them of the share that the best of its messages holds.
+
+    The share is of the text's distinct tokens, by weight: of a message that tells it in whole 1, of one that tells
+    half of it in other words about a half.
+
+    Args:
+      texts: `[B, D, W]`.
+      count: `[B]` int32 texts.
+      tokens, message: `[B, C]` int32, the context's tokens and the message of each, 0 to `messages` - 1.
+      length: `[B]` int32 tokens of the context.
+      weight: `[V]` float32, at least 0; as for `overlap`.
+
+    Returns:
+      `[B]` float32 in [0, 1]; 1 where there are no texts: nothing is lost.
+    """
+    key, key_weight = _keys(texts, weight)
+    once = key < weight.shape[0]  # the second and later ones of a token have larger keys
+    key_weight = jnp.where(once, key_weight, 0.0)
+    real = jnp.arange(tokens.shape[1]) < length[:, None]
+    of_message = (jax.nn.one_hot(message, messages) * real[..., None]).astype(jnp.float32)  # [B, C, M]
+
+    def share(text: tuple[jax.Array, jax.Array]) -> jax.Array:
+        key, key_weight = text  # [B, W]
+        same = (key[:, :, None] == tokens[:, None]).astype(jnp.float32)
+        told = jnp.einsum("bwc,bcm->bwm", same, of_message) > 0
+        return jnp.max(jnp.sum(told * key_weight[:, :, None], 1), -1) / jnp.maximum(key_weight.sum(-1), 1e-9)
+
+    shares = lax.map(share, (jnp.moveaxis(key, 1, 0), jnp.moveaxis(key_weight, 1, 0))).T  # [B, D]
+    valid = jnp.arange(shares.shape[1]) < count[:, None]
+    return jnp.where(count > 0, jnp.sum(shares * valid, 1) / jnp.maximum(count, 1), 1.0)
+
+
 def _encode(text: str) -> bytes:
     """UTF-8 with U+0000 moved out of the way of NOTHING."""
     return text.encode("utf-8").replace(b"\0", bytes([NUL]))

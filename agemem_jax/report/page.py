@@ -57,8 +57,8 @@ CALLS = tuple((f"calls_{name}", label.split("_")[0], 1, 2) for name, label in TO
 SHARE = (0.0, 1.0)
 SIGNED_TERMS = ("task", "over_turns", "over_context", "malformed")  # not a share between 0 and 1
 TERM_STAGE = {  # the stage whose behaviour a reward term judges, as in rl/rewards.py
-    "storage": 1, "maintenance": 1, "compression": 2, "preventive": 2, "over_context": 2,
-    "task": 3, "preservation": 3, "relevance": 3, "over_turns": 3, "malformed": 3,
+    "storage": 1, "maintenance": 1, "compression": 2, "preventive": 2, "preservation": 2, "over_context": 2,
+    "task": 3, "relevance": 3, "over_turns": 3, "malformed": 3,
 }  # fmt: skip
 TERM_GROUPS = {
     "context": ("compression", "preventive", "preservation"),

@@ -48,7 +48,7 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
     - "per_stage": a stage's own reward, normalised in the group
     - "return_to_go": the sum of the rewards of this and the later stages, normalised in the group
-    - "turn_to_go": that of "return_to_go", but for stage 1, whose turns `turn_to_go` tells apart by its own objective
+    - "turn_to_go": that of "return_to_go" in stage 3; the turns of stages 1 and 2 are told apart by `turn_to_go`
     - "hindsight": that of "broadcast", to which `hindsight` adds what calls with an effect get beyond it
 
     Args:
@@ -77,29 +77,27 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
 
 
 def turn_to_go(objective: jax.Array, standing: jax.Array, turn: jax.Array, rl: ConfigDict) -> jax.Array:
-    """Advantage of the tokens of stage 1: what the stage gained from their turn on.
+    """Advantage of the tokens of stage 1 or 2: what the stage gained from their turn on.
 
-        A(b, t) = (G(b, t) - its mean in the group) / std,   G(b, t) = R1(b) - M(b, t - 1),   M(b, -1) = 0
+        A(b, t) = (G(b, t) - its mean in the group) / std,   G(b, t) = R(b) - M(b, t - 1),   M(b, -1) = 0
 
-    R1 is the objective of stage 1 alone (rewards.stage_objective): what later stages make of the store is noise to its
-    turns, and the more so the longer they are.
-
-    M(b, t) is what the store is worth after turn t, in the reward's own measure: what stage 1 would be paid for it if
-    it ended there. A turn is thus credited with what it and later ones add, and neither praised nor blamed for what
-    stands already. Turn t brings all rollouts of a group the same message, so they are compared at like moments. It is
-    the reward-to-go of the policy gradient theorem with the differences of M as the rewards of turns.
+    R is the stage's own objective (rewards.stage_objective): what later stages make of store and context is noise to
+    its turns, and the more so the longer they are. M(b, t) is what both are worth after turn t, in the reward's own
+    measure (rewards.standing). A turn is thus credited with what it and later ones add, and neither praised nor blamed
+    for what stands already. Turn t brings all rollouts of a group the same message, so they are compared at like
+    moments. It is the reward-to-go of the policy gradient theorem with the differences of M as the rewards of turns.
 
     The standard deviation is one for all turns of the batch (around the groups' means): by its own, a turn at which
     nothing is at stake would count as much as one that decides. `rl.advantage_std` False leaves the division out.
 
     Args:
-      objective: `[B]` float32, R1.
-      standing: `[B, turns of stage 1]` float32, M (rewards.standing).
-      turn: `[B, ...]` int32 number of each token's turn in stage 1; of other stages' tokens anything.
+      objective: `[B]` float32, R.
+      standing: `[B, turns of the stage]` float32, M.
+      turn: `[B, ...]` int32 number of each token's turn in the stage; of other stages' tokens anything.
       rl: `config.rl` (group_size, advantage_eps, advantage_std).
 
     Returns:
-      `[B, ...]` float32; to be used for tokens of stage 1 alone.
+      `[B, ...]` float32; to be used for tokens of the stage alone.
     """
     before = jnp.pad(standing, ((0, 0), (1, 0)))[:, :-1]
     centred = lambda gain: group_advantages(gain, rl.group_size, rl.advantage_eps, divide_by_std=False)[0]  # noqa: E731

@@ -24,8 +24,8 @@ PENALTY_TERMS = ("over_turns", "over_context", "malformed")
 # The stage whose behaviour a term judges. The sequential schedule trains a stage on its terms.
 STAGE_TERMS = {
     1: ("storage", "maintenance"),
-    2: ("compression", "preventive", "over_context"),
-    3: ("task", "preservation", "relevance", "over_turns", "malformed"),
+    2: ("compression", "preventive", "preservation", "over_context"),
+    3: ("task", "relevance", "over_turns", "malformed"),
 }
 # Terms that are 1 or 0, however often their reason arises: a trajectory has them from the first stage that earned them.
 ONCE = ("preventive", "maintenance", "over_context")
@@ -65,8 +65,10 @@ def earned(
     - over_turns (3): 1 if stage 3 ran out of turns; over_context: 1 if the context passed its limit
     - malformed: number of turns that did not parse
 
-    With "strict" three of them ask for the thing itself, and not for the call:
+    With "strict" four of them ask for the thing itself, and not for the call:
 
+    - preservation (2): what stage 2 told to be kept in view that is in view when it ends (scoring.view_share); the
+      query, which comes later, is pinned
     - preventive: 1 if edits kept the context of stages 2 and 3 from being too full, which its messages alone would
       have made it (rollout/turn.py: prevented)
     - storage (1): what is in the store when stage 1 ends, against what is worth keeping (scoring.kept_quality)
@@ -93,12 +95,14 @@ def earned(
             "storage": in_stage(stats.kept, 1),
             "maintenance": in_stage(stats.revised, 1),
             "preventive": stats.prevented,
+            "preservation": in_stage(stats.in_view, 2),
         }
     elif reward.terms == "paper":
         chosen = {
             "storage": in_stage(stats.added_good / jnp.maximum(stats.added, 1), 1),
             "maintenance": stats.maintained,
             "preventive": stats.reduced_in_time,
+            "preservation": in_stage(stats.preservation, 3),
         }
     else:
         raise ValueError(f"reward.terms is {reward.terms!r}; it must be 'strict' or 'paper'")
@@ -106,7 +110,6 @@ def earned(
     values = chosen | {
         "task": in_stage(task, 3),
         "compression": in_stage(jnp.maximum(0.0, 1.0 - stats.context_tokens / context_limit), 2),
-        "preservation": in_stage(stats.preservation, 3),
         "relevance": stats.relevance_sum / jnp.maximum(stats.relevance_count.sum(1, keepdims=True), 1),
         "over_turns": in_stage(stats.over_turns, 3),
         "over_context": stats.over_context,
@@ -153,21 +156,24 @@ def stage_rewards(earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     return _weighted(earned, {n: first(x) if n in ONCE else x for n, x in earned.items()}, factors)
 
 
-def standing(worth: jax.Array, factors: Factors) -> jax.Array:
-    """What stage 1 would be paid for its store if it ended after each of its turns, by the strict terms: `[B, turns]`.
+def standing(stage: int, worth: jax.Array | None, view: jax.Array | None, factors: Factors) -> jax.Array:
+    """What stage 1 or 2 would be paid for store and context if it ended after each of its turns: `[B, turns]` float32.
 
     Args:
-      worth: `[B, turns, 2]` float32, storage and maintenance after each turn (Rows.worth).
+      worth: `[B, turns of stage 1, 2]` float32, storage and maintenance (strict) after each (Rows.worth).
+      view: `[B, turns of stage 2]` float32, preservation (strict) after each (Rows.view).
     """
-    values = {"task": worth[..., 0], "storage": worth[..., 0], "maintenance": worth[..., 1]}
-    return _weighted(("storage", "maintenance"), values, factors)
+    if stage == 2:
+        return _weighted(("preservation",), {"preservation": view}, factors)
+    return _weighted(("storage", "maintenance"), {"storage": worth[..., 0], "maintenance": worth[..., 1]}, factors)
 
 
 def stage_objective(stage: int, earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     """What a stage is trained on in the sequential schedule, `[B]` float32.
 
-    Stage 1: storage and maintenance. Stage 2: compression and preventive action. Both with the penalties that they can
-    run into (context overflow, malformed turns), and all as earned in that very stage. Stage 3: the whole reward, R.
+    Stage 1: storage and maintenance. Stage 2: compression, preventive action and (strict) preservation. Both with the
+    penalties that they can run into (context overflow, malformed turns), and all as earned in that very stage. Stage 3:
+    the whole reward, R.
 
     Raises:
       ValueError: `stage` is not 1, 2 or 3.
@@ -182,7 +188,7 @@ def stage_objective(stage: int, earned: dict[str, jax.Array], factors: Factors) 
 
 def _weighted(names, values: dict[str, jax.Array], factors: Factors) -> jax.Array:
     """Weighted sum of the named values. One of weight 0 is left out, not multiplied by 0: it may be no number."""
-    total = jnp.zeros_like(values["task"])
+    total = jnp.zeros_like(next(iter(values.values())))
     for name in names:
         total = total + jnp.where(factors[name] == 0, 0.0, factors[name] * values[name])
     return total

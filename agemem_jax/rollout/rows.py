@@ -64,7 +64,7 @@ class RolloutSpec:
     result_tokens: int
     facts: int
     distractors: int
-    by_turn: bool = False  # what the store is worth is measured after each turn of stage 1, for credit "turn_to_go"
+    by_turn: bool = False  # what stages 1 and 2 are paid for is measured after each turn, for credit "turn_to_go"
     reader: Reader | None = None  # a decoder as the store's encoder; None: the table `World.encoder`
     layout: Layout = LOCAL  # of the rows, and of the policy while it acts
 
@@ -208,6 +208,7 @@ class Rows:
     freed: jax.Array  # [B] int32 tokens by which these turns made it shorter
     begun: jax.Array  # [B] int32 context tokens before the turn's own words
     worth: jax.Array | tuple  # [B, turns of stage 1, 2] storage and maintenance (strict) after each; () unless by_turn
+    view: jax.Array | tuple  # [B, turns of stage 2] preservation (strict) after each; () unless by_turn
     stats: EpisodeStats
 
 
@@ -282,6 +283,7 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         freed=i(b),
         begun=i(b),
         worth=jnp.zeros((b, spec.turns(1), 2)) if spec.by_turn else (),
+        view=jnp.zeros((b, spec.turns(2))) if spec.by_turn else (),
         stats=empty_stats(b),
     )
     return lay_out_rows(rows, spec.layout)

@@ -197,6 +197,9 @@ def run_stage(
             since = over[:, None] & (jnp.arange(spec.turns(1)) >= rows.turn[:, None])  # until something changes
             now = jnp.stack(store_worth(rows, task, world, spec), -1)
             rows = rows.replace(worth=jnp.where(since[..., None], now[:, None], rows.worth))
+        if stage == 2 and spec.by_turn:
+            since = over[:, None] & (jnp.arange(spec.turns(2)) >= rows.turn[:, None])
+            rows = rows.replace(view=jnp.where(since, in_view(rows, task, world)[:, None], rows.view))
         turn = rows.turn + over
         answered = op[:, 0] == Op.ANSWER
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
@@ -238,7 +241,7 @@ def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpe
         preservation=scoring.token_share(task.key_tokens, rows.context.tokens, rows.context.length),
     )
     if stage == 2:
-        return rows.replace(stats=stats)
+        return rows.replace(stats=stats.replace(in_view=in_view(rows, task, world)))
     rows = rows.replace(stats=stats.replace(over_turns=stats.stop[:, 2] == StopReason.TURNS))
     return close_segment(rows, jnp.ones((spec.batch,), bool))
 
@@ -254,6 +257,15 @@ def store_worth(rows: Rows, task: Task, world: World, spec: RolloutSpec) -> tupl
         holds(task.stale), holds(task.present), valid, was_held, task.present, task.num_revisions
     )
     return scoring.kept_quality(holds(task.keep), valid, task.num_keep), revised
+
+
+def in_view(rows: Rows, task: Task, world: World) -> jax.Array:
+    """How much of what should be in view is in the context as it is, `[B]` float32."""
+    context = rows.context
+    return scoring.view_share(
+        task.view, task.num_view, context.tokens, context.message, context.length, context.born.shape[1],
+        world.token_weight,
+    )  # fmt: skip
 
 
 def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec, stage) -> Trace:

@@ -154,10 +154,11 @@ def stage_program(
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "turn_to_go":
-            standing = rewards.standing(rows.worth, control.reward)
-            own = rewards.stage_objective(1, earned, control.reward)
-            by_turn = advantages.turn_to_go(own, standing, segments.turn, rl)
-            by_token = jnp.where(segments.stage == 1, by_turn, by_token)
+            for k in (1, 2)[:stage]:
+                own = rewards.stage_objective(k, earned, control.reward)
+                standing = rewards.standing(k, rows.worth, rows.view, control.reward)
+                by_turn = advantages.turn_to_go(own, standing, segments.turn, rl)
+                by_token = jnp.where(segments.stage == k, by_turn, by_token)
         if credit.credit == "hindsight":
             by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)

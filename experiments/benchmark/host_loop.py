@@ -146,6 +146,7 @@ class Rollout:
         self.facts, self.distractors = texts(task.facts, task.num_facts), texts(task.distractors, task.num_distractors)
         self.owners = (task.fact_owner.tolist(), task.distractor_owner.tolist(), [int(task.owner)])
         self.gold, self.keep = texts(task.gold, task.num_gold), texts(task.keep, task.num_keep)
+        self.view = texts(task.view, task.num_view)
         self.revisions = list(
             zip(texts(task.stale, task.num_revisions), texts(task.present, task.num_revisions), strict=True)
         )
@@ -241,10 +242,18 @@ class Rollout:
         self.stats["prevented"][self.stage - 1] = self.crowded and not self.spilled
         ids = set(self.ids)
         self.stats["context_tokens"] = self.length + self.spec.prefix_tokens
+        if self.stage == 2:
+            self.stats["in_view"] = np.mean([self.told_in_view(text) for text in self.view]) if self.view else 1.0
         self.stats["preservation"] = sum(key in ids for key in self.keys) / len(self.keys) if self.keys else 1.0
         if self.stage == 3:
             self.stats["over_turns"] = self.stats["stop"][2] == StopReason.TURNS
             self.close_segment()
+
+    def told_in_view(self, text: str) -> float:
+        """The share of a text that the best of the messages in the context holds (envs.scoring.view_share)."""
+        weight = {token: float(self.tables.weight[token]) for token in self.tables.encode(text)}
+        told = [sum(weight[token] for token in weight.keys() & set(message.ids)) for message in self.messages]
+        return max(told, default=0.0) / max(sum(weight.values()), 1e-9)
 
     def observe(self) -> None:
         """Appends what the policy sees before it writes."""
