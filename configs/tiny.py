@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     c.rl.micro_batch = 16  # small pieces stay in the cache of a CPU core
     c.rl.credit = "turn_to_go"
     c.reward.context = 0.6
-    c.reward.compression = 0.0  # a short context is no aim here
+    c.reward.compression = c.reward.preventive = 0.0  # a short context is no aim: what is lost with it is
     c.reward.preservation = 1.0
     c.reward.memory = 2.0
     c.reward.storage = 1.0
