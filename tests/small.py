@@ -69,7 +69,8 @@ def small_config(**changes) -> ConfigDict:
     c.rl.group_size = 4
     c.rl.credit = "broadcast"
     c.rl.kl_coef = 0.0
-    c.reward.storage = c.reward.maintenance = 1 / 3
+    c.reward.storage = c.reward.maintenance = c.reward.preventive = 1 / 3
+    c.reward.preservation = 0.0
     c.rl.micro_batch = 8
     c.rl.logit_chunk = 64
     c.optim.learning_rate = 1e-3
