@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# A third of the config's updates, and fewer test tasks: a quarter of an hour on 2 cores.
+# A third of the config's updates, and fewer test tasks.
 SHORT := --config.rl.stage1_updates=40 --config.rl.updates=55 --config.train.eval_tasks=96
 
 FAMILIES := qwen25_7b.py:v5p-16=v5p-16 qwen3.py:4b-v5p-16=v5p-16 llama32.py:1b-v5e-16=v5e-16
