@@ -8,7 +8,8 @@ A record, in the official layout, which is the one used everywhere else:
 The Hugging Face and TensorFlow Datasets layout has "id" for "_id" and columns for the two lists:
 "supporting_facts": {"title": [...], "sent_id": [...]}, "context": {"title": [...], "sentences": [[...], ...]}.
 
-A record may also say itself what is told (data/questions.py): `kind`, `told`, `later`, `asker`, `keep`, `revisions`.
+A record may also say itself what is told (data/questions.py): `kind`, `told`, `later`, `asker`, `keep`, `revisions`,
+and if it wants `view`.
 """
 
 import random
