@@ -34,7 +34,7 @@ from agemem_jax.data.questions import (
     chatter,
     doings,
 )
-from agemem_jax.data.scripts import write_turn
+from agemem_jax.data.scripts import as_summary, write_turn
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import CHATTER, NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
@@ -219,13 +219,12 @@ class Page:
             parts = [(lessons.user + lessons.summary + self._encode(before) + lessons.close, False)]
         for text in told[len(parts) :]:
             parts += self._told(text)
-        words, most = digest([text for text in told if text in kept]).split(), lessons.config.rollout.summary_tokens
-        while len(self._markup(f" {' '.join(words)}{lessons.end}")) > most:
-            words.pop()
+        text, most = digest([text for text in told if text in kept]), lessons.config.rollout.summary_tokens
+        summary = as_summary(text, lessons.tokenizer, lessons.end, most)
         turn = write_turn(lessons.config.tools, [(Op.SUMMARY, {"span": "all"})]) + lessons.end
         asked = lessons.assistant + self._markup(turn) + lessons.user + lessons.summarise + lessons.close
         asked += lessons.assistant
-        return [*parts, (asked, False), (self._markup(f" {' '.join(words)}{lessons.end}"), True)]
+        return [*parts, (asked, False), (self._markup(summary + lessons.end), True)]
 
     def _told(self, text: str) -> list[tuple[list[int], bool]]:
         lessons = self.lessons

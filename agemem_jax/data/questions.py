@@ -421,10 +421,11 @@ def _bids(world: World, sizes: Sizes) -> _Scene:
     later, keep = [(0, text) for text in bids], [fact.text for fact in facts]
     place = amounts.index(best)
     view = [f"{bidders[place]} bid {NUMBERS[best]}"]
+    question, answer, gold = f"Who bid most for {work}", bidders[place], bids[place]
     if rng.random() < 0.5:
         fact = rng.choice(facts)
-        return _Scene(fact.question, fact.object, [fact.text], told, later, keep, [], view=view)
-    return _Scene(f"Who bid most for {work}", bidders[place], [bids[place]], told, later, keep, [], view=view)
+        question, answer, gold = fact.question, fact.object, fact.text
+    return _Scene(question, answer, [gold], told, later, keep, [], view=view)
 
 
 def _split(world: World, sizes: Sizes) -> _Scene:

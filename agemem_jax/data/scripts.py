@@ -11,6 +11,7 @@ from flax import struct
 
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts, stack
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools.schemas import write_calls
 from agemem_jax.types import TOOL_NAMES, Op, Text
 
@@ -80,12 +81,16 @@ class Writer:
         return ids
 
     def _summary(self, text: str) -> Text:
-        words = text.split()
-        while words and len(self.source.tokenizer.encode_markup(f" {' '.join(words)}{self.end}")) > (
-            self.config.rollout.summary_tokens
-        ):
-            words.pop()  # a summary ends where its tokens do
-        return pad_text(self.encode(f" {' '.join(words)}", "summary_tokens"), self.width)
+        text = as_summary(text, self.source.tokenizer, self.end, self.config.rollout.summary_tokens)
+        return pad_text(self.encode(text, "summary_tokens"), self.width)
+
+
+def as_summary(text: str, tokenizer: Tokenizer, end: str, most: int) -> str:
+    """As many words of a text as fit in `most` tokens together with the mark `end`."""
+    words = text.split()
+    while words and len(tokenizer.encode_markup(f" {' '.join(words)}{end}")) > most:
+        words.pop()  # a summary ends where its tokens do
+    return f" {' '.join(words)}"
 
 
 class Shadow:
