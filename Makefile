@@ -12,7 +12,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 # A third of the config's updates, and fewer test tasks.
-SHORT := --config.rl.stage1_updates=40 --config.rl.updates=55 --config.train.eval_tasks=96
+SHORT := --config.rl.stage1_updates=30 --config.rl.stage2_updates=15 --config.rl.updates=60 --config.train.eval_tasks=96
 
 FAMILIES := qwen25_7b.py:v5p-16=v5p-16 qwen3.py:4b-v5p-16=v5p-16 llama32.py:1b-v5e-16=v5e-16
 
@@ -38,7 +38,7 @@ plans: $(VENV)/installed-test
 smoke: $(VENV)/installed
 	workdir=$$(mktemp -d) && trap 'rm -rf "$$workdir"' EXIT && \
 	$(RUN) -m experiments.train --config=configs/tiny.py --workdir="$$workdir" \
-		--config.rl.stage1_updates=1 --config.rl.updates=3 --config.train.eval_tasks=64 && \
+		--config.rl.stage1_updates=1 --config.rl.stage2_updates=1 --config.rl.updates=3 --config.train.eval_tasks=64 && \
 	test -s "$$workdir/summary.json" && test -s "$$workdir/report.html"
 
 # What the README promises has to run on what it installs: nothing of the test extra may be there.

@@ -95,6 +95,7 @@ AT_LEAST = {
     "rollout.history_widths": 1,
     "rollout.prefill_rows": 0,
     "rl.stage1_updates": 0,
+    "rl.stage2_updates": 0,
     "rl.updates": 0,
     "rl.tasks_per_update": 1,
     "rl.dual_clip": 0,
@@ -561,12 +562,13 @@ def check_learning(config: ConfigDict) -> None:
             f'rl.schedule = "sequential" splits them evenly over three stages; set {r.updates // 3 * 3} or '
             f"{r.updates // 3 * 3 + 3}",
         )  # fmt: skip
-    if r.schedule == "sequential" and r.stage1_updates:
-        refuse(
-            "rl.stage1_updates", r.stage1_updates,
-            'belongs to rl.schedule = "chained": the sequential schedule trains stage 1 alone in a third of its '
-            "updates; set rl.stage1_updates = 0",
-        )  # fmt: skip
+    for name in ("stage1_updates", "stage2_updates"):
+        if r.schedule == "sequential" and r[name]:
+            refuse(
+                f"rl.{name}", r[name],
+                'belongs to rl.schedule = "chained": the sequential schedule trains each stage alone in a third of its '
+                f"updates; set rl.{name} = 0",
+            )  # fmt: skip
     if r.credit == "turn_to_go" and (config.reward.terms != "strict" or r.schedule != "chained"):
         refuse(
             "rl.credit", r.credit,

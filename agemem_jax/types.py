@@ -49,6 +49,8 @@ class Op(enum.IntEnum):
 
 
 NUM_OPS = 9
+# Terms of the reward that are measured after each turn of stages 1 and 2, by the strict measures (Rows.standing).
+TURN_TERMS = ("storage", "maintenance", "preservation")
 TOOL_NAMES = ("Add_memory", "Update_memory", "Delete_memory", "Retrieve_memory", "Summary_context", "Filter_context")
 
 

@@ -194,8 +194,10 @@ def get_config() -> ConfigDict:
     # Step-wise GRPO.
     c.rl = ConfigDict()
     c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)
-    # Chained: the first so many updates play stage 1 alone and train it on its own objective, storage and maintenance.
+    # Chained: the first so many updates play stage 1 alone, the next so many stages 1 and 2, and train each on its own
+    # objective: storage and maintenance, then what is in view (rl/rewards.py: stage_objective).
     c.rl.stage1_updates = 0
+    c.rl.stage2_updates = 0
     c.rl.updates = 100  # all together; sequential: split evenly over the three stages
     c.rl.tasks_per_update = 4
     c.rl.group_size = 8

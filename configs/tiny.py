@@ -63,8 +63,10 @@ def get_config() -> ConfigDict:
     c.rollout.prefill_rows = 16
     c.rollout.history_widths = 3
 
-    c.rl.stage1_updates = 50  # what to keep, revise and forget comes first: it is quick to learn by itself
-    c.rl.updates = 150
+    # What to keep, revise and forget comes first, then what to filter out and sum up: each is quick to learn by itself.
+    c.rl.stage1_updates = 50
+    c.rl.stage2_updates = 70
+    c.rl.updates = 200
     c.rl.tasks_per_update = 12
     c.rl.group_size = 8
     c.rl.kl_coef = 0.05  # without it rare calls are gone before they pay (experiments/LOG.md)

@@ -8,8 +8,8 @@ trap 'rm -rf "$folder"' EXIT
 try() { printf '\n$ python %s\n' "$*"; "$python" "$@"; }
 
 try -m experiments.train --config=configs/tiny.py --workdir="$folder/tiny" \
-    --config.rl.updates=2 --config.rl.stage1_updates=1 --config.rl.tasks_per_update=4 --config.train.eval_tasks=32 \
-    --config.num_seeds=1
+    --config.rl.updates=3 --config.rl.stage1_updates=1 --config.rl.stage2_updates=1 --config.rl.tasks_per_update=4 \
+    --config.train.eval_tasks=32 --config.num_seeds=1
 test -s "$folder/tiny/summary.json" && test -s "$folder/tiny/report.html"
 try -m experiments.report --workdir="$folder/tiny" --picture="$folder/tiny.png"
 test -s "$folder/tiny.png"

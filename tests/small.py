@@ -63,7 +63,7 @@ def small_config(**changes) -> ConfigDict:
     c.rollout.prefill_chunk = 16
     c.rollout.history_widths = 2
     c.rollout.temperature = 0.8
-    c.rl.stage1_updates = 0
+    c.rl.stage1_updates = c.rl.stage2_updates = 0
     c.rl.updates = 6
     c.rl.tasks_per_update = 2
     c.rl.group_size = 4

@@ -15,14 +15,14 @@ from agemem_jax.data.questions import KINDS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl import rewards
 from agemem_jax.rollout import stage as stage_lib
-from agemem_jax.rollout.rows import new_rows
+from agemem_jax.rollout.rows import close_segment, new_rows
 from agemem_jax.training import programs as programs_lib
 from agemem_jax.training.evaluate import METHODS, Pass, evaluate, method_tools, passes_of
 from agemem_jax.training.loop import put_batch, stages_of, train_update
 from agemem_jax.training.programs import ALL_TOOLS, judge_answers, stage_program
 from agemem_jax.training.setup import Run, host_judge, roomy_config
 from agemem_jax.training.state import new_state
-from agemem_jax.types import Op
+from agemem_jax.types import TURN_TERMS, Op
 
 CALLBACKS = ("callback", "debug_print", "outside_call", "infeed", "outfeed")
 
@@ -325,13 +325,12 @@ def test_turns_of_the_first_stages_are_credited_with_what_is_gained_from_them_on
     """Of what stands after each turn any numbers will do (test_stages.py: what they are)."""
     run = capture(monkeypatch, (3,), {"credit": "turn_to_go"}, {"preservation": 0.5})
     turns, rng = [run.spec.rollout.turns(k) for k in (1, 2)], np.random.default_rng(0)
-    worth = rng.random((8, turns[0], 2)).astype(np.float32)
-    view = rng.random((8, turns[1])).astype(np.float32)
+    stands = rng.random((8, sum(turns), 3)).astype(np.float32)
     program = run.programs[3]
 
     def measured(state, frozen, rows, *more):
-        stats = rows.stats.replace(in_view=view[:, -1])
-        return program(state, frozen, rows.replace(worth=worth, view=view, stats=stats), *more)
+        stats = rows.stats.replace(in_view=stands[:, -1, 2])
+        return program(state, frozen, rows.replace(standing=stands, stats=stats), *more)
 
     run = dataclasses.replace(run, programs=run.programs | {3: measured})
     _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True))
@@ -341,9 +340,9 @@ def test_turns_of_the_first_stages_are_credited_with_what_is_gained_from_them_on
     later = in_groups(np.cumsum(parts[:, ::-1], 1)[:, ::-1])
     row = np.arange(8)[:, None, None]
     advantage = later[row, np.clip(seg.stage - 1, 0, 2)]
-    stands = worth @ np.array([factors["storage"], factors["maintenance"]]), view * factors["preservation"]
-    for stage, standing in enumerate(stands, 1):
-        gained = gained_from(np.asarray(rewards.stage_objective(stage, earned, factors)), standing)
+    standing = stands @ np.array([factors[name] for name in TURN_TERMS])
+    for stage, of_stage in enumerate(np.split(standing, turns[:1], axis=1), 1):
+        gained = gained_from(np.asarray(rewards.stage_objective(stage, earned, factors)), of_stage)
         by_turn = gained[row, np.clip(seg.turn, 0, turns[stage - 1] - 1)]
         advantage = np.where(seg.stage == stage, by_turn, advantage)
         assert (seg.trainable & (seg.stage == stage)).any()
@@ -357,22 +356,36 @@ def gained_from(own: np.ndarray, standing: np.ndarray) -> np.ndarray:
     return centred / centred.std()
 
 
-def test_the_chained_schedule_may_begin_with_stage_one_alone(monkeypatch):
-    """A policy that knows nothing stores nothing of worth: any entries count here."""
+@pytest.mark.parametrize("until", [1, 2])
+def test_the_chained_schedule_may_begin_with_trajectories_that_end_earlier(monkeypatch, until):
+    """A policy that knows nothing stores and keeps nothing of worth: any entries, any lengths count here."""
     any_entry = lambda rows, *_: (rows.store.valid.mean(1), rows.store.length.sum(1) % 5 / 5)  # noqa: E731
     monkeypatch.setattr(stage_lib, "store_worth", any_entry)
-    run = capture(monkeypatch, (1,), {"credit": "turn_to_go", "stage1_updates": 2}, {"storage": 1.0})
-    _, (rows,), (outcome,) = play(run, run.source.batch(0), settings(run, update=True), stages=(1,))
+    monkeypatch.setattr(stage_lib, "in_view", lambda rows, *_: rows.context.length % 7 / 7)
+    rl = {"credit": "turn_to_go", "stage1_updates": 2, "stage2_updates": until - 1}
+    weights = {"storage": 1.0, "preservation": 0.5}
+    run, stages = capture(monkeypatch, (until,), rl, weights), (1, 2)[:until]
+    _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True), stages=stages)
+    rows, metrics, spec = after[-1], outcomes[-1]["metrics"], run.spec.rollout
     earned, factors = earned_by(run, rows.stats)
-    own, seg = np.asarray(rewards.stage_objective(1, earned, factors)), rows.segments
-    np.testing.assert_allclose(outcome["metrics"]["reward"], own.mean(), rtol=1e-5)
-    for term in ("storage", "maintenance"):
-        np.testing.assert_allclose(outcome["metrics"][f"term_{term}"], earned[term][:, 0].mean(), rtol=1e-5)
-    assert own.std() > 0 and (seg.stage[seg.trainable] == 1).all()
-    standing = rows.worth @ np.array([factors["storage"], factors["maintenance"]])
-    turn = np.clip(seg.turn, 0, run.spec.rollout.turns(1) - 1)
-    advantage = gained_from(own, standing)[np.arange(8)[:, None, None], turn]
-    credited(outcome["metrics"]["batch"], seg, advantage, seg.trainable)
+    own, seg = [np.asarray(rewards.stage_objective(k, earned, factors)) for k in stages], rows.segments
+    np.testing.assert_allclose(metrics["reward"], sum(own).mean(), rtol=1e-5)
+    judged = [(1, "storage"), (1, "maintenance"), (2, "preservation")][: 2 * until]
+    for stage, term in judged:
+        np.testing.assert_allclose(metrics[f"term_{term}"], earned[term][:, stage - 1].mean(), rtol=1e-5)
+    if until == 2:  # the open segment is learnt from although the context runs on
+        seg = close_segment(rows, np.ones(8, bool)).segments
+        seg = jax.tree.map(np.asarray, seg)
+    assert {1, until} == set(seg.stage[seg.trainable].tolist())
+    assert not any("trained_tokens" in outcome["metrics"] for outcome in outcomes[:-1])
+    weighed = rows.standing @ np.array([factors[name] for name in TURN_TERMS])
+    row, advantage = np.arange(8)[:, None, None], np.zeros(seg.tokens.shape)
+    for stage in stages:
+        assert own[stage - 1].std() > 0
+        standing = weighed[:, spec.turns_before(stage) : spec.turns_before(stage + 1)]
+        by_turn = gained_from(own[stage - 1], standing)[row, np.clip(seg.turn, 0, spec.turns(stage) - 1)]
+        advantage = np.where(seg.stage == stage, by_turn, advantage)
+    credited(metrics["batch"], seg, advantage, seg.trainable)
 
 
 def test_a_changed_weight_compiles_nothing():
@@ -445,6 +458,8 @@ def test_updates_are_split_over_the_stages():
     assert {stages_of(config, update) for update in range(6)} == {3}
     config.rl.stage1_updates = 2
     assert [stages_of(config, update) for update in range(4)] == [1, 1, 3, 3]
+    config.rl.stage2_updates = 1
+    assert [stages_of(config, update) for update in range(5)] == [1, 1, 2, 3, 3]
     assert stages_of(config, 0, "no_memory_rl") == 3  # it has nothing to learn in stage 1
     config.rl.schedule, config.rl.updates = "sequential", 9
     assert [stages_of(config, update) for update in range(9)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]

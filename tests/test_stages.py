@@ -644,12 +644,13 @@ def test_what_the_store_is_worth_is_measured_after_each_turn_of_the_first_stage(
         Script(one=[calls(add(ADA_HALDEN), add(RIVER), add(ADA_YEAR)), calls(update("3", NEW_YEAR), delete("2"))]),
         Script(one=[calls(add(ADA_HALDEN)), calls(), calls(add(RIVER))], three=[calls(delete("1"))]),
     )[:2]
-    np.testing.assert_allclose(honest.rows[2].worth, [[2 * 1 / (2 + 3), 0], [1, 1], [1, 1]], rtol=1e-6)
+    stands = lambda agent: agent.rows[2].standing[: agent.run.spec.rollout.turns(1), :2]  # noqa: E731
+    np.testing.assert_allclose(stands(honest), [[2 * 1 / (2 + 3), 0], [1, 1], [1, 1]], rtol=1e-6)
     alone, both = 2 * 1 / (2 + 1), 2 * 1 / (2 + 2)
-    np.testing.assert_allclose(spoilt.rows[2].worth, [[alone, 0], [alone, 0], [both, 0]], rtol=1e-6)
+    np.testing.assert_allclose(stands(spoilt), [[alone, 0], [alone, 0], [both, 0]], rtol=1e-6)
     for agent in (honest, spoilt):
         stats = agent.rows[2].stats
-        np.testing.assert_allclose(agent.rows[2].worth[-1], [stats.kept, stats.revised], rtol=1e-6)
+        np.testing.assert_allclose(stands(agent)[-1], [stats.kept, stats.revised], rtol=1e-6)
 
 
 def test_what_should_be_in_view_is_measured_after_each_turn_of_the_second_stage():
@@ -665,7 +666,7 @@ def test_what_should_be_in_view_is_measured_after_each_turn_of_the_second_stage(
     tokens = kept.run.source.encode(DISTRACTOR)
     two_names = weight[kept.run.source.encode("Ada Novak")].sum() / weight[tokens].sum()
     for agent, share in ((kept, 1.0), (stored, 1.0), (filtered, two_names), (some, two_names)):
-        np.testing.assert_allclose(agent.rows[2].view, [share], rtol=1e-5)
+        np.testing.assert_allclose(agent.rows[2].standing[-1, 2], share, rtol=1e-5)
         np.testing.assert_allclose(agent.rows[2].stats.in_view, share, rtol=1e-5)
     assert 0.3 < two_names < 0.9
     assert float(terms_of(some)["preservation"][0]) == pytest.approx(two_names, rel=1e-5)

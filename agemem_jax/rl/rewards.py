@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from agemem_jax.types import EpisodeStats, in_stage
+from agemem_jax.types import TURN_TERMS, EpisodeStats, in_stage
 
 CONTEXT_TERMS = ("compression", "preventive", "preservation")
 MEMORY_TERMS = ("storage", "maintenance", "relevance")
 PENALTY_TERMS = ("over_turns", "over_context", "malformed")
+ANY_STAGE = ("over_context", "malformed")  # penalties that every stage can run into
 
 # The stage whose behaviour a term judges. The sequential schedule trains a stage on its terms.
 STAGE_TERMS = {
@@ -156,24 +157,16 @@ def stage_rewards(earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     return _weighted(earned, {n: first(x) if n in ONCE else x for n, x in earned.items()}, factors)
 
 
-def standing(stage: int, worth: jax.Array | None, view: jax.Array | None, factors: Factors) -> jax.Array:
-    """What stage 1 or 2 would be paid for store and context if it ended after each of its turns: `[B, turns]` float32.
-
-    Args:
-      worth: `[B, turns of stage 1, 2]` float32, storage and maintenance (strict) after each (Rows.worth).
-      view: `[B, turns of stage 2]` float32, preservation (strict) after each (Rows.view).
-    """
-    if stage == 2:
-        return _weighted(("preservation",), {"preservation": view}, factors)
-    return _weighted(("storage", "maintenance"), {"storage": worth[..., 0], "maintenance": worth[..., 1]}, factors)
+def standing(terms: jax.Array, factors: Factors) -> jax.Array:
+    """What stage 1 or 2 would be paid if it ended after a turn: `[..., 3]` float32, TURN_TERMS (strict) -> `[...]`."""
+    return _weighted(TURN_TERMS, {name: terms[..., i] for i, name in enumerate(TURN_TERMS)}, factors)
 
 
 def stage_objective(stage: int, earned: dict[str, jax.Array], factors: Factors) -> jax.Array:
     """What a stage is trained on in the sequential schedule, `[B]` float32.
 
     Stage 1: storage and maintenance. Stage 2: compression, preventive action and (strict) preservation. Both with the
-    penalties that they can run into (context overflow, malformed turns), and all as earned in that very stage. Stage 3:
-    the whole reward, R.
+    penalties that they can run into (ANY_STAGE), and all as earned in that very stage. Stage 3: the whole reward, R.
 
     Raises:
       ValueError: `stage` is not 1, 2 or 3.
@@ -182,7 +175,7 @@ def stage_objective(stage: int, earned: dict[str, jax.Array], factors: Factors) 
         raise ValueError(f"stage is {stage!r}; it must be 1, 2 or 3")
     if stage == 3:
         return combine(terms(earned), factors)[0]
-    names = dict.fromkeys((*STAGE_TERMS[stage], "over_context", "malformed"))
+    names = dict.fromkeys((*STAGE_TERMS[stage], *ANY_STAGE))
     return _weighted(names, {name: value[:, stage - 1] for name, value in earned.items()}, factors)
 
 

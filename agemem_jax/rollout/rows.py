@@ -18,7 +18,19 @@ from agemem_jax.models import kv_cache
 from agemem_jax.rollout.reader import Reader
 from agemem_jax.sharding import LOCAL, Layout, by_rows
 from agemem_jax.tools.grammar import ToolGrammar
-from agemem_jax.types import NO_ID, EpisodeStats, Mode, Op, Pieces, Segments, Status, Text, ToolCalls, empty_stats
+from agemem_jax.types import (
+    NO_ID,
+    TURN_TERMS,
+    EpisodeStats,
+    Mode,
+    Op,
+    Pieces,
+    Segments,
+    Status,
+    Text,
+    ToolCalls,
+    empty_stats,
+)
 
 
 @dataclass(frozen=True)
@@ -207,8 +219,7 @@ class Rows:
     edits: jax.Array  # [B, turns of a trajectory] bool: the turn made the context shorter, which was not emptied since
     freed: jax.Array  # [B] int32 tokens by which these turns made it shorter
     begun: jax.Array  # [B] int32 context tokens before the turn's own words
-    worth: jax.Array | tuple  # [B, turns of stage 1, 2] storage and maintenance (strict) after each; () unless by_turn
-    view: jax.Array | tuple  # [B, turns of stage 2] preservation (strict) after each; () unless by_turn
+    standing: jax.Array | tuple  # [B, turns of stages 1 and 2, 3] float32 TURN_TERMS after each; () unless by_turn
     stats: EpisodeStats
 
 
@@ -282,8 +293,7 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         edits=jnp.zeros((b, spec.all_turns), bool),
         freed=i(b),
         begun=i(b),
-        worth=jnp.zeros((b, spec.turns(1), 2)) if spec.by_turn else (),
-        view=jnp.zeros((b, spec.turns(2))) if spec.by_turn else (),
+        standing=jnp.zeros((b, spec.turns_before(3), len(TURN_TERMS))) if spec.by_turn else (),
         stats=empty_stats(b),
     )
     return lay_out_rows(rows, spec.layout)

@@ -193,13 +193,11 @@ def run_stage(
         """Runs the calls of the rows `on`, and moves the `live` ones whose turn is over to their next."""
         rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
         over = live & (rows.mode == Mode.ACT)
-        if stage == 1 and spec.by_turn:
-            since = over[:, None] & (jnp.arange(spec.turns(1)) >= rows.turn[:, None])  # until something changes
-            now = jnp.stack(store_worth(rows, task, world, spec), -1)
-            rows = rows.replace(worth=jnp.where(since[..., None], now[:, None], rows.worth))
-        if stage == 2 and spec.by_turn:
-            since = over[:, None] & (jnp.arange(spec.turns(2)) >= rows.turn[:, None])
-            rows = rows.replace(view=jnp.where(since, in_view(rows, task, world)[:, None], rows.view))
+        if stage < 3 and spec.by_turn:
+            since = jnp.arange(spec.turns_before(3)) >= (spec.turns_before(stage) + rows.turn)[:, None]
+            since = since & over[:, None]  # until something changes
+            now = standing_now(rows, task, world, spec, stage)
+            rows = rows.replace(standing=jnp.where(since[..., None], now[:, None], rows.standing))
         turn = rows.turn + over
         answered = op[:, 0] == Op.ANSWER
         ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
@@ -266,6 +264,14 @@ def in_view(rows: Rows, task: Task, world: World) -> jax.Array:
         task.view, task.num_view, context.tokens, context.message, context.length, context.born.shape[1],
         world.token_weight,
     )  # fmt: skip
+
+
+def standing_now(rows: Rows, task: Task, world: World, spec: RolloutSpec, stage: int) -> jax.Array:
+    """What stage 1 or 2 would have of each of TURN_TERMS if it ended now, `[B, 3]` float32."""
+    none = jnp.zeros((spec.batch,))
+    if stage == 1:
+        return jnp.stack([*store_worth(rows, task, world, spec), none], -1)
+    return jnp.stack([none, none, in_view(rows, task, world)], -1)
 
 
 def snapshot(rows: Rows, on, mode, turn, seen: Text, gen: Generation, op, spec: RolloutSpec, stage) -> Trace:

@@ -2,9 +2,10 @@
 
 Chained (the paper): stages 1 and 2 roll out; stage 3 rolls out, scores the whole trajectory and updates on the segments
 of all three. Sequential (the article): each stage updates on its own objective, and the rollouts of a group begin it
-with what the stages before gave to the first of them. The chained schedule may begin so with stage 1 alone
-(`rl.stage1_updates`). What differs between training, evaluation and the methods under evaluation enters as data
-(`Control`), so that every stage compiles once in a run.
+with what the stages before gave to the first of them. The chained schedule may begin with trajectories that end after
+stage 1, then after stage 2, each stage on its own objective (`rl.stage1_updates`, `rl.stage2_updates`). What differs
+between training, evaluation and the methods under evaluation enters as data (`Control`), so that every stage compiles
+once in a run.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ def stage_program(
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
-    alone = trains_alone(stage, rl)
+    alone, learns = rl.schedule == "sequential", learns and updates_after(stage, rl)
 
     def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
         actor = dataclasses.replace(model, layout=spec.rollout.layout)
@@ -121,34 +122,39 @@ def stage_program(
         terms = rewards.terms(earned)
         total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
-        if learns and (stage == 3 or alone):
-            objective = rewards.stage_objective(stage, earned, control.reward) if alone else total
-            state, metrics = learn_stage(state, frozen, rows, earned, objective, stage, world, control)
-            metrics["reward"] = objective.mean()
-            if stage < 3:  # stage 3 tells of the whole trajectory
-                judged_by = rewards.STAGE_TERMS[stage]
-                metrics |= {f"term_{name}": earned[name][:, stage - 1].mean() for name in judged_by}
+        if learns:
+            parts = rewards.stage_rewards(earned, control.reward)
+            objective = total
+            if stage < 3:
+                own = [rewards.stage_objective(k, earned, control.reward) for k in (1, 2)]
+                parts = jnp.stack([*own[:stage], *[jnp.zeros_like(total)] * (3 - stage)], 1)
+                objective = own[stage - 1] if alone else parts.sum(1)
+                # What is trained here; stage 3 tells of the whole trajectory.
+                for k in (stage,) if alone else range(1, stage + 1):
+                    metrics |= {f"term_{name}": earned[name][:, k - 1].mean() for name in rewards.STAGE_TERMS[k]}
+            state, learnt = learn_stage(state, frozen, rows, earned, objective, parts, stage, world, control)
+            metrics |= learnt | {"reward": objective.mean()}
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, earned, objective, stage, world, control):
+    def learn_stage(state, frozen, rows, earned, objective, parts, stage, world, control):
         """Credit and update; the segments of a chained trajectory are those of all its stages."""
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
             segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
         credit = rl.copy_and_resolve_references()
-        if alone and rl.credit != "turn_to_go":  # a stage's own objective is all the credit that its steps get
+        if alone:  # a stage's own objective is all the credit that its steps get
             credit.credit = "broadcast"
-        advantage, varied = advantages.step_credit(objective, rewards.stage_rewards(earned, control.reward), credit)
+        advantage, varied = advantages.step_credit(objective, parts, credit)
         trainable = segments.trainable
         if alone:
             trainable = trainable & (segments.stage == stage)
         if rl.zero_variance == "drop":
             trainable = trainable & advantages.of_tokens(varied, segments.stage)
         segments = segments.replace(trainable=trainable)
-        trained = (stage,) if alone else STAGES
+        trained = (stage,) if alone else STAGES[:stage]
         budget = sum(spec.rollout.budget(stage) for stage in trained)
         turn = numbered_turns(spec.rollout, segments.stage, segments.turn)
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
@@ -156,7 +162,8 @@ def stage_program(
         if credit.credit == "turn_to_go":
             for k in (1, 2)[:stage]:
                 own = rewards.stage_objective(k, earned, control.reward)
-                standing = rewards.standing(k, rows.worth, rows.view, control.reward)
+                turns = slice(spec.rollout.turns_before(k), spec.rollout.turns_before(k + 1))
+                standing = rewards.standing(rows.standing[:, turns], control.reward)
                 by_turn = advantages.turn_to_go(own, standing, segments.turn, rl)
                 by_token = jnp.where(segments.stage == k, by_turn, by_token)
         if credit.credit == "hindsight":
@@ -174,9 +181,9 @@ def stage_program(
     return program
 
 
-def trains_alone(stage: int, rl) -> bool:
-    """Whether a stage has updates of its own, on its own objective; `rl` is config.rl."""
-    return rl.schedule == "sequential" or (stage == 1 and rl.stage1_updates > 0)
+def updates_after(stage: int, rl) -> bool:
+    """Whether there are updates that play a stage last; `rl` is config.rl."""
+    return stage == 3 or rl.schedule == "sequential" or (rl.stage1_updates, rl.stage2_updates)[stage - 1] > 0
 
 
 def share_in_groups(rows: Rows, group_size: int, on: jax.Array) -> Rows:
