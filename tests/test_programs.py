@@ -362,9 +362,8 @@ def test_the_chained_schedule_may_begin_with_trajectories_that_end_earlier(monke
     any_entry = lambda rows, *_: (rows.store.valid.mean(1), rows.store.length.sum(1) % 5 / 5)  # noqa: E731
     monkeypatch.setattr(stage_lib, "store_worth", any_entry)
     monkeypatch.setattr(stage_lib, "in_view", lambda rows, *_: rows.context.length % 7 / 7)
-    rl = {"credit": "turn_to_go", "stage1_updates": 2, "stage2_updates": until - 1}
-    weights = {"storage": 1.0, "preservation": 0.5}
-    run, stages = capture(monkeypatch, (until,), rl, weights), (1, 2)[:until]
+    stages, rl = (1, 2)[:until], {"credit": "turn_to_go", f"stage{until}_updates": 2}
+    run = capture(monkeypatch, stages, rl, {"storage": 1.0, "preservation": 0.5})
     _, after, outcomes = play(run, run.source.batch(0), settings(run, update=True), stages=stages)
     rows, metrics, spec = after[-1], outcomes[-1]["metrics"], run.spec.rollout
     earned, factors = earned_by(run, rows.stats)
