@@ -330,8 +330,9 @@ def describe(run: RunFiles, updates: int) -> str:
     else:
         sentences.append("No update was made by reinforcement learning.")
     if task:
-        source = Path(task["path"]).name if task.get("path") else "generated two-hop questions"
-        sentences.append(f"Questions: {source}; each is asked after the facts that answer it have left the context.")
+        source = Path(task["path"]).name if task.get("path") else "generated, each kind made for a tool"
+        told = "what they ask for is told in two stages before, and the context is emptied between them"
+        sentences.append(f"Questions: {source}; {told}.")
     return " ".join(sentences)
 
 
