@@ -105,7 +105,7 @@ RESULTS = """
 {tasks} test tasks that training never met, over the seeds {seeds} of the run (this checkpoint is of one); mean ± half a
 95 % interval. agemem_norl: the starting policy with its tools; agemem: after training. The others only answer:
 no_memory with what still fits the context, full_context with all in view, store_all with the entries most like the
-question, of all messages; _rl: after as much training.
+question, of all messages, store_recent of as many as the agent's store has places for; _rl: after as much training.
 
 ```
 {table}

@@ -133,8 +133,9 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
         assert metrics["logp_gap_max"] < 1e-3 and metrics["trained_tokens"] > 100
     methods = [name for name, method in METHODS.items() if not method.roomy]
     passes = [one for method in methods for one in passes_of(run.config, method)]
-    assert methods == ["no_memory", "no_memory_rl", "agemem_norl", "agemem"] and len(passes) == 8 + 12
-    for one in passes[:9]:
+    by_rule = ["no_memory", "store_recent", "no_memory_rl", "store_recent_rl"]
+    assert methods == [*by_rule, "agemem_norl", "agemem"] and len(passes) == 12 + 12
+    for one in passes[:13]:
         state, numbers, _ = evaluate(run, state, run.frozen, one, 8)
         assert {len(values) for values in numbers.values()} == {8}
         if not METHODS[one.method].tools:  # an answer, and nothing else

@@ -286,13 +286,14 @@ def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
     assert sum(tokens[-len(kept) + 1 :]) + reserve <= LIMIT < sum(tokens[-len(kept) :]) + reserve
 
 
-def test_all_is_stored_by_rule_and_shown_with_the_question():
-    (agent,) = play("paper", READER, method="store_all")[:1]
-    stored = dict(enumerate(FACTS, 1))
-    assert agent.store(1, agent.slots(1)[-1]) == agent.store(2, 0) == stored  # three places: the fourth is lost
+def test_the_newest_is_stored_by_rule_and_shown_with_the_question():
+    reader = dataclasses.replace(READER, facts=[RIVER, ADA_HALDEN, ADA_YEAR])
+    (agent,) = play("paper", reader, method="store_recent")[:1]
+    assert agent.store(1, agent.slots(1)[-1]) == {1: RIVER, 2: ADA_HALDEN, 3: ADA_YEAR}
+    assert agent.store(2, agent.slots(2)[-1]) == {2: ADA_HALDEN, 3: ADA_YEAR, 4: DISTRACTOR}  # of three places
     assert agent.rows[1].stats.calls.sum() == 0 and roles(agent, 2) == [Role.USER]  # stage 1 is gone from the context
     seen = agent.text(3, "seen", 0)
-    assert "related memories" in seen and f"1: {ADA_HALDEN}" in seen
+    assert "related memories" in seen and f"2: {ADA_HALDEN}" in seen and RIVER not in seen
     assert QUERY in seen and seen.endswith("<|im_start|>assistant")
     assert agent.rows[2].stats.exact_match == 1 and agent.traces[2].store_hits.sum() == 0
 

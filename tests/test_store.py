@@ -393,6 +393,22 @@ def test_ids_are_never_used_again():
     assert seen == list(range(1, 3 * N + 1)) and equal(store.replace(next_id=ints(1)), new_store())
 
 
+def test_the_oldest_entry_is_dropped_whosever_it_is():
+    store, first = new_store(batch=2), ints(1, 1)
+    for words, owner in (([1], 1), ([2], 0), ([3], 1)):
+        store, _, _ = add(store, words, owner=owner)
+    store, _ = _delete(store, on(2), first, on(2), first)  # its place, the first one, is the newest entry's now
+    store, _, _ = add(store, [4], owner=1)
+    held = store
+    for left in ([3, 4], [4], [], []):
+        held = memory.drop_oldest(held, jnp.array([True, False]))
+        assert sorted(held.id[0][held.valid[0]].tolist()) == left
+        assert sorted(held.id[1][held.valid[1]].tolist()) == [2, 3, 4]
+    blank = new_store(batch=2)
+    assert equal(*(jax.tree.map(lambda x: x[0], one.replace(next_id=first)) for one in (held, blank)))
+    assert equal(*(jax.tree.map(lambda x: x[1], one) for one in (held, store)))
+
+
 def test_a_higher_threshold_never_shows_more():
     store = new_store()
     for words in ([1], [1, 2], [2, 3], [4], [1, 2, 3]):

@@ -36,7 +36,7 @@ from agemem_jax.data.questions import (
 )
 from agemem_jax.data.scripts import as_summary, write_turn
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.data.words import CHATTER, NUMBERS
+from agemem_jax.data.words import CHATTER, NUMBERS, PLACES
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
@@ -54,7 +54,12 @@ ANSWERED = 0.6  # chance that a message which tells something is followed by a t
 DEALT = 0.5  # share of the pages after warm.lessons that are dealings
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
-TELLS = {"fact": 0.26, "bridge": 0.12, "pair": 0.1, "revision": 0.18, "closing": 0.06, "bid": 0.2, "chatter": 0.08}
+TELLS = {
+    "fact": 0.2, "bridge": 0.16, "pair": 0.08, "revision": 0.14, "closing": 0.05, "bid": 0.16, "chatter": 0.06,
+    "talk": 0.15,
+}  # fmt: skip
+TALK = 4  # most messages of talk about others at a time
+AT_ONCE = 0.5  # chance that both hops of a question are told together, and not the second one later
 
 
 class Lessons:
@@ -117,6 +122,7 @@ class Page:
         self.facts: list[tuple[Fact, str]] = []  # that hold, with the text that told them
         self.past: list[tuple[str, str]] = []  # questions about what held before, and their answers
         self.gone: list[Fact] = []  # taken back
+        self.owed: list[Fact] = []  # the other hops of what was told
         self.bids: list[tuple[int, str]] = []
         self.work = self.world.draw("work")  # that is bid for
         self.relations = [rng.choice(RELATIONS)] if rng.random() < ALIKE else RELATIONS
@@ -244,9 +250,17 @@ class Page:
         rng, world = self.rng, self.world
         what = rng.choices(list(TELLS), list(TELLS.values()))[0]
         new = [world.fact(rng.choice(self.relations), sharing=self._shared())]
-        if what == "bridge":
-            new = [world.fact(WRITTEN)]
-            new.append(world.fact(rng.choice(RELATIONS[:2]), new[0].object))
+        if what == "bridge" and self.owed:
+            new, self.owed = self.owed, []
+        elif what == "bridge":
+            new = [world.fact(WRITTEN) for _ in range(rng.randint(1, 3))]
+            relation = rng.choice(RELATIONS[:2])
+            hops = [new, [world.fact(relation, fact.object) for fact in new]]
+            rng.shuffle(hops)
+            if rng.random() < AT_ONCE:
+                new = hops[0] + hops[1]
+            else:
+                new, self.owed = hops
         elif what == "pair":
             relation = rng.choice(RELATIONS[:2])
             new = [world.fact(relation), world.fact(relation)]
@@ -266,6 +280,8 @@ class Page:
             return [f"{self.bids[-1][1]} bid {NUMBERS[amount]} coins for {self.work}"]
         elif what == "chatter":
             return [chatter(rng)]
+        elif what == "talk":  # of places, too: it is the subject that tells an answer from them
+            return [doings(world, world.draw("person"), rng.choice(PLACES)) for _ in range(rng.randint(1, TALK))]
         rng.shuffle(new)
         self.facts += [(fact, fact.text) for fact in new]
         return [fact.text for fact in new]
@@ -292,7 +308,7 @@ class Page:
         fact, text = rng.choice(self.facts)
         chance = rng.random()
         by_subject = {(held.subject, held.relation.object): (held, told) for held, told in self.facts}
-        if chance < 0.25:
+        if chance < 0.3:
             bridges = [
                 (held, told, by_subject[held.object, kind])
                 for held, told in self.facts
@@ -303,7 +319,7 @@ class Page:
             if bridges:
                 held, told, (born, more) = rng.choice(bridges)
                 return f"{born.question.split()[0]} was the author of {held.subject} born", born.object, [told, more]
-        elif chance < 0.4:
+        elif chance < 0.42:
             for relation in rng.sample(RELATIONS[:2], 2):
                 born = [(held, told) for held, told in self.facts if held.relation is relation]
                 if len(born) > 1:

@@ -1,4 +1,4 @@
-"""Long-term memory: padded arrays of entries and six pure operations on them.
+"""Long-term memory: padded arrays of entries and pure operations on them.
 
 Every operation is batched over rows `B` (each row is one rollout with a store of its own), can be jitted, and is total:
 what cannot be done gives a `types.Status` and leaves the store bit for bit as it was. `on` selects the rows that run;
@@ -201,6 +201,12 @@ def delete(
         on, (~jnp.any(named, axis=1), Status.UNKNOWN_ID), (~confirmed.astype(bool), Status.NOT_CONFIRMED)
     )
     return _write_row(store, status == Status.OK, slot, **_BLANK), status
+
+
+def drop_oldest(store: MemoryStore, on: jax.Array) -> MemoryStore:
+    """Removes and wipes the entry that was added first, whosever it is, in rows `on` `[B]`; an empty store stays so."""
+    age = jnp.where(store.valid, store.id, jnp.iinfo(jnp.int32).max)
+    return _write_row(store, on & jnp.any(store.valid, axis=1), jnp.argmin(age, axis=1), **_BLANK)
 
 
 def delete_all(store: MemoryStore, on: jax.Array, owner: jax.Array) -> tuple[MemoryStore, jax.Array]:

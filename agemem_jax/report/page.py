@@ -21,8 +21,10 @@ METHODS = (  # name in the files, heading, what it is
     ("no_memory", "No memory", "only answers; what is told stays as long as it fits"),
     ("full_context", "Full context", "only answers; all that is told stays: the upper bound"),
     ("store_all", "Store all", "only answers; all is stored by rule, the best shown with the question"),
+    ("store_recent", "Store recent", "the same with a store of the agent's size, which holds the newest"),
     ("no_memory_rl", "No memory, RL", "the same updates"),
     ("store_all_rl", "Store all, RL", "the same updates"),
+    ("store_recent_rl", "Store recent, RL", "the same updates"),
     ("agemem_norl", "AgeMem before RL", "warm start only"),
     ("agemem", "AgeMem after RL", "trained"),
 )
@@ -30,8 +32,10 @@ COMPARED = (  # what a gain is stated over, as a sentence names it; the full con
     ("agemem_norl", "the warm start"),
     ("no_memory", "no memory"),
     ("store_all", "storing all by rule"),
+    ("store_recent", "storing the newest by rule"),
     ("no_memory_rl", "no memory with RL"),
     ("store_all_rl", "storing all with RL"),
+    ("store_recent_rl", "storing the newest with RL"),
 )
 TOOLS = (
     ("add", "Add_memory"),

@@ -13,7 +13,8 @@ COLOURS |= {"full_context": "#dcd9d1", "agemem_norl": "#d9a35f", "agemem": "#0f7
 TITLE = {"loc": "left", "fontsize": 10, "fontweight": "bold", "color": INK}
 SHORT = {
     "no_memory": "no\nmemory", "full_context": "full\ncontext", "store_all": "store\nall",
-    "no_memory_rl": "no mem.\nRL", "store_all_rl": "st. all\nRL", "agemem_norl": "before\nRL", "agemem": "after\nRL",
+    "store_recent": "store\nrecent", "no_memory_rl": "no mem.\nRL", "store_all_rl": "st. all\nRL",
+    "store_recent_rl": "st. rec.\nRL", "agemem_norl": "before\nRL", "agemem": "after\nRL",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ VARIANTS = (
     ("no_memory", "No memory"),
     ("full_context", "Full context"),
     ("store_all", "Store all"),
+    ("store_recent", "Store recent"),
     ("agemem_norl", "Before RL"),
     ("agemem", "After RL"),
 )

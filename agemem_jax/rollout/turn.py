@@ -221,11 +221,12 @@ def store_by_rule(
 ) -> store_lib.MemoryStore:
     """Where the rules say so, adds the message of rows `on` as an entry of its speaker, also one that is there already.
 
-    What does not fit the store is lost.
+    A full store gives up its oldest entry for it.
     """
     owner, session = speaker(task, stage, rows.turn)
 
     def add(store):
+        store = store_lib.drop_oldest(store, on & store.valid.all(1))
         return store_lib.add(
             store, on, body, no_tags(rows), owner, session, rows.round, encode, world.equality, "add"
         )[0]

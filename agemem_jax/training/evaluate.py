@@ -33,8 +33,10 @@ METHODS = {
     "no_memory": Method(CUT),  # what is told stays in the context as long as it fits
     "full_context": Method(WHOLE, roomy=True),  # and all of it does: the upper bound
     "store_all": Method(BY_RULE, roomy=True),  # all is stored by rule, and what is like the question is shown with it
+    "store_recent": Method(BY_RULE),  # the same with the agent's store: of the messages, it holds the newest
     "no_memory_rl": Method(CUT, trained=True),
     "store_all_rl": Method(BY_RULE, trained=True, roomy=True),
+    "store_recent_rl": Method(BY_RULE, trained=True),
     "agemem_norl": Method(tools=True),
     "agemem": Method(tools=True, trained=True),
 }

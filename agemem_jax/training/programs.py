@@ -123,24 +123,30 @@ def stage_program(
         total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
         if learns:
-            parts = rewards.stage_rewards(earned, control.reward)
-            objective = total
-            if stage < 3:
-                own = [rewards.stage_objective(k, earned, control.reward) for k in (1, 2)]
-                parts = jnp.stack([*own[:stage], *[jnp.zeros_like(total)] * (3 - stage)], 1)
-                objective = own[stage - 1] if alone else parts.sum(1)
+            own = {k: rewards.stage_objective(k, earned, control.reward) for k in STAGES[:stage]}
+            if stage == 3:
+                objective, parts = total, rewards.stage_rewards(earned, control.reward)
+            else:
+                parts = jnp.stack([own.get(k, jnp.zeros_like(total)) for k in STAGES], 1)
+                objective = own[stage] if alone else parts.sum(1)
                 # What is trained here; stage 3 tells of the whole trajectory.
-                for k in (stage,) if alone else range(1, stage + 1):
+                for k in (stage,) if alone else own:
                     metrics |= {f"term_{name}": earned[name][:, k - 1].mean() for name in rewards.STAGE_TERMS[k]}
-            state, learnt = learn_stage(state, frozen, rows, earned, objective, parts, stage, world, control)
+            rewarded = objective, parts, own, terms["task"]
+            state, learnt = learn_stage(state, frozen, rows, rewarded, stage, world, control)
             metrics |= learnt | {"reward": objective.mean()}
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, earned, objective, parts, stage, world, control):
-        """Credit and update; the segments of a chained trajectory are those of all its stages."""
+    def learn_stage(state, frozen, rows, rewarded, stage, world, control):
+        """Credit and update; the segments of a chained trajectory are those of all its stages.
+
+        rewarded: what is trained on `[B]`, the part of each stage in it `[B, 3]`, the own objective of each stage so
+        far `[B]`, and the outcome `[B]`.
+        """
+        objective, parts, own, outcome = rewarded
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
             segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
@@ -161,13 +167,12 @@ def stage_program(
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "turn_to_go":
             for k in (1, 2)[:stage]:
-                own = rewards.stage_objective(k, earned, control.reward)
                 turns = slice(spec.rollout.turns_before(k), spec.rollout.turns_before(k + 1))
                 standing = rewards.standing(rows.standing[:, turns], control.reward)
-                by_turn = advantages.turn_to_go(own, standing, segments.turn, rl)
+                by_turn = advantages.turn_to_go(own[k], standing, segments.turn, rl)
                 by_token = jnp.where(segments.stage == k, by_turn, by_token)
         if credit.credit == "hindsight":
-            by_token += advantages.hindsight(rewards.terms(earned)["task"], rows.effective, turn, rl)
+            by_token += advantages.hindsight(outcome, rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
         state, metrics = update(
             state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl, control.update
