@@ -2,8 +2,9 @@
 
 A trajectory asks one question, and most of its tokens are calls. A lesson is a long conversation in which every other
 message asks about what was told so far, so that looking up a fact among many is learnt from a dozen answers a page:
-facts that hold, hold no more, or were never told; facts of facts; comparisons; the highest bid. Some are told by a tool
-result, after the call that asks for them; how that goes on is learnt too, since it takes the same look back.
+facts that hold, hold no more, or were never told; facts of facts, often told far apart; comparisons; the highest bid.
+Talk of other people and places comes between. Some facts are told by a tool result, after the call that asks for them;
+how that goes on is learnt too, since it takes the same look back.
 
 What is hard to learn is to look for the subject: any value of the right kind is the answer half of the time where two
 are in view, and a policy stays with that guess for thousands of steps (experiments/LOG.md). So pages begin with a
