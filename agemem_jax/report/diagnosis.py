@@ -207,10 +207,10 @@ def _remover(turn: dict, entries: dict) -> str:
 
 def _success(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
     if facts and all(fact.at_answer for fact in facts):
-        came = _join(f"{_quote(fact.text)} in {fact.retrieved}" for fact in facts if fact.retrieved)
+        came = enumerated(f"{_quote(fact.text)} in {fact.retrieved}" for fact in facts if fact.retrieved)
         back = f" They came back: {came}." if came else ""
         return "from_memory", f"The answer was given with {_count(facts)} in view.{back}"
-    missing = _join(_quote(fact.text) for fact in facts if not fact.at_answer)
+    missing = enumerated(_quote(fact.text) for fact in facts if not fact.at_answer)
     without = f" without {missing} in view" if missing else ""
     return "unsupported", f"The answer was given{without}: a guess, or known to the policy beforehand."
 
@@ -222,7 +222,7 @@ def _failure(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
     ending = f" It answered {_quote(said)}; right is {_quote(wanted)}." if said else ""
     if str(trace.get("method")).startswith("no_memory") and (broken or not facts):
         guess = f" {_quote(said)} could only be a guess; right is {_quote(wanted)}." if said else " It gave no answer."
-        gone = _join(_quote(fact.text) for fact in broken) or "The facts"
+        gone = enumerated(_quote(fact.text) for fact in broken) or "The facts"
         return "no_memory", f"{gone} had left the context when the question came.{guess}"
     why = " ".join(_explain(trace, fact) for fact in broken)
     stopped = (trace.get("stops") or {}).get("3")
@@ -275,7 +275,7 @@ def _why_not_stored(trace: dict, fact: FactPath) -> str:
     entries = [e["text"] for t in trace["turns"] if t.get("stage") == 1 for e in t.get("store") or ()]
     near = max(entries, key=lambda text: _overlap(text, fact.text), default="")
     did = [c["op"] for c in _calls(at_telling) if c["op"] in MEMORY_TOOLS]
-    parts = [] if "Add_memory" in did else [f"in that turn the agent called {_join(did) or 'no tool'}"]
+    parts = [] if "Add_memory" in did else [f"in that turn the agent called {enumerated(did) or 'no tool'}"]
     if _overlap(near, fact.text) >= CLOSE:
         parts.append(f"the nearest entry was {_quote(near)}")
     return f"; {' and '.join(parts)}" if parts else ""
@@ -311,6 +311,7 @@ def _quote(text: str) -> str:
     return f"“{str(text).strip()}”"
 
 
-def _join(items) -> str:
+def enumerated(items) -> str:
+    """Texts as a sentence lists them: a, b and c."""
     items = list(items)
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

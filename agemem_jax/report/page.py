@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
+from agemem_jax.report.diagnosis import enumerated
 from agemem_jax.report.trace_view import choose, count_endings
 
 METHODS = (  # name in the files, heading, what it is
@@ -370,7 +371,7 @@ def verdict(summary: dict) -> str:
         way = "above" if gain.points >= 0 else "below"
         how = {True: "intervals apart", False: "intervals overlap", None: "no interval"}[gain.apart]
         parts.append(f"{abs(gain.points):.1f} points {way} {gain.over} ({how})")
-    text = f"After RL the agent scores {score}{tasks}: {' and '.join(parts)}."
+    text = f"After RL the agent scores {score}{tasks}: {enumerated(parts)}."
     if any(gain.points >= 0 and gain.apart is False for gain in found):
         text += " Where intervals overlap this run does not establish a gain."
     return text

@@ -11,18 +11,13 @@ INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e4df"
 COLOURS = dict.fromkeys((name for name, _, _ in METHODS), "#b9b6ae")
 COLOURS |= {"full_context": "#dcd9d1", "agemem_norl": "#d9a35f", "agemem": "#0f766e"}
 TITLE = {"loc": "left", "fontsize": 10, "fontweight": "bold", "color": INK}
-SHORT = {
-    "no_memory": "no\nmemory", "full_context": "full\ncontext", "store_all": "store\nall",
-    "store_recent": "store\nrecent", "no_memory_rl": "no mem.\nRL", "store_all_rl": "st. all\nRL",
-    "store_recent_rl": "st. rec.\nRL", "agemem_norl": "before\nRL", "agemem": "after\nRL",
-}  # fmt: skip
 
 
 def draw(run: RunFiles, path: Path) -> Path:
     """Writes the picture as PNG and returns its path."""
     # The object interface: no global state, no window system.
     figure = Figure(figsize=(10, 3.1), dpi=160, facecolor="white", layout="constrained")
-    curve, score, tools = figure.subplots(1, 3, width_ratios=(1.35, 1, 1.35))
+    curve, score, tools = figure.subplots(1, 3, width_ratios=(1.25, 1.1, 1.35))
     _curves(curve, run)
     _scores(score, run)
     _tools(tools, run)
@@ -52,15 +47,16 @@ def _curves(axes: Axes, run: RunFiles) -> None:
 
 def _scores(axes: Axes, run: RunFiles) -> None:
     axes.set_title("Task score, unseen tasks", **TITLE)
-    axes.set_ylim(0, 100)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    found = [(name, value_of(run.summary, name, "task_score", 100, 1)) for name, _, _ in METHODS]
-    found = [(name, value) for name, value in found if value]
-    for place, (name, value) in enumerate(found):
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    found = [(name, title, value_of(run.summary, name, "task_score", 100, 1)) for name, title, _ in METHODS]
+    found = [entry for entry in found if entry[2]]
+    for place, (name, _, value) in enumerate(found):
         spread = 100 * (value.ci95 or 0)
-        axes.bar(place, 100 * value.mean, 0.62, color=COLOURS[name], yerr=spread or None, ecolor=INK, capsize=3)
-        axes.text(place, 100 * value.mean + spread + 2, str(value), ha="center", color=INK, fontsize=9)
-    axes.set_xticks(range(len(found)), [SHORT[name] for name, _ in found])
+        axes.barh(place, 100 * value.mean, 0.62, color=COLOURS[name], xerr=spread or None, ecolor=INK, capsize=2)
+        axes.text(100 * value.mean + spread + 2, place, str(value), va="center", color=INK, fontsize=9)
+    axes.set_yticks(range(len(found)), [title for _, title, _ in found])
+    axes.invert_yaxis()
 
 
 def _tools(axes: Axes, run: RunFiles) -> None:
