@@ -34,16 +34,17 @@ from agemem_jax.data.questions import (
     World,
     chatter,
     doings,
+    talk,
 )
 from agemem_jax.data.scripts import as_summary, write_turn
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.data.words import CHATTER, NUMBERS, PLACES
+from agemem_jax.data.words import CHATTER, NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for
 RECITED = 0.5  # share of the pages that begin with a recital; in the first quarter of the lessons that is all they hold
 ALIKE = 0.5  # share of the pages whose plain facts are all of one relation
-ASKED = 0.55  # share of the messages that ask
+ASKED = 0.65  # share of the messages that ask
 LOST = 0.1  # share of these that ask for what was taken back, or for what nobody told
 CLOSED = 0.3  # share of the dealings in which the entry is taken back
 FILTERED = 0.2  # share of the dealings that are calls to filter
@@ -56,7 +57,7 @@ DEALT = 0.5  # share of the pages after warm.lessons that are dealings
 TOOLS = 0.4  # chance that a question is answered after a retrieval
 # What a message tells, by its share.
 TELLS = {
-    "fact": 0.2, "bridge": 0.16, "pair": 0.08, "revision": 0.14, "closing": 0.05, "bid": 0.16, "chatter": 0.06,
+    "fact": 0.1, "bridge": 0.16, "pair": 0.08, "revision": 0.22, "closing": 0.05, "bid": 0.18, "chatter": 0.06,
     "talk": 0.15,
 }  # fmt: skip
 TALK = 4  # most messages of talk about others at a time
@@ -282,7 +283,7 @@ class Page:
         elif what == "chatter":
             return [chatter(rng)]
         elif what == "talk":  # of places, too: it is the subject that tells an answer from them
-            return [doings(world, world.draw("person"), rng.choice(PLACES)) for _ in range(rng.randint(1, TALK))]
+            return [talk(world) for _ in range(rng.randint(1, TALK))]
         rng.shuffle(new)
         self.facts += [(fact, fact.text) for fact in new]
         return [fact.text for fact in new]
@@ -325,9 +326,9 @@ class Page:
                 born = [(held, told) for held, told in self.facts if held.relation is relation]
                 if len(born) > 1:
                     return self._compare(*rng.sample(born, 2))
-        elif chance < 0.55 and self.past:
+        elif chance < 0.62 and self.past:
             return *rng.choice(self.past), []
-        elif chance < 0.7 and len(self.bids) > 1:
+        elif chance < 0.77 and len(self.bids) > 1:
             return f"Who bid most for {self.work}", max(self.bids)[1], []
         return fact.question, fact.object, [text]
 

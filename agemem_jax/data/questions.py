@@ -273,9 +273,14 @@ def doings(world: World, subject: str, place: str) -> str:
     return f"{subject} {did} {what} in {place} {when}"
 
 
+def talk(world: World) -> str:
+    """Such a sentence about somebody new, in any place."""
+    return doings(world, world.draw("person"), world.rng.choice(PLACES))
+
+
 def _filled(world: World, texts: list[str], most: int) -> list[tuple[int, str]]:
     """These texts among talk about others, as much as there is room for: more than a context holds."""
-    others = [doings(world, world.draw("person"), world.rng.choice(PLACES)) for _ in range(most - len(texts))]
+    others = [talk(world) for _ in range(most - len(texts))]
     return _shuffled(world, texts + others)
 
 
