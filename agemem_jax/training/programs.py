@@ -123,7 +123,7 @@ def stage_program(
         total, groups = rewards.combine(terms, control.reward)
         metrics, by_row = {}, {}
         if learns:
-            own = {k: rewards.stage_objective(k, earned, control.reward) for k in STAGES[:stage]}
+            own = {k: rewards.stage_objective(k, earned, control.reward) for k in (1, 2)[:stage]}
             if stage == 3:
                 objective, parts = total, rewards.stage_rewards(earned, control.reward)
             else:
@@ -143,8 +143,8 @@ def stage_program(
     def learn_stage(state, frozen, rows, rewarded, stage, world, control):
         """Credit and update; the segments of a chained trajectory are those of all its stages.
 
-        rewarded: what is trained on `[B]`, the part of each stage in it `[B, 3]`, the own objective of each stage so
-        far `[B]`, and the outcome `[B]`.
+        rewarded: what is trained on `[B]`, the part of each stage in it `[B, 3]`, what stages 1 and 2, as far as they
+        were played, gained of their own objectives `[B]`, and the outcome `[B]`.
         """
         objective, parts, own, outcome = rewarded
         segments = rows.segments
@@ -166,10 +166,10 @@ def stage_program(
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "turn_to_go":
-            for k in (1, 2)[:stage]:
+            for k, gained in own.items():
                 turns = slice(spec.rollout.turns_before(k), spec.rollout.turns_before(k + 1))
                 standing = rewards.standing(rows.standing[:, turns], control.reward)
-                by_turn = advantages.turn_to_go(own[k], standing, segments.turn, rl)
+                by_turn = advantages.turn_to_go(gained, standing, segments.turn, rl)
                 by_token = jnp.where(segments.stage == k, by_turn, by_token)
         if credit.credit == "hindsight":
             by_token += advantages.hindsight(outcome, rows.effective, turn, rl)
