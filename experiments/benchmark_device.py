@@ -126,6 +126,7 @@ def update_figures(run: Run, where: Slice) -> dict:
             start = time.perf_counter()
             state, held, outcomes[stage] = jax.block_until_ready(programs[stage](*args))
             measured[stage].append(time.perf_counter() - start)
+            print(f"update {update}, stage {stage}: {measured[stage][-1]:.2f} s", flush=True)
         updates.append(
             {
                 "seconds": time.perf_counter() - began,

@@ -11,6 +11,7 @@ once in a run.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,15 @@ class Control:
     reward: rewards.Factors  # weights of the reward's terms
     noise_row: jax.Array  # [B] int32 rows whose noise the rows draw: each its own, but for copies of a trajectory
     suppress: jax.Array  # [B] int32 the call of each row that is not run (rollout.turn.call_number), or NO_CALL
+
+
+class Scores(NamedTuple):
+    """What the trajectories of a batch earned, as credit needs it."""
+
+    objective: jax.Array  # [B] what is trained on
+    by_stage: jax.Array  # [B, 3] the part of each stage in it
+    own: dict[int, jax.Array]  # {1, 2, as far as played: [B] what the stage gained of its own objective}
+    outcome: jax.Array  # [B] the task's score
 
 
 @dataclass(frozen=True)
@@ -132,28 +142,23 @@ def stage_program(
                 # What is trained here; stage 3 tells of the whole trajectory.
                 for k in (stage,) if alone else own:
                     metrics |= {f"term_{name}": earned[name][:, k - 1].mean() for name in rewards.STAGE_TERMS[k]}
-            rewarded = objective, parts, own, terms["task"]
-            state, learnt = learn_stage(state, frozen, rows, rewarded, stage, world, control)
+            scores = Scores(objective, parts, own, terms["task"])
+            state, learnt = learn_stage(state, frozen, rows, scores, stage, world, control)
             metrics |= learnt | {"reward": objective.mean()}
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, rewarded, stage, world, control):
-        """Credit and update; the segments of a chained trajectory are those of all its stages.
-
-        rewarded: what is trained on `[B]`, the part of each stage in it `[B, 3]`, what stages 1 and 2, as far as they
-        were played, gained of their own objectives `[B]`, and the outcome `[B]`.
-        """
-        objective, parts, own, outcome = rewarded
+    def learn_stage(state, frozen, rows, scores: Scores, stage, world, control):
+        """Credit and update; the segments of a chained trajectory are those of all its stages."""
         segments = rows.segments
         if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
             segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
         credit = rl.copy_and_resolve_references()
         if alone:  # a stage's own objective is all the credit that its steps get
             credit.credit = "broadcast"
-        advantage, varied = advantages.step_credit(objective, parts, credit)
+        advantage, varied = advantages.step_credit(scores.objective, scores.by_stage, credit)
         trainable = segments.trainable
         if alone:
             trainable = trainable & (segments.stage == stage)
@@ -166,13 +171,13 @@ def stage_program(
         weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
         by_token = advantages.of_tokens(advantage, segments.stage)
         if credit.credit == "turn_to_go":
-            for k, gained in own.items():
+            for k, gained in scores.own.items():
                 turns = slice(spec.rollout.turns_before(k), spec.rollout.turns_before(k + 1))
                 standing = rewards.standing(rows.standing[:, turns], control.reward)
                 by_turn = advantages.turn_to_go(gained, standing, segments.turn, rl)
                 by_token = jnp.where(segments.stage == k, by_turn, by_token)
         if credit.credit == "hindsight":
-            by_token += advantages.hindsight(outcome, rows.effective, turn, rl)
+            by_token += advantages.hindsight(scores.outcome, rows.effective, turn, rl)
         batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
         state, metrics = update(
             state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl, control.update
