@@ -75,13 +75,7 @@ def append(
 
 def extend(ctx: ContextWindow, text: Text) -> ContextWindow:
     """Adds text `[B, W]` with SAID, which must fit, to the message that was made last and stands last."""
-    place = ctx.length, text.length
-    return ctx.replace(
-        tokens=write(ctx.tokens, plain(text).tokens, *place),
-        message=write(ctx.message, jnp.broadcast_to(newest(ctx)[:, None], text.tokens.shape), *place),
-        said=write(ctx.said, text.tokens & SAID, *place),
-        length=ctx.length + text.length,
-    )
+    return _put(ctx, text, newest(ctx)[:, None], ctx.length, text.length)
 
 
 def remove(ctx: ContextWindow, on: jax.Array, drop: jax.Array) -> tuple[ContextWindow, jax.Array]:
@@ -300,6 +294,16 @@ def _compact(ctx: ContextWindow, drop: jax.Array, cut: jax.Array, gap: jax.Array
     )
 
 
+def _put(ctx: ContextWindow, text: Text, slot: jax.Array, start: jax.Array, size: jax.Array) -> ContextWindow:
+    """Writes `size` `[B]` tokens of `text` to the free places from `start` `[B]` on, as the message `slot` `[B, 1]`."""
+    return ctx.replace(
+        tokens=write(ctx.tokens, plain(text).tokens, start, size),
+        message=write(ctx.message, jnp.broadcast_to(slot, text.tokens.shape), start, size),
+        said=write(ctx.said, text.tokens & SAID, start, size),
+        length=ctx.length + size,
+    )
+
+
 def _insert(
     ctx: ContextWindow,
     ok: jax.Array,
@@ -314,11 +318,7 @@ def _insert(
     slot = jnp.argmin(ctx.alive, axis=1)[:, None]
     new = ok[:, None] & (jnp.arange(ctx.alive.shape[1]) == slot)
     column = lambda value: jnp.broadcast_to(value, ok.shape)[:, None]  # noqa: E731
-    return ctx.replace(
-        tokens=write(ctx.tokens, plain(text).tokens, start, size),
-        message=write(ctx.message, jnp.broadcast_to(slot, text.tokens.shape), start, size),
-        said=write(ctx.said, text.tokens & SAID, start, size),
-        length=ctx.length + size,
+    return _put(ctx, text, slot, start, size).replace(
         role=jnp.where(new, column(role), ctx.role),
         pinned=jnp.where(new, column(pinned), ctx.pinned),
         round=jnp.where(new, column(round), ctx.round),
