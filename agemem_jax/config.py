@@ -100,7 +100,6 @@ AT_LEAST = {
     "rl.tasks_per_update": 1,
     "rl.dual_clip": 0,
     "rl.epochs": 1,
-    "rl.rehearsal": 0,
     "rl.micro_batch": 1,
     "rl.logit_chunk": 1,
     "rl.widths": 1,

@@ -214,9 +214,6 @@ def get_config() -> ConfigDict:
     # "token", "sequence", "turn" (the paper's mean over experiences) or "constant" (Dr.GRPO: all turns at full length).
     c.rl.loss_average = "token"
     c.rl.epochs = 1
-    # Reading lessons that are learnt after each update, by a step of their own at its rate (training/warm.py): what
-    # a small policy can read it forgets in updates that ask nothing. 0 = none; real models need none.
-    c.rl.rehearsal = 0
     c.rl.micro_batch = 32  # segments a gradient-accumulation step, of all devices together
     c.rl.logit_chunk = 512  # tokens whose logits exist at once (of each device)
     c.rl.widths = 4  # lengths that micro-batches are cut to; the update is compiled for each

@@ -68,7 +68,6 @@ def small_config(**changes) -> ConfigDict:
     c.rl.tasks_per_update = 2
     c.rl.group_size = 4
     c.rl.credit = "broadcast"
-    c.rl.rehearsal = 0
     c.rl.kl_coef = 0.0
     c.reward.storage = c.reward.maintenance = c.reward.preventive = 1 / 3
     c.reward.preservation = 0.0

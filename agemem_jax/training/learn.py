@@ -169,13 +169,10 @@ def policy_loss(frozen: dict, model: ModelConfig, grammar: ToolGrammar, spec: Le
     return loss
 
 
-def imitation_loss(
-    frozen: dict, model: ModelConfig, grammar: ToolGrammar | None, spec: LearnSpec, logit_chunk: int
-):
-    """Negative log-likelihood of the batch's tokens, for `gradients`; `frozen` is what adapters are beside."""
+def imitation_loss(model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, logit_chunk: int):
+    """Negative log-likelihood of the batch's tokens, for `gradients`."""
 
-    def loss(trained, prefix, piece):
-        params = lora.policy_params(trained, frozen)
+    def loss(params, prefix, piece):
         logp, _ = log_probs(params, model, grammar, prefix, piece, spec.temperature, logit_chunk)
         value = -(logp * piece.weight).sum()
         return value, ({"loss": jax.lax.stop_gradient(value)}, {})

@@ -59,18 +59,11 @@ def stages_of(config, update: int, method: str = "agemem") -> int:
 
 
 def train_update(run: Run, state: TrainState, frozen: dict, update: int, task, method: str = "agemem"):
-    """One update of a method: (state, outcome). A function of (config.seed, update) and the state alone.
-
-    With `rl.rehearsal` lessons follow it; their loss is the metric `rehearsal_loss`.
-    """
+    """One update of a method: (state, outcome). A function of (config.seed, update) and the state alone."""
     settings = control(run, run.config.seed, update, method, run.config.rollout.temperature, update=True)
     state, outcome, _ = trajectory(
         programs_of(run, method), state, frozen, task, run.world, settings, stages_of(run.config, update, method)
     )
-    if run.lessons:  # written while the device works
-        lessons = sharding.put(run.lessons(update), sharding.replicated(run.mesh))
-        state, loss = run.rehearse(state, frozen, lessons, run.world)
-        outcome["metrics"]["rehearsal_loss"] = loss
     return state, outcome
 
 

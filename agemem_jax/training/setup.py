@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from agemem_jax import sharding
 from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
-from agemem_jax.data.lessons import Lessons
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import names, scoring
@@ -34,9 +33,8 @@ from agemem_jax.training.distributed import agree
 from agemem_jax.training.identity import Identity
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
-from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings, state_shardings
-from agemem_jax.training.warm import rehearse_step
-from agemem_jax.types import Op, Pieces, Segments
+from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
+from agemem_jax.types import Op, Pieces
 
 COUNTED_RECORDS = 2000  # training records whose messages give the encoder its document frequencies
 ENCODER_SEED = 0
@@ -58,8 +56,6 @@ class Run:
     spec: ProgramSpec
     programs: dict[int, Callable]
     roomy: dict[int, Callable]  # the same, with rows that hold all that is told (roomy_config)
-    lessons: Callable[[int], Segments] | None  # what is learnt again after an update, on the host (rl.rehearsal)
-    rehearse: Callable | None  # warm.rehearse_step, jitted
     identity: Identity  # of what was read to make all this
 
 
@@ -94,11 +90,9 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
-    lessons = rehearsed(config, tokenizer, pieces) if config.rl.rehearsal else None
     if like:
-        programs, roomy, rehearse = like.programs, like.roomy, like.rehearse
+        programs, roomy = like.programs, like.roomy
     else:
-        rehearse = compile_rehearsal(config, model, optimizer, spec, mesh) if lessons else None
         settings = model, optimizer, config.rl, config.reward, judge
         programs = roomy = compile_programs(spec, *settings)
         if roomy_spec != spec:  # compiled where a method needs them
@@ -115,24 +109,7 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     if reader:
         world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
-    return Run(
-        config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, lessons,
-        rehearse, identity,
-    )  # fmt: skip
-
-
-def rehearsed(config: ConfigDict, tokenizer: Tokenizer, pieces: Pieces) -> Callable[[int], Segments]:
-    """The `rl.rehearsal` lessons of an update: whole pages, half of them dealings, that the warm start has not seen."""
-    lessons, warm = Lessons(config, tokenizer, pieces), config.warm
-    first = warm.lessons + warm.dealings + warm.steps
-    return lambda update: lessons.batch(first + update, config.rl.rehearsal)
-
-
-def compile_rehearsal(config: ConfigDict, model: ModelConfig, optimizer, spec: ProgramSpec, mesh: Mesh) -> Callable:
-    """The jitted step on the lessons; the state comes out where it went in."""
-    step = rehearse_step(spec.learn, model, optimizer, config.rl.logit_chunk)
-    out = state_shardings(model, optimizer, mesh), sharding.replicated(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=out)
+    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
 
 
 def tokenizer_path(p: ConfigDict) -> str:
@@ -162,14 +139,6 @@ def fitted(config: ConfigDict, model: ModelConfig, vocab_size: int, pieces: Piec
     check_prompt(config, prompt_tokens)
     check_vocabulary(p, vocab_size, model.vocab_size)
     longest, reach = prompt_tokens + config.context.capacity, model.longest_context
-    page = prompt_tokens + config.warm.lesson_tokens
-    if config.rl.rehearsal and reach is not None and page > reach:
-        refuse(
-            "warm.lesson_tokens", config.warm.lesson_tokens,
-            f"with rl.rehearsal and the prompt's {prompt_tokens} tokens a lesson reaches {page} positions, and "
-            f"policy.weights = {p.weights!r} was made for {reach}; set it to {reach - prompt_tokens} at most, or "
-            "rl.rehearsal = 0",
-        )  # fmt: skip
     if reach is not None and longest > reach:
         refuse(
             "context.capacity", config.context.capacity,

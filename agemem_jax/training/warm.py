@@ -1,9 +1,4 @@
-"""What is learnt from examples: reading lessons and demonstrations of the warm start, and lessons between RL updates.
-
-Rehearsal is the pretraining mix of InstructGPT (arXiv 2203.02155, section 3.5: PPO-ptx) with two differences: what is
-mixed in are lessons of the warm start, and they get an optimizer step of their own after each update, where PPO-ptx
-adds up gradients. So the stage programs stay as they are, and no coefficient weighs two losses of different size.
-"""
+"""The supervised warm start: reading lessons, then imitation of demonstrations played in the real environment."""
 
 import dataclasses
 
@@ -92,22 +87,14 @@ def matrices(params: dict) -> dict:
 
 
 def imitate(
-    state: TrainState,
-    segments: Segments,
-    world: World,
-    grammar,
-    learn: LearnSpec,
-    model,
-    optimizer,
-    logit_chunk: int,
-    frozen: dict | None = None,
+    state: TrainState, segments: Segments, world: World, grammar, learn: LearnSpec, model, optimizer, logit_chunk: int
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """One optimizer step towards the trainable tokens: (state, loss [], used segments []); `grammar`: see log_probs."""
     rows = segments.tokens.shape[0]
     weight = losses.token_weights(segments.trainable, "token")
     batch = learner_batch(segments, jnp.zeros((rows, 3)), weight, learn.micro_batch)
     used = (batch.length > 0).sum()
-    loss = imitation_loss(frozen or {}, model, grammar, learn, logit_chunk)
+    loss = imitation_loss(model, grammar, learn, logit_chunk)
     grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, used, learn)
     return descend(state, optimizer, grad).replace(step=state.step + 1), sums["loss"], used
 
@@ -122,22 +109,6 @@ def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int)
         spec = dataclasses.replace(learn, widths=(lessons.tokens.shape[-1],))
         state, loss, _ = imitate(state, lessons, world, None, spec, model, optimizer, logit_chunk)
         return state, {"loss": loss}
-
-    return step
-
-
-def rehearse_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One step on reading lessons between updates, to be jitted with `state` donated.
-
-    (state, frozen, lessons, world) -> (state, loss [] float32). `state.step`, which counts updates, stays. A step whose
-    gradient is not finite is seen in the next update's metrics.
-    """
-
-    def step(state: TrainState, frozen: dict, lessons: Segments, world: World):
-        spec = dataclasses.replace(learn, widths=(lessons.tokens.shape[-1],))
-        actor = dataclasses.replace(model, layout=learn.layout)
-        new, loss, _ = imitate(state, lessons, world, None, spec, actor, optimizer, logit_chunk, frozen)
-        return new.replace(step=state.step), loss
 
     return step
 
