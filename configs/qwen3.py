@@ -17,12 +17,6 @@ SIZES = {
 }
 SLICES = {
     "0.6b-v5e-16": dict(mesh__tensor=2, rl__tasks_per_update=8, rl__micro_batch=16),
-    # One GPU, and the sizes of `experiments/benchmark_device`.
-    "0.6b-h100-1": dict(
-        policy__attention="cudnn", policy__scan_layers=False, rl__tasks_per_update=4, rl__micro_batch=8,
-        context__limit=4096, context__capacity=3072, rollout__stage3_turns=3,
-        rollout__action_tokens=96, rollout__summary_tokens=96, tools__body_tokens=64, train__traces=32,
-    ),
     "1.7b-v5e-16": dict(mesh__tensor=2, rl__tasks_per_update=4, rl__micro_batch=16),
     "4b-v5e-16": dict(mesh__tensor=4, mesh__learner="tensor", rl__tasks_per_update=4, rl__micro_batch=4),
     "4b-v6e-16": dict(mesh__tensor=4, rl__tasks_per_update=8, rl__micro_batch=16),

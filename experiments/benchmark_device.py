@@ -1,7 +1,7 @@
 """Measures a run on the accelerator that is here: attention kernels against plain attention, updates against the plan.
 
-    python -m experiments.benchmark_device --config=configs/qwen3.py:0.6b-h100-1 --topology=h100:1 \\
-        --config.policy.tokenizer=agemem_jax/assets/tiny/tokenizer.model [--updates=10] [--out=FILE]
+    python -m experiments.benchmark_device --config=configs/one_gpu.py --topology=h100:1 \\
+        --config.policy.tokenizer=QWEN3_FOLDER [--updates=10] [--out=FILE]
 
 The policy begins from nothing where the config names no weights: what it writes then makes no sense, and turns are as
 long as they may be. Each stage program is compiled once, timed, and its plan made from that very program and the
