@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from agemem_jax import sharding
+from agemem_jax.config import ConfigError
 from agemem_jax.models.attention import Keys, attention
 from agemem_jax.planning import plan
 from agemem_jax.planning.hardware import GIB, Slice, parse_slice
@@ -40,7 +41,10 @@ REPEATS = 10
 
 
 def main(config) -> None:
-    where = parse_slice(TOPOLOGY.value)
+    try:
+        where = parse_slice(TOPOLOGY.value)
+    except ValueError as error:
+        raise ConfigError(f"--topology={TOPOLOGY.value}: {error}") from error
     figures = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "devices": jax.device_count()}
     print(figures, flush=True)
     kernel = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
@@ -110,7 +114,7 @@ def seconds(function, *args) -> float:
 
 
 def update_figures(run: Run, where: Slice) -> dict:
-    """Ten updates by the stage programs: what was compiled, predicted and measured of each stage."""
+    """`--updates` updates by the stage programs: what was compiled, predicted and measured of each stage."""
     rows = run.spec.rollout.batch
     state = new_state(run.start(), run.optimizer)
     everywhere = jax.tree.leaves(run.world)[0].sharding
