@@ -31,6 +31,7 @@ from agemem_jax.training.programs import STAGES
 from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from experiments import cli, out
+from experiments.benchmark.parts import timed
 from experiments.plan import PHASES, PREFILL_CHUNKS, TOPOLOGY
 
 UPDATES = flags.DEFINE_integer("updates", 10, "updates that are timed, after the one that compiles", lower_bound=1)
@@ -101,13 +102,8 @@ def attention_figures(shape: tuple[int, int, int], kernel: str | None) -> dict:
 
 def seconds(function, *args) -> float:
     """Median time of a call, after one that compiles."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+    timed(function, *args)
+    return statistics.median(timed(function, *args)[0] for _ in range(REPEATS))
 
 
 # --- updates ---
@@ -127,10 +123,9 @@ def update_figures(run: Run, where: Slice) -> dict:
             learns = stage == 3
             settings = control(run, run.config.seed, update, "agemem", run.config.rollout.temperature, update=learns)
             args = state, run.frozen, held, task, run.world, sharding.put(settings, everywhere)
-            start = time.perf_counter()
-            state, held, outcomes[stage] = jax.block_until_ready(programs[stage](*args))
-            measured[stage].append(time.perf_counter() - start)
-            print(f"update {update}, stage {stage}: {measured[stage][-1]:.2f} s", flush=True)
+            spent, (state, held, outcomes[stage]) = timed(programs[stage], *args)
+            measured[stage].append(spent)
+            print(f"update {update}, stage {stage}: {spent:.2f} s", flush=True)
         updates.append(
             {
                 "seconds": time.perf_counter() - began,
