@@ -5,11 +5,13 @@
 
 The policy begins from nothing where the config names no weights: what it writes then makes no sense, and turns are as
 long as they may be. Each stage program is compiled once, timed, and its plan made from that very program and the
-turns that were played, so that what differs is the plan's model of the machine.
+turns that were played, so that what differs is the plan's model of the machine. XLA_FLAGS are in the figures: on a GPU
+they decide (README, "Many devices").
 """
 
 import functools
 import math
+import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +49,7 @@ def main(config) -> None:
     except ValueError as error:
         raise ConfigError(f"--topology={TOPOLOGY.value}: {error}") from error
     figures = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "devices": jax.device_count()}
+    figures["xla_flags"] = os.environ.get("XLA_FLAGS", "")
     print(figures, flush=True)
     kernel = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend())
     figures["attention"] = {name: attention_figures(shape, kernel) for name, shape in SHAPES.items()}
@@ -115,7 +118,7 @@ def update_figures(run: Run, where: Slice) -> dict:
     state = new_state(run.start(), run.optimizer)
     everywhere = jax.tree.leaves(run.world)[0].sharding
     programs, compile_s = compiled(run, state)
-    measured, updates = {stage: [] for stage in STAGES}, []
+    measured, trips, updates = {stage: [] for stage in STAGES}, {stage: [] for stage in STAGES}, []
     for update in range(UPDATES.value + 1):
         task, held = sharding.put(run.source.batch(update), sharding.rows(run.mesh)), None
         outcomes, began = {}, time.perf_counter()
@@ -126,9 +129,12 @@ def update_figures(run: Run, where: Slice) -> dict:
             spent, (state, held, outcomes[stage]) = timed(programs[stage], *args)
             measured[stage].append(spent)
             print(f"update {update}, stage {stage}: {spent:.2f} s", flush=True)
+        spent = time.perf_counter() - began
+        for stage in STAGES:
+            trips[stage].append(played(run, outcomes[stage], outcomes[3]["metrics"], stage))
         updates.append(
             {
-                "seconds": time.perf_counter() - began,
+                "seconds": spent,
                 **{name: float(outcomes[3]["metrics"][name]) for name in ("reward", "loss", "grad_norm", "ratio_max")},
                 "generated_tokens": float(outcomes[3]["rows"]["generated_tokens"].sum()),
                 "trained_tokens": float(outcomes[3]["metrics"]["trained_tokens"]),
@@ -139,9 +145,9 @@ def update_figures(run: Run, where: Slice) -> dict:
         print(f"update {update}: {updates[-1]}", flush=True)
     stages = {}
     for stage in STAGES:
-        trips = played(run, outcomes[stage], outcomes[3]["metrics"], stage)
-        planned = plan.analyse(programs[stage], run.mesh, where, trips, PHASES, f"stage {stage}")
-        spent = statistics.median(measured[stage][1:])
+        mean = mean_trips(trips[stage][1:])  # the plan is linear in them
+        planned = plan.analyse(programs[stage], run.mesh, where, mean, PHASES, f"stage {stage}")
+        spent = statistics.mean(measured[stage][1:])
         stages[f"stage {stage}"] = {
             "compile_s": compile_s[stage],
             "measured_s": spent,
@@ -149,17 +155,16 @@ def update_figures(run: Run, where: Slice) -> dict:
             "ratio": spent / planned["seconds"],
             "planned_gib": planned["hbm_gib_per_chip"],
             "phases": {p["phase"]: p["predicted_s"] for p in planned["phases"]},
-            "trips": trips,
+            "trips": mean,
         }
         print(f"stage {stage}: {stages[f'stage {stage}']}", flush=True)
-    spent = statistics.median(one["seconds"] for one in updates[1:])
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "config": run.config.name,
         "rows": rows,
         "updates": updates,
-        "seconds": spent,
-        "tokens_per_s": statistics.median(u["generated_tokens"] / u["seconds"] for u in updates[1:]),
+        "seconds": statistics.mean(one["seconds"] for one in updates[1:]),
+        "tokens_per_s": statistics.mean(u["generated_tokens"] / u["seconds"] for u in updates[1:]),
         "peak_gib": peak and peak / GIB,
         "stages": stages,
     }
@@ -202,3 +207,14 @@ def played(run: Run, outcome: dict, metrics: dict, stage: int) -> dict[str, floa
 
 if __name__ == "__main__":
     cli.run(main)
+
+
+def mean_trips(trips: list[dict[str, float]]) -> dict[str, float]:
+    """Means over updates of how often loops ran; of a loop within another one, so that the mean of the products is the
+    product of the means."""
+    mean = {name: statistics.mean(one[name] for one in trips) for name in trips[0]}
+    for name in mean:
+        outer, _, _ = name.rpartition("/")
+        if outer in mean and mean[outer]:
+            mean[name] = statistics.mean(one[outer] * one[name] for one in trips) / mean[outer]
+    return mean

@@ -37,6 +37,13 @@ def test_every_way_of_attending_is_timed_and_its_error_found(monkeypatch):
     assert benchmark_device.attention_figures(SHAPE, None)["xla"]["relative_error"] > 0.1
 
 
+def test_trips_of_a_loop_in_a_loop_keep_their_total():
+    short = {"rollout": 2.0, "rollout/decode": 10.0, "head": 3.0}
+    long = {"rollout": 6.0, "rollout/decode": 30.0, "head": 5.0}
+    assert benchmark_device.mean_trips([short, long]) == {"rollout": 4.0, "rollout/decode": 25.0, "head": 4.0}
+    assert benchmark_device.mean_trips([{"rollout": 0.0, "rollout/decode": 7.0}])["rollout/decode"] == 7.0
+
+
 @pytest.mark.heavy
 def test_updates_are_timed_stage_by_stage_beside_their_plan():
     run = build_small(policy__num_layers=1)

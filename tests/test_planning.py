@@ -527,3 +527,39 @@ def test_a_gpu_program_is_read():
     decode, grad = roofline.phase_times(costs, {"decode": ["decode"], "grad": ["grad"]}, parse_slice("h100:1"), None)
     assert decode["predicted_s"] == pytest.approx(decode["hbm_s"])
     assert grad["predicted_s"] == pytest.approx(attended.flops / 989e12 / roofline.KERNEL_SHARE)
+
+
+CUBLAS = """
+HloModule jit_program, is_scheduled=true, num_partitions=1
+
+%fused_concatenate (gate: f32[28,64,96], up: f32[28,64,96]) -> bf16[64,192] {
+  %gate = f32[28,64,96]{2,1,0} parameter(0)
+  %gate_narrow = bf16[28,64,96]{2,1,0} convert(%gate)
+  %gate_cut = bf16[1,64,96]{2,1,0} slice(%gate_narrow), slice={[0:1], [0:64], [0:96]}
+  %gate_layer = bf16[64,96]{1,0} bitcast(%gate_cut)
+  %up = f32[28,64,96]{2,1,0} parameter(1)
+  %up_narrow = bf16[28,64,96]{2,1,0} convert(%up)
+  %up_cut = bf16[1,64,96]{2,1,0} slice(%up_narrow), slice={[0:1], [0:64], [0:96]}
+  %up_layer = bf16[64,96]{1,0} bitcast(%up_cut)
+  ROOT %both = bf16[64,192]{1,0} concatenate(%gate_layer, %up_layer), dimensions={1}
+}
+
+ENTRY %main (gate: f32[28,64,96], up: f32[28,64,96], x: bf16[32,64]) -> f32[32,192] {
+  %gate = f32[28,64,96]{2,1,0} parameter(0)
+  %up = f32[28,64,96]{2,1,0} parameter(1)
+  %x = bf16[32,64]{1,0} parameter(2)
+  %weights = bf16[64,192]{1,0} fusion(%gate, %up), kind=kInput, calls=%fused_concatenate
+  %call = (f32[32,192]{1,0}, s8[33554432]{0}) custom-call(%x, %weights), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %y = f32[32,192]{1,0} get-tuple-element(%call), index=0
+}
+"""  # noqa: E501
+
+
+def test_of_stacked_weights_a_layer_is_read_and_of_a_workspace_nothing():
+    """As XLA writes a decoding layer for an H100 without Triton's matmuls: two weights of a stack are cut, narrowed and
+    joined in one fusion, and cuBLAS gets 32 MiB that it does not fill."""
+    joined, matmul = walk(hlo.parse(CUBLAS), {"fsdp": 1}, lambda scope: None)[0]
+    layer = 64 * 96
+    assert joined.hbm == 2 * layer * 4 + 2 * layer * 2
+    assert matmul.hbm == 32 * 64 * 2 + 2 * layer * 2 + 32 * 192 * 4
+    assert matmul.flops == 2 * 32 * 64 * 192

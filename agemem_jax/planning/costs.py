@@ -171,6 +171,8 @@ def traffic(computation: Computation, instruction: Instruction, module: Module) 
             return 0.0
         if found := re.search(r'"cost_estimate":\s*\{[^}]*"bytes_accessed":\s*"?(\d+)', instruction.attributes):
             return float(found.group(1))
+        if target and target.group(1).startswith("__cublas"):  # behind its result: a workspace, which it hardly touches
+            written = instruction.shapes[0].hbm
     if code == "fusion":
         inner = module.computations[instruction.called["calls"][0]]
         reads = sum(
@@ -187,10 +189,10 @@ def _read(inner: Computation, name: str, shape: Shape, module: Module) -> float:
     total = 0.0
     for user in inner.users[name]:
         code = user.opcode
-        if code == "bitcast":
+        if code in ("bitcast", "convert"):  # what is converted may be cut afterwards
             total += _read(inner, user.name, shape, module)
         elif code in SLICES and user.operands[0] == name:
-            total += user.shapes[0].bytes
+            total += user.shapes[0].size * shape.bytes / shape.size
         elif code in UPDATES and user.operands[0] == name and _is_result(inner, user):
             continue
         elif code == "fusion":
