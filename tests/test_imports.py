@@ -20,6 +20,7 @@ COLUMNS = (
     {"sharding"},
     {"models", "memory", "tools", "data"},
     {"envs"},
+    {"benchmarks"},
     {"rollout", "rl"},
     {"methods"},
     {"training"},

@@ -97,6 +97,12 @@ def join(first: jax.Array, piece: jax.Array) -> jax.Array:
     return _modulo(_times(first, piece[..., 1, :]) + piece[..., 0, :])
 
 
+def join_pieces(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The piece `[..., 2, 2]` of two pieces, one behind the other."""
+    value = join(first[..., 0, :], second)
+    return jnp.stack([value, _times(first[..., 1, :], second[..., 1, :])], axis=-2)
+
+
 def _modulo(x: jax.Array) -> jax.Array:
     """Any uint32 modulo PRIME, of which 2^31 is 1."""
     x = (x & PRIME) + (x >> 31)

@@ -1,0 +1,72 @@
+"""Texts of environments against plain Python strings, in any tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agemem_jax.envs.text import byte_table, compose, key_of, listing, piece_of, text_key
+from agemem_jax.memory.equality import join
+from agemem_jax.types import Text
+
+PIECES = ("go", " to", " drawer", " 1", "12", "  ", "\n", " ", "take ", "é", "京", "\t open", "A", "a")
+VOCABULARY = [None, *(bytes([i]) for i in range(256)), *(piece.encode() for piece in PIECES)]
+NUMBER = {piece: 257 + i for i, piece in enumerate(PIECES)}
+TABLE = byte_table(VOCABULARY)
+ROWS, WIDTH = 2, 64
+_keys = jax.jit(text_key)
+
+
+def padded(rows: list[list[int]], width: int = WIDTH) -> Text:
+    tokens = np.zeros((len(rows), width), np.int32)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return Text(jnp.asarray(tokens), jnp.array([len(ids) for ids in rows], jnp.int32))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=10))
+def test_a_key_is_of_the_bytes_whatever_the_tokens(pieces):
+    text = "".join(pieces)
+    by_piece, by_byte = [NUMBER[piece] for piece in pieces], [1 + byte for byte in text.encode()]
+    found = np.asarray(_keys(TABLE, padded([by_piece, by_byte])))
+    wanted = key_of(text.strip(" \t\n\r\x0b\x0c"))
+    assert (found == wanted).all()
+    assert (key_of(f" \n{text} ") == wanted).all()
+
+
+def test_keys_tell_texts_apart():
+    texts = ["", "a", "A", "é", "e", "go to", "go  to", "goto", "to go", "go to drawer", "go to drawer 12"]
+    assert len({tuple(key_of(text)) for text in texts}) == len(texts)
+    token_without_text = np.asarray(_keys(TABLE, padded([[0], [1]])))
+    assert (token_without_text != key_of("")).all()
+
+
+def test_the_key_of_a_command_follows_from_its_words():
+    key = jnp.asarray(key_of("take"))
+    for word in (" apple 1", " from", " drawer 12"):
+        key = join(key, jnp.asarray(piece_of(word)))
+    assert (np.asarray(key) == key_of("take apple 1 from drawer 12")).all()
+
+
+def test_pieces_are_put_one_behind_the_other_and_cut_at_the_end():
+    tokens = jnp.arange(1, 19).reshape(2, 3, 3)
+    text = compose(tokens, jnp.array([[2, 0, 3], [3, 3, 3]]), 7)
+    np.testing.assert_array_equal(text.tokens, [[1, 2, 7, 8, 9, 0, 0], [10, 11, 12, 13, 14, 15, 16]])
+    np.testing.assert_array_equal(text.length, [5, 7])
+
+
+def test_a_list_reads_as_people_write_it():
+    words = ["", "x", "y", "z", ", ", ", and ", "nothing"]
+    piece = lambda i: Text(jnp.array([i]), jnp.int32(1))  # noqa: E731
+    items = Text(jnp.array([[1], [2], [3]]), jnp.ones(3, jnp.int32))
+    mask = jnp.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
+    parts = listing(mask, items, piece(4), piece(5), piece(6))
+    text = compose(parts.tokens, parts.length, 12)
+    read = ["".join(words[t] for t in row[:n]) for row, n in zip(np.asarray(text.tokens), text.length, strict=True)]
+    assert read == ["nothing", "y", "x, and z", "x, y, and z"]
+    by_row = Text(jnp.broadcast_to(items.tokens, (4, 3, 1)), jnp.ones((4, 3), jnp.int32))
+    again = listing(mask, by_row, piece(4), piece(5), piece(6))
+    again = compose(again.tokens, again.length, 12)
+    np.testing.assert_array_equal(again.tokens, text.tokens)
