@@ -14,6 +14,7 @@ Every array is padded to a static shape; what is real is told by a `length`, a `
 """
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,9 +117,7 @@ class Task:
     num_gold: jax.Array  # [B] int32
     key_tokens: jax.Array  # [B, Kq] int32 key tokens of the query (entities, dates); PAD_ID where unused
     answer: Text  # [B, W] the gold answer's tokens (demonstrations and traces)
-    answer_words: jax.Array  # [B, Wa, 2] uint32 hashes of the gold answer's normalised words (envs/scoring.py)
-    num_answer_words: jax.Array  # [B] int32
-    answer_is_closed: jax.Array  # [B] bool: the normalised answer is yes, no or noanswer
+    game: Any  # [B, ...] what the environment plays (envs/base.py)
     fact_owner: jax.Array  # [B, F] int32 who speaks, and whose memory it is in that turn
     fact_session: jax.Array  # [B, F] int32
     distractor_owner: jax.Array  # [B, D2] int32
@@ -192,9 +191,9 @@ class EpisodeStats:
     relevance_count: jax.Array  # [B, 3] int32
     reduced_in_time: jax.Array  # [B, 3] bool: FILTER or SUMMARY succeeded while the context was within its limit
     prevented: jax.Array  # [B, 3] bool: edits kept the context from being too full (rollout/turn.py: prevented)
-    answered: jax.Array  # [B] bool
-    exact_match: jax.Array  # [B] float32
-    f1: jax.Array  # [B] float32
+    acted: jax.Array  # [B] bool: the environment was given an action
+    success: jax.Array  # [B] float32, of a question exact match
+    progress: jax.Array  # [B] float32, of a question token F1
     in_view: jax.Array  # [B] float32: how much of what stage 2 told to be kept in view is so when it ends
     preservation: jax.Array  # [B] float32: share of the query's key tokens in the context at the end
     context_tokens: jax.Array  # [B] int32 context length (prefix included) at the answer, or at the end
@@ -221,7 +220,7 @@ def empty_stats(batch: int) -> EpisodeStats:
     return EpisodeStats(
         calls=ops(), calls_ok=ops(), added=i(), added_good=i(), kept=f(), stale_held=i(), revised=f(),
         maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
-        reduced_in_time=stages(bool), prevented=stages(bool), answered=b(), exact_match=f(), f1=f(), in_view=f(),
+        reduced_in_time=stages(bool), prevented=stages(bool), acted=b(), success=f(), progress=f(), in_view=f(),
         preservation=f(), context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(),
         memory_quality=f(), turns=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32),
         malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),

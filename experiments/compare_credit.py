@@ -62,11 +62,13 @@ def compare(configs: list, workdir: Path, notice: Notice) -> None:
         for config in configs:
             credit, metric = config.rl.credit, config.reward.task_metric
             curves[credit], scores[credit] = [], {one.way: [] for one in PASSES}
+            run = None
             for seed in range(config.seed, config.seed + config.num_seeds):
                 run_config = config.copy_and_resolve_references()
                 run_config.seed = seed
                 folder = workdir / credit / f"seed_{seed}"
-                numbers = train(build(run_config), folder, stop, only=PASSES)
+                run = build(run_config, like=run)  # compiled once for all seeds
+                numbers = train(run, folder, stop, only=PASSES)
                 if is_leader():
                     curves[credit].append(learning_curve(folder, RECORDED[metric]))
                     for one in PASSES:

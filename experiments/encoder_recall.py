@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.config import CHOICES
 from agemem_jax.data import hotpotqa
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs import scoring
 from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, store
 from agemem_jax.memory.encoder import word_of
@@ -83,7 +83,7 @@ def measure(
     config.task.path, config.task.test_size = path, generated
     config.policy.weights = weight_file or config.policy.weights
     tokenizer = Tokenizer.load(tokenizer_path(config.policy))
-    source = TaskSource(config, tokenizer, scoring.hash_words)
+    source = TaskSource(config, tokenizer, question_of)
     records = source.records[: most or None] if path else source.records_of("test")
     sentences, queries, gold = texts(records, source)
     pieces = tokenizer.token_bytes()

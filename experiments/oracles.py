@@ -99,7 +99,7 @@ class Stage:
 
     def play(self, strategy: Strategy, indices: list[int]) -> np.ndarray:
         """F1 of each record."""
-        return self.episodes(lambda record: self.oracle.play(record, strategy), indices).f1.astype(np.float64)
+        return self.episodes(lambda record: self.oracle.play(record, strategy), indices).progress.astype(np.float64)
 
     def episodes(self, script: Callable[[StagedRecord], Lines], indices: list[int], answers: bool = True):
         """The statistics of each record's episode, on the host.

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import write_bpe
 
+from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.config import ConfigError
 from agemem_jax.data import hotpotqa, questions, vocabulary
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
@@ -19,12 +19,6 @@ from agemem_jax.envs.scoring import hash_words
 from agemem_jax.errors import InputError
 from agemem_jax.types import PAD_ID
 from configs import base
-
-
-def hash_answer(text):
-    """Stands in for envs.scoring.hash_words."""
-    words = re.findall(r"\w+", text.lower())
-    return np.array([[len(word), ord(word[0])] for word in words], np.uint32).reshape(-1, 2), text in ("yes", "no")
 
 
 def tiny_config(**task):
@@ -50,7 +44,7 @@ def tokenizer(model):
 
 @pytest.fixture(scope="module")
 def source(tokenizer):
-    return TaskSource(tiny_config(), tokenizer, hash_answer)
+    return TaskSource(tiny_config(), tokenizer, question_of)
 
 
 def rows(task):
@@ -105,9 +99,9 @@ def test_arrays_hold_the_staged_record(source, tokenizer):
         assert text(task.query, b) == staged.query and text(task.answer, b) == staged.answer
         key_words = {tokenizer.decode([int(i)]).strip() for i in task.key_tokens[b] if i != PAD_ID}
         assert key_words == set(staged.key_words) and key_words
-        hashes, closed = hash_answer(staged.answer)
-        assert np.array_equal(task.answer_words[b, : task.num_answer_words[b]], hashes)
-        assert task.answer_is_closed[b] == closed
+        hashes, closed = hash_words(staged.answer)
+        assert np.array_equal(task.game.words[b, : task.game.num_words[b]], hashes)
+        assert task.game.is_closed[b] == closed
         assert task.owner[b] == index % 4 + 4 * staged.asker
         assert task.fact_owner[b, : task.num_facts[b]].tolist() == [index % 4 + 4 * who for who in staged.fact_speakers]
         assert [text(task.keep, b, i) for i in range(task.num_keep[b])] == staged.keep
@@ -116,7 +110,7 @@ def test_arrays_hold_the_staged_record(source, tokenizer):
         assert [text(task.view, b, i) for i in range(task.num_view[b])] == staged.view
         assert questions.KINDS[task.kind[b]] == staged.kind
     assert task.facts.tokens.shape == (8, 6, 10) and task.gold.tokens.shape == (8, 2, 10)
-    assert task.facts.tokens.dtype == np.int32 and task.answer_words.dtype == np.uint32
+    assert task.facts.tokens.dtype == np.int32 and task.game.words.dtype == np.uint32
     places = np.arange(10) >= task.facts.length[..., None]
     assert (task.facts.tokens[places] == PAD_ID).all() and (task.facts.tokens[~places] != PAD_ID).all()
     assert source.encode("Ada Keller") == tokenizer.encode(" Ada Keller")
@@ -132,13 +126,13 @@ def test_groups_are_consecutive_and_equal(source):
 
 
 def test_a_batch_is_a_function_of_seed_and_update(source, tokenizer):
-    again = TaskSource(tiny_config(), tokenizer, hash_answer)
+    again = TaskSource(tiny_config(), tokenizer, question_of)
     again.batch(40)  # whatever was asked before
     assert equal(again.batch(5), source.batch(5))
     assert not equal(source.batch(6), source.batch(5))
     other = tiny_config()
     other.seed = 1
-    assert not equal(TaskSource(other, tokenizer, hash_answer).batch(5), source.batch(5))
+    assert not equal(TaskSource(other, tokenizer, question_of).batch(5), source.batch(5))
 
 
 def test_every_epoch_visits_all_training_records_in_another_order(source):
@@ -173,7 +167,7 @@ def write(path, records) -> str:
 
 def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     path = write(tmp_path / "records.json", published(20))
-    source = TaskSource(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer, hash_answer)
+    source = TaskSource(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer, question_of)
     assert {split: list(places) for split, places in source.places.items()} == {
         "train": list(range(13)), "validation": [13, 14], "test": list(range(15, 20))
     }  # fmt: skip
@@ -183,19 +177,19 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     for fraction, told in ((0.0, "20 train, 0 validation, 0 test"), (1.0, "0 train, 0 validation, 20 test")):
         config = tiny_config(path=path, test_fraction=fraction, validation_fraction=0.0)
         with pytest.raises(InputError, match=f"give {told} tasks.*task.test_fraction = {fraction}, .*of task.path = "):
-            TaskSource(config, tokenizer, hash_answer)
+            TaskSource(config, tokenizer, question_of)
     config = tiny_config(path=path, test_fraction=0.25, validation_fraction=0.0)
-    assert len(TaskSource(config, tokenizer, hash_answer).places["validation"]) == 0
+    assert len(TaskSource(config, tokenizer, question_of).places["validation"]) == 0
     config.train.eval_every = 5
     with pytest.raises(InputError, match="15 train, 0 validation, 5 test tasks; .* so does validation with train.eval"):
-        TaskSource(config, tokenizer, hash_answer)
+        TaskSource(config, tokenizer, question_of)
 
 
 def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
     path = tmp_path / "records.json"
     path.write_text(json.dumps(questions.generate(0, 20, "train", {"bids": 1.0})))
     with pytest.raises(ConfigError, match=r"task.distractors = 3: record 0 tells 10 messages of stage 2; .* >= 10"):
-        TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, hash_answer)
+        TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, question_of)
 
 
 def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
@@ -203,16 +197,16 @@ def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
     files = {name: write(tmp_path / f"{name}.json", part) for name, part in (
         ("path", records[:7]), ("validation_path", records[7:9]), ("test_path", records[9:])
     )}  # fmt: skip
-    source = TaskSource(tiny_config(**files), tokenizer, hash_answer)
+    source = TaskSource(tiny_config(**files), tokenizer, question_of)
     assert [source.records_of(split) for split in source.places] == [records[:7], records[7:9], records[9:]]
     only_test = {name: file for name, file in files.items() if name != "validation_path"}
-    source = TaskSource(tiny_config(**only_test, validation_fraction=0.3), tokenizer, hash_answer)
+    source = TaskSource(tiny_config(**only_test, validation_fraction=0.3), tokenizer, question_of)
     assert [len(places) for places in source.places.values()] == [5, 2, 3]
     for name, text in (("validation_path", "{"), ("test_path", "[]")):
         broken = tmp_path / "broken.json"
         broken.write_text(text)
         with pytest.raises(InputError, match=f"^task.{name}: '{broken}' "):
-            TaskSource(tiny_config(**files | {name: str(broken)}), tokenizer, hash_answer)
+            TaskSource(tiny_config(**files | {name: str(broken)}), tokenizer, question_of)
 
 
 def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
@@ -221,18 +215,18 @@ def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
     path = write(tmp_path / "records.json", records + records[:2] + again)
     with pytest.warns(UserWarning, match="left out 5 of 22 train records that are in a later split too"):
         config = tiny_config(path=path, test_fraction=5 / 27, validation_fraction=0.0)
-        source = TaskSource(config, tokenizer, hash_answer)
+        source = TaskSource(config, tokenizer, question_of)
     assert [len(places) for places in source.places.values()] == [17, 0, 5]
     assert source.records == records[:3] + records[8:] + records[:2] + again
     files = {"path": write(tmp_path / "a.json", records), "validation_path": write(tmp_path / "b.json", records[4:9]),
              "test_path": write(tmp_path / "c.json", records[7:12])}  # fmt: skip
     with pytest.warns(UserWarning, match="b.json: left out 2 of 5 validation records"):
-        source = TaskSource(tiny_config(**files), tokenizer, hash_answer)
+        source = TaskSource(tiny_config(**files), tokenizer, question_of)
     assert source.records == records[:4] + records[12:] + records[4:7] + records[7:12]
     path = write(tmp_path / "records.json", records[:2] * 2)
     none_left = pytest.raises(InputError, match="2 records give 0 train, 0 validation, 2 test tasks")
     with none_left, pytest.warns(UserWarning, match="left out 2 of 2"):
-        TaskSource(tiny_config(path=path, test_fraction=0.5, validation_fraction=0.0), tokenizer, hash_answer)
+        TaskSource(tiny_config(path=path, test_fraction=0.5, validation_fraction=0.0), tokenizer, question_of)
 
 
 def test_padding_refuses_what_does_not_fit():
@@ -245,14 +239,14 @@ def test_padding_refuses_what_does_not_fit():
 
 
 def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
-    source = TaskSource(tiny_config(), tokenizer, hash_answer)
+    source = TaskSource(tiny_config(), tokenizer, question_of)
     cuts = source.cut_texts
     assert all(cut["share"] == 0 for cut in cuts.values()) and not recwarn.list
     assert cuts["queries"]["holds_99"] == max(len(source.encode(r["question"])) for r in source.records)
 
     config = tiny_config(message_tokens=7, answer_tokens=1, share_bids=0.0)
     config.store.entry_tokens = 5
-    source = TaskSource(config, tokenizer, hash_answer)
+    source = TaskSource(config, tokenizer, question_of)
     lengths = [len(source.encode(record["question"])) for record in source.records]
     assert source.cut_texts["queries"] == {
         "field": "task.message_tokens", "limit": 7, "share": np.mean(np.array(lengths) > 7), "holds_99": max(lengths)
@@ -270,7 +264,7 @@ def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
         told = [*staged.facts, *staged.distractors, staged.query]
         assert task.cut[row] == pytest.approx(np.mean([len(source.encode(text)) > 7 for text in told]))
     assert task.cut.max() > 0
-    assert task.query.length.max() == 7 and task.answer.length.max() == 1 == task.num_answer_words.max()
+    assert task.query.length.max() == 7 and task.answer.length.max() == 1 == task.game.num_words.max()
 
 
 def test_a_limit_that_cuts_most_of_what_must_be_whole_is_refused(tmp_path, tokenizer):
@@ -283,10 +277,10 @@ def test_a_limit_that_cuts_most_of_what_must_be_whole_is_refused(tmp_path, token
         ({"path": str(path), "answer_tokens": 6}, None),
     ):
         if told is None:
-            TaskSource(tiny_config(**change), tokenizer, hash_answer)
+            TaskSource(tiny_config(**change), tokenizer, question_of)
             continue
         with pytest.raises(ConfigError, match=told):
-            TaskSource(tiny_config(**change), tokenizer, hash_answer)
+            TaskSource(tiny_config(**change), tokenizer, question_of)
 
 
 SMALL_TEXT = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(["a", "The", "yes", " ", "", "\0"])
@@ -325,7 +319,7 @@ def json_records(draw):
 def bpe_source(tmp_path_factory):
     """A source for real text, to be given other records."""
     tokenizer = Tokenizer.load(write_bpe(tmp_path_factory.mktemp("bpe")))
-    return TaskSource(tiny_config(message_tokens=64, answer_tokens=16), tokenizer, hash_words)
+    return TaskSource(tiny_config(message_tokens=64, answer_tokens=16), tokenizer, question_of)
 
 
 @pytest.mark.filterwarnings("ignore:.*left out", "ignore:cut to their limits")
@@ -335,13 +329,13 @@ def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(rows))
     try:
-        records = hotpotqa.load(str(path), lambda answer: len(hash_words(answer)[0]) > 0)
+        records = hotpotqa.load(str(path), lambda answer: question_of(answer).num_words > 0)
     except InputError as error:
         assert "\n" not in str(error) and str(error).startswith("task.path: ")
         return
     bpe_source.records, bpe_source.max_gold = records, 6
     task = bpe_source.rows([(i, epoch) for i in range(len(records))])
-    assert (task.num_gold > 0).all() and (task.num_answer_words > 0).all() and (task.query.length > 0).all()
+    assert (task.num_gold > 0).all() and (task.game.num_words > 0).all() and (task.query.length > 0).all()
     assert (task.facts.length.sum(1) > 0).all() and (task.num_distractors == 3).all()
     assert bpe_source._measure().keys() == bpe_source.cut_texts.keys()
 
@@ -356,4 +350,4 @@ def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_
 )
 def test_a_mix_that_does_not_fit_is_refused(tokenizer, change, told):
     with pytest.raises(ConfigError, match=told):
-        TaskSource(tiny_config(**change), tokenizer, hash_answer)
+        TaskSource(tiny_config(**change), tokenizer, question_of)

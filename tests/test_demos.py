@@ -10,6 +10,7 @@ import optax
 import pytest
 from small import build_small, vocabulary_file
 
+from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.config import ConfigError
 from agemem_jax.data import vocabulary
 from agemem_jax.data.batches import TaskSource
@@ -17,7 +18,6 @@ from agemem_jax.data.demos import Demonstrator
 from agemem_jax.data.oracles import is_closing, is_revision
 from agemem_jax.data.scripts import Shadow, names
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs.scoring import hash_words
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.state import Optimizer, new_state
@@ -32,7 +32,7 @@ TASKS = 200
 
 
 def demonstrator(config) -> Demonstrator:
-    source = TaskSource(config, Tokenizer.load(config.policy.tokenizer), hash_words)
+    source = TaskSource(config, Tokenizer.load(config.policy.tokenizer), question_of)
     return Demonstrator(source, config, END)
 
 

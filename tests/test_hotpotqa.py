@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.data import hotpotqa, questions
-from agemem_jax.envs.scoring import hash_words
 from agemem_jax.errors import InputError
 
 OFFICIAL = {
@@ -196,7 +196,7 @@ def test_what_the_published_files_have_here_and_there_is_left_out_and_counted_on
         OFFICIAL | {"answer": "19\x0031\x85"},
     ]
     with pytest.warns(UserWarning) as warned:
-        loaded = hotpotqa.load(write(tmp_path, records), lambda answer: len(hash_words(answer)[0]) > 0)
+        loaded = hotpotqa.load(write(tmp_path, records), lambda answer: question_of(answer).num_words > 0)
     assert len(warned) == 1
     assert str(warned[0].message).endswith(
         "records.json: 3 of 7 records are used; left out 2 control characters; left out 1 records whose answer has no "

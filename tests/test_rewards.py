@@ -16,9 +16,9 @@ NEVER = [False] * 3
 def episodes():
     """Row 0 did everything right, row 1 nothing, row 2 a bit of each with every fault."""
     return empty_stats(3).replace(
-        answered=jnp.array([True, False, True]),
-        f1=jnp.array([1.0, 0.0, 0.4]),
-        exact_match=jnp.array([1.0, 0.0, 0.0]),
+        acted=jnp.array([True, False, True]),
+        progress=jnp.array([1.0, 0.0, 0.4]),
+        success=jnp.array([1.0, 0.0, 0.0]),
         context_tokens=jnp.array([0, 100, 130]),
         reduced_in_time=jnp.array([[True, True, False], NEVER, [False, False, True]]),
         prevented=jnp.array([[False, True, True], NEVER, NEVER]),

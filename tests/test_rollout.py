@@ -228,8 +228,8 @@ def assert_rows_equal(a, b, of_a, of_b) -> None:
     """The same trajectories in rows `of_a` of one batch and `of_b` of another."""
     pick = lambda rows, index: (  # noqa: E731
         rows.segments.tokens[index], rows.segments.length[index], rows.segments.trainable[index],
-        rows.store.tokens[index], rows.store.valid[index], rows.answer.tokens[index], rows.stats.calls[index],
-        rows.stats.generated_tokens[index], rows.context.tokens[index], rows.stats.f1[index],
+        rows.store.tokens[index], rows.store.valid[index], rows.action.tokens[index], rows.stats.calls[index],
+        rows.stats.generated_tokens[index], rows.context.tokens[index], rows.stats.progress[index],
     )  # fmt: skip
     for x, y in zip(pick(a, of_a), pick(b, of_b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -302,8 +302,8 @@ def test_contexts_stay_within_their_bounds():
     for tools, step in BATCHES.values():
         _, after, outcomes = played(tools, step)
         stats = after[-1].stats
-        np.testing.assert_array_equal(stats.stop[:, 2], np.where(stats.answered, StopReason.ANSWERED, StopReason.TURNS))
-        assert (stats.stop != StopReason.NONE).all() and (stats.over_turns == ~stats.answered).all()
+        np.testing.assert_array_equal(stats.stop[:, 2], np.where(stats.acted, StopReason.ANSWERED, StopReason.TURNS))
+        assert (stats.stop != StopReason.NONE).all() and (stats.over_turns == ~stats.acted).all()
         for rows, outcome in zip(after, outcomes, strict=True):
             assert (rows.context.length <= run.spec.rollout.capacity).all()
             assert (rows.cached <= rows.context.length).all()

@@ -16,11 +16,11 @@ from rendered import assert_rendered, contexts
 from small import small_config
 from vocabularies import DATE, write_bpe
 
+from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.data.batches import pad_text, pad_texts, stack
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.demos import write_turn
 from agemem_jax.data.tokenizer import write_hf
-from agemem_jax.envs.scoring import hash_words
 from agemem_jax.memory import context
 from agemem_jax.rl import rewards
 from agemem_jax.rollout import turn as turn_lib
@@ -202,8 +202,7 @@ def task_of(run: Run, scripts: list[Script]) -> Task:
     messages = lambda texts, count: pad_texts([source.encode(t) for t in texts], count, width)  # noqa: E731
     same = lambda text: jax.tree.map(lambda x: np.stack([x] * spec.batch), text)  # noqa: E731
     facts = [messages(script.facts, spec.facts) for script in scripts]
-    hashes, closed = hash_words("Halden")
-    words = np.pad(hashes, ((0, run.config.task.answer_tokens - len(hashes)), (0, 0)))
+    question = question_of("Halden", run.config.task.answer_tokens)
     keys = np.zeros_like(base.key_tokens[0])
     names = source.encode("Ada Keller")
     keys[: len(names)] = names[: len(keys)]
@@ -223,9 +222,7 @@ def task_of(run: Run, scripts: list[Script]) -> Task:
         num_revisions=np.full(spec.batch, 2, np.int32),
         view=same(messages([DISTRACTOR], base.view.length.shape[1])),
         num_view=np.ones(spec.batch, np.int32),
-        answer_words=same(words),
-        num_answer_words=np.ones(spec.batch, np.int32),
-        answer_is_closed=np.full(spec.batch, closed),
+        game=same(question),
     )
 
 
@@ -268,7 +265,7 @@ def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
                 f"<|im_start|>user {text}<|im_end|>" for text in told
             ]  # fmt: skip
             assert agent.traces[stage - 1].said.length.sum() == 0
-        assert len(agent.slots(3)) == 1 and agent.rows[2].stats.exact_match == 1
+        assert len(agent.slots(3)) == 1 and agent.rows[2].stats.success == 1
         assert agent.rows[2].stats.turns == 1 and agent.rows[2].stats.calls[: Op.ANSWER].sum() == 0
         assert not agent.store(3, 0) and agent.rows[2].stats.malformed.sum() == 0
         assert agent.rows[2].segments.count == 1
@@ -295,13 +292,13 @@ def test_the_newest_is_stored_by_rule_and_shown_with_the_question():
     seen = agent.text(3, "seen", 0)
     assert "related memories" in seen and f"2: {ADA_HALDEN}" in seen and RIVER not in seen
     assert QUERY in seen and seen.endswith("<|im_start|>assistant")
-    assert agent.rows[2].stats.exact_match == 1 and agent.traces[2].store_hits.sum() == 0
+    assert agent.rows[2].stats.success == 1 and agent.traces[2].store_hits.sum() == 0
 
 
 def test_who_only_answers_may_do_nothing_else():
     (agent,) = play("free", Script(three=[calls(add(ADA_HALDEN)), answer("Halden")]), method="no_memory")[:1]
     assert agent.rows[2].stats.malformed.sum() == 1 and not agent.store(3, 0)
-    assert agent.rows[2].stats.exact_match == 1
+    assert agent.rows[2].stats.success == 1
 
 
 def test_the_exported_template_gives_the_recorded_tokens(tmp_path):
@@ -348,8 +345,8 @@ def test_answers_end_the_last_stage_and_are_scored_in_their_context():
     )[:4]
     assert [len(a.slots(3)) for a in (right, wrong, none, half)] == [2, 1, TURNS, 1]
     stats = [a.rows[2].stats for a in (right, wrong, none, half)]
-    assert [(float(s.exact_match), round(float(s.f1), 4)) for s in stats] == [(1, 1), (0, 0), (0, 0), (0, 0.6667)]
-    assert [bool(s.answered) for s in stats] == [True, True, False, True]
+    assert [(float(s.success), round(float(s.progress), 4)) for s in stats] == [(1, 1), (0, 0), (0, 0), (0, 0.6667)]
+    assert [bool(s.acted) for s in stats] == [True, True, False, True]
     assert [bool(s.over_turns) for s in stats] == [False, False, True, False]
     # Answers are not allowed in stage 1 here: the grammar writes none, and a turn that has one counts as malformed.
     assert len(none.slots(1)) == 3 and stats[2].calls[Op.ANSWER] == 0 and stats[2].malformed.sum() == 1
@@ -366,7 +363,7 @@ def test_an_answer_ends_the_first_stage_by_config_and_only_for_its_row():
     )[:2]
     assert [len(a.slots(1)) for a in (early, late)] == [2, 3]
     assert early.store(2, 0) == {1: ADA_HALDEN} and late.store(2, 0) == {1: ADA_HALDEN, 2: RIVER}
-    assert not early.rows[0].stats.answered and early.rows[0].stats.f1 == 0  # it is no answer to the question
+    assert not early.rows[0].stats.acted and early.rows[0].stats.progress == 0  # it is no answer to the question
     assert early.rows[0].stats.calls[Op.ANSWER] == 1
     assert len(early.slots(2)) == 1 and len(early.slots(3)) == TURNS
 
@@ -433,7 +430,7 @@ def test_filter_spares_the_query_and_the_turn_that_asks():
     assert agent.status(3, 1) == [Status.OK] and "done" in agent.text(3, "seen", 2)
     stats = agent.rows[2].stats
     assert stats.calls_ok[Op.FILTER] == 1 and stats.reduced_in_time.tolist() == [False, False, True]
-    assert stats.f1 == 1
+    assert stats.progress == 1
 
 
 @pytest.mark.parametrize("variant", ["paper", "bpe"])
@@ -538,7 +535,7 @@ def test_fifty_turns_fit_a_table_of_32_messages():
         assert numbers == sorted(numbers) and numbers[-1] == context.count - 1
         # Down to the low-water mark at a time, so that a few segments hold all turns.
         assert 2 < agent.rows[2].segments.count < 14
-    assert answers.rows[2].stats.f1 == 1
+    assert answers.rows[2].stats.progress == 1
 
 
 def test_a_row_that_a_size_ends_says_which():
@@ -550,7 +547,7 @@ def test_a_row_that_a_size_ends_says_which():
     stats = many.rows[2].stats
     assert stats.stop[2] == StopReason.SEGMENTS and 15 < len(many.slots(3)) < 50
     assert many.rows[2].segments.count == many.run.spec.rollout.segments
-    assert not stats.over_turns and not stats.answered
+    assert not stats.over_turns and not stats.acted
     # Six entries at once are more than the context holds beside the query, whatever goes.
     stats = much.rows[2].stats
     assert stats.stop[2] == StopReason.CONTEXT and len(much.slots(3)) == 2
@@ -886,5 +883,5 @@ def test_a_suppressed_call_is_read_and_counted_and_changes_nothing():
     # A later stage: everything before is as it was.
     np.testing.assert_array_equal(asked.traces[0].context, whole.traces[0].context)
     assert asked.status(3, 0) == [Status.NOT_RUN] and "not run" in asked.text(3, "seen", 1)
-    assert ADA_HALDEN not in asked.text(3, "seen", 1) and asked.rows[2].stats.f1 == 1
+    assert ADA_HALDEN not in asked.text(3, "seen", 1) and asked.rows[2].stats.progress == 1
     assert edited.status(3, 0) == [Status.NOT_RUN] and edited.status(3, 1) == [Status.OK]

@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ LIMITS = {
     "key tokens of a query": ("", False),
 }
 
-HashAnswer = Callable[[str], tuple[np.ndarray, bool]]
+GameOf = Callable[..., Any]  # (gold answer, words that count = all) -> what the environment plays, with num_words
 
 
 class TaskSource:
@@ -44,8 +45,7 @@ class TaskSource:
     its value, the share of MEASURED_RECORDS records' texts that it cuts, and the value that would hold 99 % of them;
     a warning names those that are cut.
 
-    hash_answer: envs.scoring.hash_words: text -> (hashes of the answer's normalised words [n, 2] uint32, whether the
-    normalised answer is yes, no or noanswer).
+    game_of: benchmarks.hotpotqa.environment.question_of.
 
     Records of files that a later split has too (hotpotqa.identities) are left out: of training those that are validated
     or tested, of validation those that are tested. A warning counts them.
@@ -54,8 +54,8 @@ class TaskSource:
     spell what a record says, or if more than TEACHABLE_SHARE of the queries, supporting facts or answers are cut.
     """
 
-    def __init__(self, config, tokenizer: Tokenizer, hash_answer: HashAnswer):
-        self.config, self.tokenizer, self.hash_answer = config, tokenizer, hash_answer
+    def __init__(self, config, tokenizer: Tokenizer, game_of: GameOf):
+        self.config, self.tokenizer, self.game_of = config, tokenizer, game_of
         task = config.task
         if task.path:
             splits = self._leave_out_later_ones(self._read())
@@ -151,7 +151,7 @@ class TaskSource:
 
         def load(split: str) -> list[dict]:
             path, field = self.file_of(split)
-            return hotpotqa.load(path, lambda answer: len(self.hash_answer(answer)[0]) > 0, field)
+            return hotpotqa.load(path, lambda answer: self.game_of(answer).num_words > 0, field)
 
         splits = {"train": load("train")}
         whole = len(splits["train"])
@@ -186,7 +186,7 @@ class TaskSource:
             staged = self.staged(index)
             told = [len(self.encode(text)) for text in staged.facts + staged.distractors]
             gold = [len(self.encode(text)) for text in staged.gold]
-            words = len(self.hash_answer(staged.answer)[0])
+            words = int(self.game_of(staged.answer).num_words)
             sizes["messages"] += told
             sizes["queries"].append(len(self.encode(staged.query)))
             sizes["supporting facts"] += gold
@@ -228,8 +228,6 @@ class TaskSource:
     def _row(self, index: int, epoch: int) -> Task:
         """One task without the row axis."""
         task, staged = self.config.task, self.staged(index, epoch)
-        hashes, closed = self.hash_answer(staged.answer)
-        hashes = hashes[: task.answer_tokens]
         messages = [*staged.facts, *staged.distractors, staged.query]
 
         def owners(speakers: list[int]) -> list[int]:
@@ -246,9 +244,7 @@ class TaskSource:
             num_gold=np.int32(len(staged.gold)),
             key_tokens=_padded(self._key_tokens(staged.key_words)[:KEY_TOKENS], KEY_TOKENS, np.int32),
             answer=pad_text(self._cut(staged.answer, task.answer_tokens), task.answer_tokens),
-            answer_words=np.pad(hashes, ((0, task.answer_tokens - len(hashes)), (0, 0))),
-            num_answer_words=np.int32(len(hashes)),
-            answer_is_closed=np.bool_(closed),
+            game=self.game_of(staged.answer, task.answer_tokens),
             fact_owner=_padded(owners(staged.fact_speakers), task.facts, np.int32),
             fact_session=np.full((task.facts,), index, np.int32),
             distractor_owner=_padded(owners(staged.distractor_speakers), task.distractors, np.int32),

@@ -36,7 +36,7 @@ class Environment(Protocol):
     """The engine of a benchmark. Hashable, so that it can be a static argument."""
 
     seen_tokens: int  # W, the most tokens of an answer; a longer one is cut at its end
-    action_tokens: int  # A, the most tokens of an action that is understood
+    action_tokens: int  # A, more than an action has that is understood: longer ones come cut to these
 
     def reset(self, shared: Any, game: Any) -> tuple[Any, Text]:
         """(state, what is seen at the start [B, W])."""

@@ -85,7 +85,7 @@ def earned(
     Raises:
       ValueError: an unknown `terms` or `task_metric`, or "judge" without `judged`.
     """
-    metrics = {"f1": stats.f1, "exact_match": stats.exact_match, "judge": judged}
+    metrics = {"f1": stats.progress, "exact_match": stats.success, "judge": judged}
     if reward.task_metric not in metrics:
         raise ValueError(f"reward.task_metric is {reward.task_metric!r}; it must be one of {', '.join(metrics)}")
     metric = metrics[reward.task_metric]
@@ -107,7 +107,7 @@ def earned(
         }
     else:
         raise ValueError(f"reward.terms is {reward.terms!r}; it must be 'strict' or 'paper'")
-    task = jnp.where(stats.answered, metric, jnp.asarray(factors["no_answer"], jnp.float32))
+    task = jnp.where(stats.acted, metric, jnp.asarray(factors["no_answer"], jnp.float32))
     values = chosen | {
         "task": in_stage(task, 3),
         "compression": in_stage(jnp.maximum(0.0, 1.0 - stats.context_tokens / context_limit), 2),

@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from agemem_jax.envs.base import Environment
 from agemem_jax.envs.names import NameTable
 from agemem_jax.memory import context as context_lib
 from agemem_jax.memory import store as store_lib
@@ -76,6 +78,7 @@ class RolloutSpec:
     result_tokens: int
     facts: int
     distractors: int
+    env: Environment
     by_turn: bool = False  # what stages 1 and 2 are paid for is measured after each turn, for credit "turn_to_go"
     reader: Reader | None = None  # a decoder as the store's encoder; None: the table `World.encoder`
     layout: Layout = LOCAL  # of the rows, and of the policy while it acts
@@ -160,7 +163,7 @@ class World:
     equality: EqualityTable  # when two entries say the same
     token_weight: jax.Array  # [V] float32: 0 for punctuation and marks, in overlaps
     names: NameTable  # of the names, dates and numbers in a text
-    answer_table: jax.Array  # [V, Lb] uint8 normalised text of each token, for answer scoring
+    env: Any  # tables of the environment that no game changes (envs/base.py: shared)
     rules: Rules = struct.field(default_factory=rules)  # of the method that plays
     reader: dict = struct.field(default_factory=dict)  # parameters of RolloutSpec.reader, stored as the policy's are
 
@@ -214,7 +217,10 @@ class Rows:
     round: jax.Array  # [B] int32 turns of all stages, for SUMMARY's rounds
     span: jax.Array  # [B] int32 span of the summary being written
     summaries: jax.Array  # [B] int32 summary slots used in this stage
-    answer: Text  # [B, A]
+    action: Text  # [B, A] the last one that the environment was given
+    env: Any  # [B, ...] the environment's state in stage 3; () before
+    seen: Text | tuple  # [B, Ws] what the environment has answered and the agent has not seen yet; () before stage 3
+    finished: jax.Array  # [B] bool: the environment's episode is over
     effective: jax.Array  # [B, turns of a trajectory] bool: a call of the turn had an effect that was used later
     edits: jax.Array  # [B, turns of a trajectory] bool: the turn made the context shorter, which was not emptied since
     freed: jax.Array  # [B] int32 tokens by which these turns made it shorter
@@ -288,7 +294,10 @@ def new_rows(spec: RolloutSpec, model=None) -> Rows:
         round=i(b),
         span=i(b),
         summaries=i(b),
-        answer=Text(i(b, spec.width), i(b)),
+        action=Text(i(b, spec.width), i(b)),
+        env=(),
+        seen=(),
+        finished=jnp.zeros((b,), bool),
         effective=jnp.zeros((b, spec.all_turns), bool),
         edits=jnp.zeros((b, spec.all_turns), bool),
         freed=i(b),

@@ -200,7 +200,8 @@ def run_stage(
             rows = rows.replace(standing=jnp.where(since[..., None], now[:, None], rows.standing))
         turn = rows.turn + over
         answered = op[:, 0] == Op.ANSWER
-        ends = answered if stage == 3 or spec.early_answer_ends else jnp.zeros_like(answered)
+        early = answered if spec.early_answer_ends else jnp.zeros_like(answered)
+        ends = rows.finished if stage == 3 else early
         why = jnp.where(ends, StopReason.ANSWERED, StopReason.TURNS)
         rows = stop(rows, over & (ends | (turn >= last_turn)), why, stage)
         return rows.replace(turn=turn, round=rows.round + over)
@@ -210,9 +211,17 @@ def run_stage(
         return (rows.mode != Mode.DONE).any() & (slot < spec.slots(stage))
 
     tables = world.replace(reader={})  # what each device needs for its own rows
+    if stage == 3:
+        rows = rowwise(spec, begin, rows, task, whole=(tables,))
     trace = new_trace(spec, tables, rows, task, stage)
     _, rows, trace = jax.lax.while_loop(going, body, (jnp.int32(0), rows, trace))
     return rowwise(spec, functools.partial(end_stage, stage), rows, task, whole=(tables,)), trace
+
+
+def begin(rows: Rows, task: Task, world: World, spec: RolloutSpec) -> Rows:
+    """Rows whose environment is as its game begins."""
+    state, seen = spec.env.reset(world.env, task.game)
+    return rows.replace(env=state, seen=seen)
 
 
 def end_stage(stage: int, rows: Rows, task: Task, world: World, spec: RolloutSpec) -> Rows:

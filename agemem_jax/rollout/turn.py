@@ -25,7 +25,6 @@ from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.types import NUM_OPS, Mode, Op, Role, Status, StopReason, Task, Text, in_stage
 
 NO_CALL = -1  # the number of no call
-ANSWER_WIDTHS = 4  # answers are scored up to this many times the longest gold answer
 
 
 def spread(piece: Text, on: jax.Array) -> Text:
@@ -59,13 +58,20 @@ def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
     return lines
 
 
-def message(task: Task, spec: RolloutSpec, stage: int, turn: jax.Array) -> tuple[Text, jax.Array]:
-    """The user message of a turn (Algorithms 3 to 5 of the paper): ([B, W] body, [B] bool whether there is one)."""
+def message(rows: Rows, task: Task, spec: RolloutSpec, stage: int) -> tuple[Text, jax.Array]:
+    """The user message of a turn (Algorithms 3 to 5 of the paper): ([B, W] body, [B] bool whether there is one).
+
+    In stage 3 that is the query, then what the environment answers.
+    """
+    turn = rows.turn
     if stage == 1:
         return take(task.facts, turn), turn < task.num_facts
     if stage == 2:
         return take(task.distractors, turn), turn < task.num_distractors
-    return task.query, turn == 0
+    begins = turn == 0
+    if not spec.env.seen_tokens:
+        return task.query, begins
+    return context_lib.pack([where_text(begins, task.query), rows.seen]), begins | (rows.seen.length > 0)
 
 
 def speaker(task: Task, stage: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -108,7 +114,7 @@ def read_message(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage:
     """
     if spec.reader is None:
         return ()
-    body, present = message(task, spec, stage, rows.turn)
+    body, present = message(rows, task, spec, stage)
     present = present & (rows.mode == Mode.ACT)
     shows, top_k, _ = retrievals(rows, world, spec, stage, present)
     none = jnp.zeros((spec.batch, spec.embedding_size))
@@ -135,7 +141,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     pieces, rules = world.pieces, world.rules
     silent = is_silent(world, stage)
     act, summarize = rows.mode == Mode.ACT, rows.mode == Mode.SUMMARIZE
-    body, present = message(task, spec, stage, rows.turn)
+    body, present = message(rows, task, spec, stage)
     present = present & act
     related: list[Text] = []
     as_entry, as_query = (given(world, vectors) for vectors in read or (None, None))
@@ -188,13 +194,15 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     go = ~stuck
 
     context = rows.context
-    pinned = present if stage == 3 and spec.pin_query else jnp.zeros_like(present)
+    pinned = present & (rows.turn == 0) if stage == 3 and spec.pin_query else jnp.zeros_like(present)
     context, _ = context_lib.append(context, has_tool & go, tool, Role.TOOL, False, rows.round)
     context, _ = context_lib.append(context, asks & go, user, Role.USER, pinned, rows.round)
     context, _ = context_lib.append(context, speaks & go, opening, Role.ASSISTANT, False, rows.round)
     result = where_text(~act, rows.result)
     seen = context_lib.plain(context_lib.pack([tool, user, opening]))
     rows = rows.replace(context=context, stats=stats, result=result, spilled=spilled)
+    if stage == 3:
+        rows = rows.replace(seen=where_text(~act, rows.seen))
     rows = track_crowd(rows, present & go, user, opening, budget, world, spec)
     return track_length(rows, world, spec, stage), seen
 
@@ -530,7 +538,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
     answering = is_op(Op.ANSWER)
     status = jnp.where(answering | is_op(Op.PASS), Status.OK, status)
     if stage == 3:
-        rows = answer(rows, world, task, spec, answering, content)
+        rows = take_action(rows, world, task, spec, answering, content)
 
     stats = count_call(rows.stats, op, run, jnp.where(waiting, Status.NOT_RUN, status))
     here = run[:, None] & (jnp.arange(spec.max_calls) == j)
@@ -550,22 +558,25 @@ def stale_bits(holds: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(holds, 1 << jnp.arange(holds.shape[1], dtype=jnp.int32), 0), axis=1, dtype=jnp.int32)
 
 
-def answer(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, content: Text) -> Rows:
-    """Scores the answer of rows `on` and notes the context that it was given in."""
+def take_action(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax.Array, action: Text) -> Rows:
+    """Gives the actions of rows `on` to the environment, and notes what it says of them."""
 
-    def score(rows: Rows) -> Rows:
-        # The scorer looks at every byte of every token: an answer far longer than any gold one is wrong anyway.
-        width = min(content.tokens.shape[1], ANSWER_WIDTHS * task.answer.tokens.shape[1])
-        said = Text(content.tokens[:, :width], jnp.minimum(content.length, width))
-        em, f1 = scoring.score(
-            world.answer_table, said, task.answer_words, task.num_answer_words, task.answer_is_closed
-        )
+    def step(rows: Rows) -> Rows:
+        width = min(action.tokens.shape[1], spec.env.action_tokens)
+        cut = Text(action.tokens[:, :width], jnp.minimum(action.length, width))
+        state, out = spec.env.step(world.env, task.game, rows.env, cut, on)
         stats = rows.stats
         stats = stats.replace(
-            answered=stats.answered | on,
-            exact_match=jnp.where(on, em, stats.exact_match),
-            f1=jnp.where(on, f1, stats.f1),
+            acted=stats.acted | on,
+            success=jnp.where(on, out.success, stats.success),
+            progress=jnp.where(on, out.progress, stats.progress),
         )
-        return rows.replace(stats=stats, answer=select(on, content, rows.answer))
+        return rows.replace(
+            env=state,
+            seen=select(on, out.seen, rows.seen),
+            finished=rows.finished | (on & (out.terminated | out.truncated)),
+            action=select(on, action, rows.action),
+            stats=stats,
+        )
 
-    return light_cond(on.any(), score, rows)
+    return light_cond(on.any(), step, rows)

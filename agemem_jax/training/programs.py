@@ -124,7 +124,7 @@ def stage_program(
             judged = jnp.zeros((spec.rollout.batch,))
             if stage == 3:
                 judged = judge_answers(judge, task, rows, spec.rollout.layout)
-                failed, asked = jnp.isnan(judged), rows.answer.length > 0
+                failed, asked = jnp.isnan(judged), rows.action.length > 0
                 judged, verdicts = jnp.where(failed, 0.0, judged), {"judge_asked": asked, "judge_failed": failed}
                 # Without a single verdict nothing is learnt; the loop stops when that lasts (evaluate.count_unheard).
                 control = control.replace(update=control.update & ~(failed.any() & (failed == asked).all()))
@@ -224,7 +224,7 @@ def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) 
         first = jax.lax.axis_index("tensor") == 0
         return jax.lax.psum(jax.lax.cond(first, call, silent, index, tokens, length), "tensor")
 
-    return sharding.by_rows(layout, ask, (task.index, rows.answer.tokens, rows.answer.length))
+    return sharding.by_rows(layout, ask, (task.index, rows.action.tokens, rows.action.length))
 
 
 def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict:
@@ -238,8 +238,8 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
     calls = {f"calls_{op.name.lower()}": s.calls[:, op] for op in Op if 0 <= op < NUM_OPS and op != Op.WRITE_SUMMARY}
     return {
         "reward": total,
-        "exact_match": s.exact_match,
-        "f1": s.f1,
+        "exact_match": s.success,
+        "f1": s.progress,
         "memory_quality": s.memory_quality,
         "memory_coverage": s.memory_coverage,
         "memory_precision": s.memory_precision,
@@ -247,7 +247,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "peak_context_tokens": s.peak_context_tokens,
         "turns": s.turns,
         "effective_turns": rows.effective.sum(1),
-        "answered": s.answered,
+        "answered": s.acted,
         "generated_tokens": s.generated_tokens,
         "sampled_tokens": s.sampled_tokens,
         "malformed_turns": s.malformed.sum(1),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
+from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, QuestionAnswering, question_of
 from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
@@ -77,7 +78,7 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
     check_lengths(config, pieces, grammar)
-    source = TaskSource(config, tokenizer, scoring.hash_words)
+    source = TaskSource(config, tokenizer, question_of)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
     if config.store.encoder == "model":
@@ -425,7 +426,7 @@ def build_world(
         equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
         names=names.name_table(token_bytes),
-        answer_table=scoring.answer_table(token_bytes),
+        env=scoring.answer_table(token_bytes),
     )
     return jax.tree.map(np.asarray, world)
 
@@ -488,6 +489,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout, reader: Reade
         result_tokens=(t.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
+        env=QuestionAnswering(action_tokens=WIDTHS * config.task.answer_tokens),
         by_turn=config.rl.credit == "turn_to_go",
         layout=layout,
     )

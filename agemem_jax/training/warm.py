@@ -121,7 +121,7 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, 
         state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
         metrics = {
             "loss": loss,
-            "demo_score": rows.stats.f1.mean(),
+            "demo_score": rows.stats.progress.mean(),
             "malformed": rows.stats.malformed.sum(1).mean(),
             "segments": used / spec.batch,
             "peak_context_tokens": rows.stats.peak_context_tokens.max(),

@@ -379,8 +379,8 @@ class Rollout:
         elif op == Op.SUMMARY:
             status = self.ask_for_summary(arguments["span"])
         elif op == Op.ANSWER and self.stage == 3:
-            self.stats["answered"] = True
-            self.stats["exact_match"], self.stats["f1"] = answer_scores(arguments["content"], self.gold_answer)
+            self.stats["acted"] = True
+            self.stats["success"], self.stats["progress"] = answer_scores(arguments["content"], self.gold_answer)
         waiting = self.mode == Mode.SUMMARIZE
         if op in (Op.UPDATE, Op.DELETE) and status == Status.OK:
             self.stats["maintained"][self.stage - 1] = True

@@ -1,0 +1,1 @@
+"""HotpotQA, and questions in its record layout."""
