@@ -131,7 +131,7 @@ class Task:
     stale: Text  # [B, R, W] what stage 1 tells and then revises
     present: Text  # [B, R, W] what holds instead; length 0 = it was taken back, and nothing does
     num_revisions: jax.Array  # [B] int32
-    kind: jax.Array  # [B] int32 part of the mix (data/questions.py: KINDS), -1 of a file's records
+    kind: jax.Array  # [B] int32 part of the mix (benchmarks/hotpotqa/questions.py: KINDS), -1 of a file's records
     cut: jax.Array  # [B] float32 share of its messages, the query with them, that were cut to their limit
     index: jax.Array  # [B] int32 row of the record in its file, for traces
 

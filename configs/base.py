@@ -128,8 +128,9 @@ def get_config() -> ConfigDict:
     c.task.test_fraction = 0.2  # the last ones
     c.task.seed = 0
     c.task.train_size = 4096  # generated questions
-    # Their kinds (data/questions.py), each by its share of any sum. They fill the store and more than fill a context
-    # only where store.entries, task.distractors and context.capacity are as small as in configs/tiny.py.
+    # Their kinds (benchmarks/hotpotqa/questions.py), each by its share of any sum. They fill the store and more
+    # than fill a context only where store.entries, task.distractors and context.capacity are as small as in
+    # configs/tiny.py.
     c.task.share_recall = 1.0  # what was told is asked for
     c.task.share_changed = 1.0  # facts change
     c.task.share_closed = 1.0  # topics are taken back, and somebody else speaks
@@ -232,7 +233,7 @@ def get_config() -> ConfigDict:
     c.warm.lesson_batch = 32
     c.warm.lesson_tokens = 288  # of a page, in the last quarter of the lessons
     c.warm.lesson_rate = 2.5e-3  # learning rate, of dealings too
-    c.warm.dealings = 0  # steps after the lessons, in which half of the pages are about calls (data/lessons.py)
+    c.warm.dealings = 0  # steps after the lessons, half of whose pages are about calls (benchmarks/hotpotqa/lessons.py)
     c.warm.lesson_every = 4  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128

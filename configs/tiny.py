@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     c.tools.think = False
     c.tools.optional_arguments = False
 
-    # Small enough for the questions to be about memory (data/questions.py): more is told than the places of the store
-    # hold, and more than a context holds.
+    # Small enough for the questions to be about memory (benchmarks/hotpotqa/questions.py): more is told than the places
+    # of the store hold, and more than a context holds.
     c.store.entries = 3
     c.store.entry_tokens = 12
     c.store.tag_tokens = 4

@@ -2,18 +2,18 @@
 
     python -m experiments.audit_reward --config=configs/tiny.py [--questions=64] [--out=FILE]
 
-Test questions of every kind are played by the oracle with all tools (data/oracles.py), which solves them, by a plain
-player, and by farmers, each a plain player with one trick (data/farmers.py). The tables have the mean reward and what
-each term gives to it; `trick` is what a farmer earns beyond the plain player. The first has the terms of the config
-(`reward.terms`), the second those of the other kind at the same weights.
+Test questions of every kind are played by the oracle with all tools (benchmarks/hotpotqa/oracles.py), which solves
+them, by a plain player, and by farmers, each a plain player with one trick (benchmarks/hotpotqa/farmers.py). The
+tables have the mean reward and what each term gives to it; `trick` is what a farmer earns beyond the plain player. The
+first has the terms of the config (`reward.terms`), the second those of the other kind at the same weights.
 """
 
 import jax
 import numpy as np
 from absl import flags
 
-from agemem_jax.data.farmers import PLAIN, TRICKS, Player
-from agemem_jax.data.oracles import FULL
+from agemem_jax.benchmarks.hotpotqa.farmers import PLAIN, TRICKS, Player
+from agemem_jax.benchmarks.hotpotqa.oracles import FULL
 from agemem_jax.errors import InputError
 from agemem_jax.rl import rewards
 from agemem_jax.training.setup import Run, build

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from agemem_jax.benchmarks.hotpotqa.environment import question_of
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import CHOICES
-from agemem_jax.data import hotpotqa
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
@@ -83,7 +83,7 @@ def measure(
     config.task.path, config.task.test_size = path, generated
     config.policy.weights = weight_file or config.policy.weights
     tokenizer = Tokenizer.load(tokenizer_path(config.policy))
-    source = TaskSource(config, tokenizer, question_of)
+    source = task_source(config, tokenizer)
     records = source.records[: most or None] if path else source.records_of("test")
     sentences, queries, gold = texts(records, source)
     pieces = tokenizer.token_bytes()

@@ -2,8 +2,9 @@
 
     python -m experiments.oracles --config=configs/tiny.py [--tasks=64] [--out=FILE]
 
-Test questions of every kind are played in the real environment by scripts (data/oracles.py). The table has the score of
-the oracle with all tools, and for each tool that of the best oracle without it, on the kinds made for that tool.
+Test questions of every kind are played in the real environment by scripts (benchmarks/hotpotqa/oracles.py). The table
+has the score of the oracle with all tools, and for each tool that of the best oracle without it, on the kinds made for
+that tool.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from agemem_jax.data.hotpotqa import StagedRecord
-from agemem_jax.data.oracles import FULL, WITHOUT, Oracle, Strategy
-from agemem_jax.data.questions import KINDS, MADE_FOR
+from agemem_jax.benchmarks.hotpotqa.oracles import FULL, WITHOUT, Oracle, Strategy
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS, MADE_FOR
 from agemem_jax.data.scripts import Lines, Writer
+from agemem_jax.data.staged import StagedRecord
 from agemem_jax.errors import InputError
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import run_stage

@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from agemem_jax import sharding
+from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
+from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
 from agemem_jax.config import check_precision
-from agemem_jax.data import vocabulary
-from agemem_jax.data.demos import Demonstrator
-from agemem_jax.data.lessons import Lessons
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.data import vocabulary
+from agemem_jax.benchmarks import vocabulary
 from agemem_jax.training.evaluate import control
 from agemem_jax.training.programs import ALL_TOOLS, compile_programs
 from agemem_jax.training.setup import Run, build

@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 from vocabularies import END, add_vocabulary, write_bpe
 
-from agemem_jax.data import questions
+from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.data.prompts import system_prompt
 from configs import hotpotqa
 

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import write_bpe
 
+from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
 from agemem_jax.benchmarks.hotpotqa.environment import question_of
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import ConfigError
-from agemem_jax.data import hotpotqa, questions, vocabulary
-from agemem_jax.data.batches import TaskSource, pad_text, pad_texts
+from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.scoring import hash_words
 from agemem_jax.errors import InputError
@@ -44,7 +47,7 @@ def tokenizer(model):
 
 @pytest.fixture(scope="module")
 def source(tokenizer):
-    return TaskSource(tiny_config(), tokenizer, question_of)
+    return task_source(tiny_config(), tokenizer)
 
 
 def rows(task):
@@ -126,13 +129,13 @@ def test_groups_are_consecutive_and_equal(source):
 
 
 def test_a_batch_is_a_function_of_seed_and_update(source, tokenizer):
-    again = TaskSource(tiny_config(), tokenizer, question_of)
+    again = task_source(tiny_config(), tokenizer)
     again.batch(40)  # whatever was asked before
     assert equal(again.batch(5), source.batch(5))
     assert not equal(source.batch(6), source.batch(5))
     other = tiny_config()
     other.seed = 1
-    assert not equal(TaskSource(other, tokenizer, question_of).batch(5), source.batch(5))
+    assert not equal(task_source(other, tokenizer).batch(5), source.batch(5))
 
 
 def test_every_epoch_visits_all_training_records_in_another_order(source):
@@ -167,7 +170,7 @@ def write(path, records) -> str:
 
 def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     path = write(tmp_path / "records.json", published(20))
-    source = TaskSource(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer, question_of)
+    source = task_source(tiny_config(path=path, test_fraction=0.25, validation_fraction=0.1), tokenizer)
     assert {split: list(places) for split, places in source.places.items()} == {
         "train": list(range(13)), "validation": [13, 14], "test": list(range(15, 20))
     }  # fmt: skip
@@ -177,19 +180,19 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     for fraction, told in ((0.0, "20 train, 0 validation, 0 test"), (1.0, "0 train, 0 validation, 20 test")):
         config = tiny_config(path=path, test_fraction=fraction, validation_fraction=0.0)
         with pytest.raises(InputError, match=f"give {told} tasks.*task.test_fraction = {fraction}, .*of task.path = "):
-            TaskSource(config, tokenizer, question_of)
+            task_source(config, tokenizer)
     config = tiny_config(path=path, test_fraction=0.25, validation_fraction=0.0)
-    assert len(TaskSource(config, tokenizer, question_of).places["validation"]) == 0
+    assert len(task_source(config, tokenizer).places["validation"]) == 0
     config.train.eval_every = 5
     with pytest.raises(InputError, match="15 train, 0 validation, 5 test tasks; .* so does validation with train.eval"):
-        TaskSource(config, tokenizer, question_of)
+        task_source(config, tokenizer)
 
 
 def test_a_record_that_tells_more_than_fits_is_refused(tmp_path, tokenizer):
     path = tmp_path / "records.json"
     path.write_text(json.dumps(questions.generate(0, 20, "train", {"bids": 1.0})))
     with pytest.raises(ConfigError, match=r"task.distractors = 3: record 0 tells 10 messages of stage 2; .* >= 10"):
-        TaskSource(tiny_config(path=str(path), test_fraction=0.25), tokenizer, question_of)
+        task_source(tiny_config(path=str(path), test_fraction=0.25), tokenizer)
 
 
 def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
@@ -197,16 +200,16 @@ def test_splits_may_have_files_of_their_own(tmp_path, tokenizer):
     files = {name: write(tmp_path / f"{name}.json", part) for name, part in (
         ("path", records[:7]), ("validation_path", records[7:9]), ("test_path", records[9:])
     )}  # fmt: skip
-    source = TaskSource(tiny_config(**files), tokenizer, question_of)
+    source = task_source(tiny_config(**files), tokenizer)
     assert [source.records_of(split) for split in source.places] == [records[:7], records[7:9], records[9:]]
     only_test = {name: file for name, file in files.items() if name != "validation_path"}
-    source = TaskSource(tiny_config(**only_test, validation_fraction=0.3), tokenizer, question_of)
+    source = task_source(tiny_config(**only_test, validation_fraction=0.3), tokenizer)
     assert [len(places) for places in source.places.values()] == [5, 2, 3]
     for name, text in (("validation_path", "{"), ("test_path", "[]")):
         broken = tmp_path / "broken.json"
         broken.write_text(text)
         with pytest.raises(InputError, match=f"^task.{name}: '{broken}' "):
-            TaskSource(tiny_config(**files | {name: str(broken)}), tokenizer, question_of)
+            task_source(tiny_config(**files | {name: str(broken)}), tokenizer)
 
 
 def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
@@ -215,18 +218,18 @@ def test_records_that_a_later_split_has_are_left_out(tmp_path, tokenizer):
     path = write(tmp_path / "records.json", records + records[:2] + again)
     with pytest.warns(UserWarning, match="left out 5 of 22 train records that are in a later split too"):
         config = tiny_config(path=path, test_fraction=5 / 27, validation_fraction=0.0)
-        source = TaskSource(config, tokenizer, question_of)
+        source = task_source(config, tokenizer)
     assert [len(places) for places in source.places.values()] == [17, 0, 5]
     assert source.records == records[:3] + records[8:] + records[:2] + again
     files = {"path": write(tmp_path / "a.json", records), "validation_path": write(tmp_path / "b.json", records[4:9]),
              "test_path": write(tmp_path / "c.json", records[7:12])}  # fmt: skip
     with pytest.warns(UserWarning, match="b.json: left out 2 of 5 validation records"):
-        source = TaskSource(tiny_config(**files), tokenizer, question_of)
+        source = task_source(tiny_config(**files), tokenizer)
     assert source.records == records[:4] + records[12:] + records[4:7] + records[7:12]
     path = write(tmp_path / "records.json", records[:2] * 2)
     none_left = pytest.raises(InputError, match="2 records give 0 train, 0 validation, 2 test tasks")
     with none_left, pytest.warns(UserWarning, match="left out 2 of 2"):
-        TaskSource(tiny_config(path=path, test_fraction=0.5, validation_fraction=0.0), tokenizer, question_of)
+        task_source(tiny_config(path=path, test_fraction=0.5, validation_fraction=0.0), tokenizer)
 
 
 def test_padding_refuses_what_does_not_fit():
@@ -239,14 +242,14 @@ def test_padding_refuses_what_does_not_fit():
 
 
 def test_cut_texts_are_counted_by_kind(tokenizer, recwarn):
-    source = TaskSource(tiny_config(), tokenizer, question_of)
+    source = task_source(tiny_config(), tokenizer)
     cuts = source.cut_texts
     assert all(cut["share"] == 0 for cut in cuts.values()) and not recwarn.list
     assert cuts["queries"]["holds_99"] == max(len(source.encode(r["question"])) for r in source.records)
 
     config = tiny_config(message_tokens=7, answer_tokens=1, share_bids=0.0)
     config.store.entry_tokens = 5
-    source = TaskSource(config, tokenizer, question_of)
+    source = task_source(config, tokenizer)
     lengths = [len(source.encode(record["question"])) for record in source.records]
     assert source.cut_texts["queries"] == {
         "field": "task.message_tokens", "limit": 7, "share": np.mean(np.array(lengths) > 7), "holds_99": max(lengths)
@@ -277,10 +280,10 @@ def test_a_limit_that_cuts_most_of_what_must_be_whole_is_refused(tmp_path, token
         ({"path": str(path), "answer_tokens": 6}, None),
     ):
         if told is None:
-            TaskSource(tiny_config(**change), tokenizer, question_of)
+            task_source(tiny_config(**change), tokenizer)
             continue
         with pytest.raises(ConfigError, match=told):
-            TaskSource(tiny_config(**change), tokenizer, question_of)
+            task_source(tiny_config(**change), tokenizer)
 
 
 SMALL_TEXT = st.text(st.characters(codec=None), max_size=12) | st.sampled_from(["a", "The", "yes", " ", "", "\0"])
@@ -319,7 +322,7 @@ def json_records(draw):
 def bpe_source(tmp_path_factory):
     """A source for real text, to be given other records."""
     tokenizer = Tokenizer.load(write_bpe(tmp_path_factory.mktemp("bpe")))
-    return TaskSource(tiny_config(message_tokens=64, answer_tokens=16), tokenizer, question_of)
+    return task_source(tiny_config(message_tokens=64, answer_tokens=16), tokenizer)
 
 
 @pytest.mark.filterwarnings("ignore:.*left out", "ignore:cut to their limits")
@@ -350,4 +353,4 @@ def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_
 )
 def test_a_mix_that_does_not_fit_is_refused(tokenizer, change, told):
     with pytest.raises(ConfigError, match=told):
-        TaskSource(tiny_config(**change), tokenizer, question_of)
+        task_source(tiny_config(**change), tokenizer)

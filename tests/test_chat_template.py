@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from vocabularies import DATE, END, write_bpe
 
-from agemem_jax.data import hotpotqa
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
+from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.data.chat_template import chat_template
-from agemem_jax.data.demos import write_turn
 from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import build_pieces, system_message
 from agemem_jax.data.tokenizer import Tokenizer, write_hf

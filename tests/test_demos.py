@@ -10,12 +10,11 @@ import optax
 import pytest
 from small import build_small, vocabulary_file
 
-from agemem_jax.benchmarks.hotpotqa.environment import question_of
+from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
+from agemem_jax.benchmarks.hotpotqa.oracles import is_closing, is_revision
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import ConfigError
-from agemem_jax.data import vocabulary
-from agemem_jax.data.batches import TaskSource
-from agemem_jax.data.demos import Demonstrator
-from agemem_jax.data.oracles import is_closing, is_revision
 from agemem_jax.data.scripts import Shadow, names
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rollout.rows import new_rows
@@ -32,7 +31,7 @@ TASKS = 200
 
 
 def demonstrator(config) -> Demonstrator:
-    source = TaskSource(config, Tokenizer.load(config.policy.tokenizer), question_of)
+    source = task_source(config, Tokenizer.load(config.policy.tokenizer))
     return Demonstrator(source, config, END)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agemem_jax.data.questions import KINDS, Sizes, generate
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS, Sizes, generate
 from agemem_jax.types import Text
 from configs import tiny
 from experiments import encoder_recall

@@ -21,8 +21,8 @@ from test_weights import our_logits
 from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sentencepiece
 
 from agemem_jax import sharding
+from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.config import difference, from_json
-from agemem_jax.data import questions
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.errors import InputError

@@ -11,8 +11,8 @@ from small import SHARPER, small_config
 from test_export import save_run
 from vocabularies import DATE, write_bpe
 
+from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.data.batches import pad_texts
-from agemem_jax.data.demos import write_turn
 from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import system_prompt
 from agemem_jax.data.tokenizer import Tokenizer

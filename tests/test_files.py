@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_hotpotqa import OFFICIAL, columns
 
-from agemem_jax.data import files, hotpotqa
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
+from agemem_jax.data import files
 from agemem_jax.errors import InputError
 
 ROWS = [{"n": i, "text": f"é {i} \n " + "x" * i} for i in range(5)]

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import END, write_bpe, write_sentencepiece
 
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
 from agemem_jax.config import ConfigError
-from agemem_jax.data import hotpotqa
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.tools import grammar as grammar_lib

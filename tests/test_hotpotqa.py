@@ -6,8 +6,9 @@ import random
 
 import pytest
 
+from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
 from agemem_jax.benchmarks.hotpotqa.environment import question_of
-from agemem_jax.data import hotpotqa, questions
 from agemem_jax.errors import InputError
 
 OFFICIAL = {

@@ -12,8 +12,8 @@ from small import small_config
 from test_weights import FAMILIES, shard
 from vocabularies import CHAT_TEMPLATE, write_bpe
 
+from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.config import ConfigError, from_json, to_json
-from agemem_jax.data import questions
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError

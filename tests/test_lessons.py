@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from agemem_jax.data.lessons import Lessons
+from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
+from agemem_jax.benchmarks.hotpotqa.questions import UNKNOWN, split_of
+from agemem_jax.benchmarks.hotpotqa.words import NUMBERS
 from agemem_jax.data.prompts import build_pieces
-from agemem_jax.data.questions import UNKNOWN, split_of
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.data.words import NUMBERS
 from configs import tiny
 
 NAME = r"(\w+ \w+)"

@@ -3,9 +3,10 @@
 import pytest
 from small import vocabulary_file
 
-from agemem_jax.data import questions
-from agemem_jax.data.farmers import PLAIN, TRICKS, Player
-from agemem_jax.data.oracles import FULL, WITHOUT, read_answer
+from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa.farmers import PLAIN, TRICKS, Player
+from agemem_jax.benchmarks.hotpotqa.oracles import FULL, WITHOUT, read_answer
+from agemem_jax.data.staged import REVISIONS
 from agemem_jax.training.setup import build
 from agemem_jax.types import Op
 from configs import tiny
@@ -63,7 +64,7 @@ def test_an_oracle_plays_what_it_is_told(stage):
     index = next(i for i, r in enumerate(run.source.records) if r["kind"] == "changed")
     lines = stage.oracle.play(run.source.staged(index), FULL)
     rows = stage.run_lines([index] * run.spec.rollout.batch, [lines] * run.spec.rollout.batch)
-    assert rows.stats.calls_ok[0, Op.UPDATE] == questions.REVISIONS == sum("Update" in line for line in lines.stages[0])
+    assert rows.stats.calls_ok[0, Op.UPDATE] == REVISIONS == sum("Update" in line for line in lines.stages[0])
     held = [run.tokenizer.decode(t[:n].tolist()).strip() for t, n in zip(
         rows.store.tokens[0], rows.store.length[0], strict=True
     )]  # fmt: skip

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small import build_small, chained, play, settings, small_config
 
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS
 from agemem_jax.data.batches import pad_texts
 from agemem_jax.data.prompts import build_pieces
-from agemem_jax.data.questions import KINDS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl import rewards
 from agemem_jax.rollout import stage as stage_lib

@@ -5,11 +5,12 @@ from collections import Counter
 
 import pytest
 
-from agemem_jax.data import questions
-from agemem_jax.data.words import FIRST_NAMES, LAST_NAMES, NUMBERS, PLACE_WORDS, YEARS
+from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa.words import FIRST_NAMES, LAST_NAMES, NUMBERS, PLACE_WORDS, YEARS
+from agemem_jax.data.staged import REVISIONS, SPLITS
 
 SIZES = questions.Sizes()
-RECORDS = {split: questions.generate(0, 1500, split) for split in questions.SPLITS}
+RECORDS = {split: questions.generate(0, 1500, split) for split in SPLITS}
 ALL = [record for records in RECORDS.values() for record in records]
 
 
@@ -72,7 +73,7 @@ def solve(question, facts):
     return None if past else find(f"{name} lives in " if "live" in asked else f"{name} works for ")
 
 
-@pytest.mark.parametrize("split", questions.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_layout_is_hotpotqas_with_a_few_fields_more(split):
     published = {"_id", "question", "answer", "type", "level", "supporting_facts", "context"}
     for record in RECORDS[split]:
@@ -116,7 +117,7 @@ def test_stale_values_are_wrong_answers():
     for record in of_kind("changed"):
         stale = [text for text, _ in record["revisions"]]
         told = [text for _, text in record["told"]]
-        assert len(stale) == questions.REVISIONS and all(told.index(a) < told.index(b) for a, b in record["revisions"])
+        assert len(stale) == REVISIONS and all(told.index(a) < told.index(b) for a, b in record["revisions"])
         assert not set(stale) & set(record["keep"])
         assert all(present in record["keep"] for _, present in record["revisions"])
     asked = [r for r in of_kind("changed") if "before" not in r["question"] and r["revisions"]]
@@ -133,7 +134,7 @@ def test_closed_records_need_the_places_back_and_keep_people_apart():
     for record in records:
         own = [text for speaker, text in record["told"] if speaker == 0 and not text.startswith(("forget", "never"))]
         others = [text for speaker, text in record["told"] if speaker == 1]
-        assert len(own) == SIZES.places and len(others) == questions.REVISIONS
+        assert len(own) == SIZES.places and len(others) == REVISIONS
         assert len(own) + len(others) > SIZES.places == len(record["keep"])
     answers = Counter(record["answer"] == questions.UNKNOWN for record in records)
     assert 0.2 < answers[True] / len(records) < 0.5

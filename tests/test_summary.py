@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agemem_jax.data.questions import KINDS, MADE_FOR
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS, MADE_FOR
 from agemem_jax.training.evaluate import Pass
 from agemem_jax.training.summary import interval, summarise, table
 

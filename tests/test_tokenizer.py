@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import DATE, END, WORDS, sentences, write_bpe, write_gguf, write_sentencepiece
 
-from agemem_jax.benchmarks.hotpotqa.environment import question_of
-from agemem_jax.data import questions
-from agemem_jax.data.batches import TaskSource
+from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.tools.grammar import literals
@@ -240,10 +239,10 @@ def test_records_that_the_vocabulary_cannot_spell_are_refused_before_the_run(tmp
     texts = sum(2 + sum(1 + len(sentences) for _, sentences in record["context"]) for record in records[:5])
     message = rf"some.json: 2 of {texts} texts \(\d%\) hold characters .*cannot spell, as 'éï東京' in 'Café"
     with pytest.raises(InputError, match=message) as caught:
-        TaskSource(config, Tokenizer.load(ASSET), question_of)
+        task_source(config, Tokenizer.load(ASSET))
     assert "policy.tokenizer" in str(caught.value) and "\n" not in str(caught.value)
     config.task.message_tokens, config.task.answer_tokens = 200, 50  # in a small vocabulary
-    source = TaskSource(config, bpe, question_of)  # byte-level vocabularies spell everything
+    source = task_source(config, bpe)  # byte-level vocabularies spell everything
     assert bpe.decode(source.encode(records[4]["question"])) == records[4]["question"]
     assert not set(source.encode(records[4]["question"])) & set(bpe.markers.values())
 

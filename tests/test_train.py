@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small import ROOMY, small_config
 
+from agemem_jax.benchmarks.hotpotqa.tasks import HotpotQA
 from agemem_jax.config import ConfigError, to_json
 from agemem_jax.data.batches import LIMITS
 from agemem_jax.envs.judge import SILENCE
@@ -114,7 +115,7 @@ def test_summary_holds_every_method_and_metric(whole, folder):
     assert summary["identity"]["weights"] == "fresh parameters"
     assert summary["identity"]["prompt"] == identity["prompt"][:12] in (workdir / "report.html").read_text()
     assert summary["seconds"]["train"] > 0 and summary["environment"]["jax"] == jax.__version__
-    assert summary["cut_texts"]["queries"]["share"] == 0 and len(summary["cut_texts"]) == len(LIMITS)
+    assert summary["cut_texts"]["queries"]["share"] == 0 and len(summary["cut_texts"]) == len(LIMITS | HotpotQA.limits)
     assert "experiments.train --config=" in summary["command"]
     assert json.loads((folder / "out.json").read_text()) == summary
 

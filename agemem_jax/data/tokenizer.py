@@ -28,7 +28,7 @@ HF_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _UNUSED = re.compile(r"\[PAD\d+\]")  # GGUF fills the vocabulary up with these
 _MARKUP = re.compile(r'[<>{}\[\]"|_]')  # what tells symbols of chat and tools from the words of a sentencepiece model
 DATA_REMEDY = "give the policy another tokenizer (policy.weights, policy.tokenizer), or leave task.path empty"
-MARKUP_REMEDY = "build it with tools.grammar.literals and data.prompts.symbols as symbols, as data/vocabulary.py does"
+MARKUP_REMEDY = "make symbols of tools.grammar.literals and data.prompts.symbols, as benchmarks/vocabulary.py does"
 _IN_NO_TEXT = {0xC0, 0xC1, *range(0xF5, 0x100)}  # bytes that UTF-8 never holds
 
 
@@ -139,16 +139,10 @@ def _refuse_text(path: str, missing: str, text: str, remedy: str) -> None:
     _refuse(path, f"has a vocabulary that cannot spell {missing!r} in {text[:80]!r}; {remedy}")
 
 
-def check_spelling(tokenizer: Tokenizer, records: list[dict], path: str, field: str = "task.path") -> None:
-    """Raises InputError if the vocabulary cannot spell all that the HotpotQA records of `path`, which is the config's
-    `field`, say; looks at each."""
+def check_spelling(tokenizer: Tokenizer, texts: list[str], path: str, field: str = "task.path") -> None:
+    """Raises InputError if the vocabulary cannot spell all texts of a file, `path` of the config's `field`."""
     if tokenizer.unspelt is None:
         return
-    texts = []
-    for record in records:
-        texts += [record["question"], record["answer"]]
-        for title, sentences in record["context"]:
-            texts += [title, *sentences]
     strange = {character for character in set().union(*texts) if tokenizer.unspelt(character)}
     lost = [text for text in texts if not strange.isdisjoint(text) and tokenizer.unspelt(text)]
     if lost:
@@ -186,8 +180,8 @@ def _load_sentencepiece(path: str) -> Tokenizer:
     if END_OF_TURN not in markers:
         _refuse(
             path,
-            f"lacks the piece {END_OF_TURN!r}: it is not of the tiny vocabulary's kind (data/vocabulary.py); of a "
-            "released model give the folder with its tokenizer.json, or its .gguf",
+            f"lacks the piece {END_OF_TURN!r}: it is not of the tiny vocabulary's kind (benchmarks/vocabulary.py); of "
+            "a released model give the folder with its tokenizer.json, or its .gguf",
         )
     normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
     plain = not (normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces or normalizer.precompiled_charsmap)
@@ -195,7 +189,7 @@ def _load_sentencepiece(path: str) -> Tokenizer:
         _refuse(
             path,
             "must be a unigram model without normalisation, dummy prefix and removal of spaces; train it as "
-            "data/vocabulary.py does",
+            "benchmarks/vocabulary.py does",
         )
     data = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 

@@ -16,10 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.benchmarks.hotpotqa.environment import question_of
+from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import validate
-from agemem_jax.data import vocabulary
-from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.models import qwen
@@ -81,7 +80,7 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
     small.task.train_size = small.task.validation_size = small.task.test_size = small.train.eval_tasks = 8
-    source = TaskSource(small, tokenizer, question_of)
+    source = task_source(small, tokenizer)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
     counts = document_counts(source, tokenizer.vocab_size)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from agemem_jax import sharding
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS
 from agemem_jax.config import difference, from_json, to_json
-from agemem_jax.data.questions import KINDS
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, write_json

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import sharding
-from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, QuestionAnswering, question_of
+from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, QuestionAnswering
+from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
@@ -78,7 +79,7 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
     check_lengths(config, pieces, grammar)
-    source = TaskSource(config, tokenizer, question_of)
+    source = task_source(config, tokenizer)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
     if config.store.encoder == "model":

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from agemem_jax.data.questions import KINDS, MADE_FOR
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS, MADE_FOR
 from agemem_jax.metrics import write_json
 from agemem_jax.training import identity as identities
 from agemem_jax.training.evaluate import BASELINES, METHODS, WAYS, Pass, shares_weights

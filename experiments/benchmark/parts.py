@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from agemem_jax.data import vocabulary
+from agemem_jax.benchmarks import vocabulary
 from agemem_jax.models import qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training.evaluate import control

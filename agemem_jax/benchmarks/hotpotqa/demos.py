@@ -11,11 +11,11 @@ import random
 import numpy as np
 from flax import struct
 
+from agemem_jax.benchmarks.hotpotqa.questions import UNKNOWN
+from agemem_jax.benchmarks.hotpotqa.words import NUMBERS
 from agemem_jax.data.batches import TaskSource, pad_texts, stack
-from agemem_jax.data.hotpotqa import StagedRecord
-from agemem_jax.data.questions import UNKNOWN
 from agemem_jax.data.scripts import Lines, Script, Shadow, Writer, names, write_turn
-from agemem_jax.data.words import NUMBERS
+from agemem_jax.data.staged import StagedRecord
 from agemem_jax.types import Op, Task, Text
 
 # Which operation a turn calls, by its share; Op.PASS lets the message pass.

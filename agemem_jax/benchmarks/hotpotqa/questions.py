@@ -36,7 +36,7 @@ import random
 from dataclasses import astuple, dataclass, field
 from functools import lru_cache
 
-from agemem_jax.data.words import (
+from agemem_jax.benchmarks.hotpotqa.words import (
     CHATTER,
     FIRST_NAMES,
     LAST_NAMES,
@@ -48,6 +48,7 @@ from agemem_jax.data.words import (
     WORK_SECOND,
     YEARS,
 )
+from agemem_jax.data.staged import REVISIONS, SPLITS
 
 KINDS = ("recall", "changed", "closed", "misled", "bids", "split")
 # The tools by the kinds whose questions are made for them.
@@ -69,10 +70,8 @@ LEAST = {
     "bids": (1, 1, 2),
     "split": (2, 2, 2),
 }
-SPLITS = ("train", "validation", "test")
 SHARES = 10  # so many parts of all entity pairs: two are the test split's, one is the validation split's
 TRUE_FACTS = 4  # of stage 2 in "misled"
-REVISIONS = 2  # in "changed" and "closed"
 
 Pair = tuple[str, str]
 

@@ -1,16 +1,16 @@
 """Scripted oracles: how one plays generated questions who knows what each kind needs, with all tools or without some.
 
-An oracle knows the rules of the world (data/questions.py), not the future: what it writes in a turn follows from the
+An oracle knows the rules of the world (questions.py), not the future: what it writes in a turn follows from the
 messages so far. Its answer is read off what is in view at the end (`read_answer`), never off the record.
 """
 
 from dataclasses import dataclass
 
-from agemem_jax.data.demos import digest, named, subject
-from agemem_jax.data.hotpotqa import StagedRecord
-from agemem_jax.data.questions import CLOSINGS, UNKNOWN
+from agemem_jax.benchmarks.hotpotqa.demos import digest, named, subject
+from agemem_jax.benchmarks.hotpotqa.questions import CLOSINGS, UNKNOWN
+from agemem_jax.benchmarks.hotpotqa.words import NUMBERS
 from agemem_jax.data.scripts import QUIET_TOKENS, Lines, Shadow, names, write_turn
-from agemem_jax.data.words import NUMBERS
+from agemem_jax.data.staged import StagedRecord
 from agemem_jax.types import Op
 
 SLACK = 6  # tokens by which what is in view may be estimated too small
@@ -179,7 +179,7 @@ def digest_facts(seen: list[str]) -> str:
 
 
 def read_answer(question: str, view: list[str]) -> str:
-    """The answer to a question of data/questions.py that follows from texts, or `unknown`; later texts are newer."""
+    """The answer to a question of questions.py that follows from texts, or `unknown`; later texts are newer."""
     words = question.split()
 
     def after(*starts: str) -> list[str]:

@@ -12,7 +12,7 @@ import random
 
 import sentencepiece
 
-from agemem_jax.data import questions
+from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.data.prompts import symbols
 from agemem_jax.tools.grammar import literals
 from agemem_jax.types import PAD_ID

@@ -8,8 +8,8 @@ revises, filters or summarises. A farmer does the same, and its trick where the 
 import random
 from dataclasses import dataclass
 
-from agemem_jax.data.hotpotqa import StagedRecord
 from agemem_jax.data.scripts import Lines, Shadow, names, write_turn
+from agemem_jax.data.staged import StagedRecord
 from agemem_jax.types import Op
 
 PLAIN = "plain"

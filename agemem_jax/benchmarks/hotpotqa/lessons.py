@@ -22,8 +22,8 @@ import random
 
 import numpy as np
 
-from agemem_jax.data.demos import digest, named, some_words, subject
-from agemem_jax.data.questions import (
+from agemem_jax.benchmarks.hotpotqa.demos import digest, named, some_words, subject
+from agemem_jax.benchmarks.hotpotqa.questions import (
     BORN_WHERE,
     CLOSINGS,
     RELATIONS,
@@ -36,9 +36,9 @@ from agemem_jax.data.questions import (
     doings,
     talk,
 )
+from agemem_jax.benchmarks.hotpotqa.words import CHATTER, NUMBERS
 from agemem_jax.data.scripts import as_summary, write_turn
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.data.words import CHATTER, NUMBERS
 from agemem_jax.types import PAD_ID, Op, Pieces, Segments, Status
 
 FIRST = 2  # facts that are told before any is asked for

@@ -8,7 +8,7 @@ A record, in the official layout, which is the one used everywhere else:
 The Hugging Face and TensorFlow Datasets layout has "id" for "_id" and columns for the two lists:
 "supporting_facts": {"title": [...], "sent_id": [...]}, "context": {"title": [...], "sentences": [[...], ...]}.
 
-A record may also say itself what is told (data/questions.py): `kind`, `told`, `later`, `asker`, `keep`, `revisions`,
+A record may also say itself what is told (questions.py): `kind`, `told`, `later`, `asker`, `keep`, `revisions`,
 and if it wants `view`.
 """
 
@@ -18,11 +18,11 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from agemem_jax.benchmarks.hotpotqa.questions import KINDS, UNKNOWN
+from agemem_jax.benchmarks.hotpotqa.questions import chatter as small_talk
 from agemem_jax.data import files
-from agemem_jax.data.questions import KINDS, UNKNOWN
-from agemem_jax.data.questions import chatter as small_talk
+from agemem_jax.data.staged import StagedRecord
 from agemem_jax.errors import InputError
 
 FIELDS = ("question", "answer", "supporting_facts", "context")
@@ -43,26 +43,6 @@ QUESTION_WORDS = set(
     """a an and are at by can could did do does for from had has have how if in is of on or the to was were what when
     where which who whom whose why with""".split()
 )
-
-
-@dataclass(frozen=True)
-class StagedRecord:
-    """A record as an agent meets it: stage-1 messages, stage-2 messages, and the question of stage 3."""
-
-    facts: list[str]  # stage 1, in the order they are told
-    is_gold: list[bool]  # of each of these: it tells a supporting fact
-    gold: list[str]  # the supporting facts told, in the record's order, without a conversational opening
-    distractors: list[str]  # stage 2
-    query: str
-    answer: str
-    key_words: list[str]  # the query's names, titles, places and dates, word by word
-    keep: list[str]  # what holds and is open when stage 1 ends, without a conversational opening
-    view: list[str]  # what stage 2 tells that should still be in view when the question comes
-    revisions: list[tuple[str, str]]  # (what no longer holds, what holds instead or "") as stage 1 tells it
-    fact_speakers: list[int]  # who tells each message of stage 1
-    distractor_speakers: list[int]
-    asker: int = 0  # whose question it is
-    kind: str = ""  # of questions.KINDS; "" of a file's records
 
 
 def load(path: str, can_score: Callable[[str], bool] = bool, field: str = "task.path") -> list[dict]:
