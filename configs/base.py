@@ -117,6 +117,7 @@ def get_config() -> ConfigDict:
 
     # The task: HotpotQA records into three stages.
     c.task = ConfigDict()
+    c.task.benchmark = "hotpotqa"  # a folder of agemem_jax/benchmarks
     # HotpotQA records in either published layout: a JSON or JSON lines file, also gzipped, or tfds:NAME:SPLIT@FOLDER, a
     # prepared tfds data set (data/files.py). "" = questions generated from `task.seed`.
     c.task.path = ""

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from agemem_jax.benchmarks import task_source
 from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import CHOICES
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer

@@ -70,7 +70,7 @@ def run_seeds(config, workdir: Path, notice: Notice) -> None:
     if not is_leader():
         return
     command = "python -m experiments.train " + " ".join(sys.argv[1:])
-    summary = write_summary(workdir, config, results, command)
+    summary = write_summary(workdir, config, run, results, command)
     print(table(summary))
     print(f"report: {page.write(workdir)}")
     out.write(summary)

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import write_bpe
 
-from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks import task_source, vocabulary
 from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
 from agemem_jax.benchmarks.hotpotqa.environment import question_of
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import ConfigError
 from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.tokenizer import Tokenizer
@@ -354,3 +353,8 @@ def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_
 def test_a_mix_that_does_not_fit_is_refused(tokenizer, change, told):
     with pytest.raises(ConfigError, match=told):
         task_source(tiny_config(**change), tokenizer)
+
+
+def test_a_benchmark_that_is_none_is_refused_with_those_that_are(tokenizer):
+    with pytest.raises(ConfigError, match=r"^task.benchmark = 'chess': must be one of .*hotpotqa"):
+        task_source(tiny_config(benchmark="chess"), tokenizer)

@@ -10,10 +10,9 @@ import optax
 import pytest
 from small import build_small, vocabulary_file
 
-from agemem_jax.benchmarks import vocabulary
+from agemem_jax.benchmarks import task_source, vocabulary
 from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
 from agemem_jax.benchmarks.hotpotqa.oracles import is_closing, is_revision
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import ConfigError
 from agemem_jax.data.scripts import Shadow, names
 from agemem_jax.data.tokenizer import Tokenizer

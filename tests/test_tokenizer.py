@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import DATE, END, WORDS, sentences, write_bpe, write_gguf, write_sentencepiece
 
+from agemem_jax.benchmarks import task_source
 from agemem_jax.benchmarks.hotpotqa import questions
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.tools.grammar import literals

@@ -1,1 +1,37 @@
-"""One folder a benchmark (envs/base.py says what is in it); nothing outside knows their names."""
+"""One folder a benchmark (envs/base.py says what is in it); nothing outside knows their names.
+
+Its module `tasks` has `load(config, tokenizer)`, which gives a Benchmark and raises InputError or ConfigError for what
+cannot be used.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from agemem_jax.config import refuse
+from agemem_jax.data.batches import Tasks, TaskSource
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.envs.base import Environment
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a run takes from a benchmark."""
+
+    tasks: Tasks  # what is told and asked
+    env: Environment  # what task actions go to
+    shared: Any  # its tables
+
+
+def load(config, tokenizer: Tokenizer) -> Benchmark:
+    """The benchmark `task.benchmark`. Raises ConfigError if there is none of that name, else as its `load`."""
+    name, known = config.task.benchmark, sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
+    if name not in known:
+        refuse("task.benchmark", name, f"must be one of {', '.join(known)}")
+    return importlib.import_module(f"{__name__}.{name}.tasks").load(config, tokenizer)
+
+
+def task_source(config, tokenizer: Tokenizer) -> TaskSource:
+    """The batches of a run. Raises as `load` and TaskSource."""
+    return TaskSource(config, tokenizer, load(config, tokenizer).tasks)

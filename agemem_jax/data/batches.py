@@ -30,6 +30,7 @@ class Tasks(Protocol):
 
     splits: dict[str, list]  # the records of each of SPLITS
     kinds: tuple[str, ...]  # that a task may be of
+    made_for: dict[str, tuple[str, ...]]  # of each tool, the kinds that are made for it
     most_gold: int  # supporting facts of a record, at most
     limits: dict[str, tuple[str, bool]]  # of its own sizes, as LIMITS
 
@@ -150,7 +151,7 @@ class TaskSource:
                 f"{cut['share']:.1%} of {kind} ({cut['field'] or 'fixed'} = {cut['limit']}; 99 % need "
                 f"{cut['holds_99']})" for kind, cut in cuts.items()
             )  # fmt: skip
-            warnings.warn(f"cut to their limits: {', '.join(told)}", stacklevel=4)
+            warnings.warn(f"cut to their limits: {', '.join(told)}", stacklevel=3)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.config.seed, epoch]).permutation(self.num_train)

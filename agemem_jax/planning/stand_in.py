@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from agemem_jax import sharding
+from agemem_jax import benchmarks, sharding
 from agemem_jax.benchmarks import vocabulary
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
 from agemem_jax.config import validate
+from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.models import qwen
@@ -80,13 +80,14 @@ def stand_in(config: ConfigDict, mesh: Mesh) -> StandIn:
     check_policy_mesh(config, model, mesh)
     small = config.copy_and_resolve_references()
     small.task.train_size = small.task.validation_size = small.task.test_size = small.train.eval_tasks = 8
-    source = task_source(small, tokenizer)
+    benchmark = benchmarks.load(small, tokenizer)
+    source = TaskSource(small, tokenizer, benchmark.tasks)
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     blank = np.broadcast_to(np.float32(0), (tokenizer.vocab_size, model.hidden_size))
     counts = document_counts(source, tokenizer.vocab_size)
-    world = build_world(small, tokenizer, counts, pieces, grammar, lambda: blank)
+    world = build_world(small, tokenizer, counts, pieces, grammar, lambda: blank, benchmark.shared)
     reader = make_reader(config, model, tokenizer, mesh)
-    spec = program_spec(config, world, mesh, reader)
+    spec = program_spec(config, world, mesh, reader, benchmark.env)
     optimizer = make_optimizer(config.optim)
     everywhere, by_row = sharding.replicated(mesh), sharding.rows(mesh)
     dtype = model.param_dtype if model.lora else reference_dtype(config)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from agemem_jax import sharding
-from agemem_jax.benchmarks.hotpotqa.questions import KINDS
 from agemem_jax.config import difference, from_json, to_json
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
@@ -231,7 +230,7 @@ def evaluate_between(
         state, numbers, _ = evaluate(run, state, frozen, one, tasks, split="validation")
         kinds = numbers.pop("kind")
         record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}
-        for kind, name in enumerate(KINDS):
+        for kind, name in enumerate(run.source.tasks.kinds):
             if (kinds == kind).any():
                 record[f"eval/f1/{name}"] = float(numbers["f1"][kinds == kind].mean())
         if writer:

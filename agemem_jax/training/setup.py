@@ -5,6 +5,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from agemem_jax import sharding
-from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, QuestionAnswering
-from agemem_jax.benchmarks.hotpotqa.tasks import task_source
+from agemem_jax import benchmarks, sharding
 from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs import names, scoring
+from agemem_jax.envs import names
+from agemem_jax.envs.base import Environment
 from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, equality
@@ -79,16 +79,19 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     grammar = grammar_lib.build_grammar(config.tools, tokenizer)
     check_budget(config, grammar)
     check_lengths(config, pieces, grammar)
-    source = task_source(config, tokenizer)
+    benchmark = benchmarks.load(config, tokenizer)
+    source = TaskSource(config, tokenizer, benchmark.tasks)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
     if config.store.encoder == "model":
         identity[identities.ENCODER] = agree(lambda: identities.of_weights(config.store.encoder_weights))
     identity |= identities.identity_of(config, tokenizer, source, pieces, grammar, counts)
-    world = build_world(config, tokenizer, counts, pieces, grammar, lambda: token_embeddings(config, model))
+    embeddings = lambda: token_embeddings(config, model)  # noqa: E731
+    world = build_world(config, tokenizer, counts, pieces, grammar, embeddings, benchmark.shared)
     reader = make_reader(config, model, tokenizer, mesh)
-    spec = program_spec(config, world, mesh, reader)
-    roomy_spec = program_spec(roomy_config(config, pieces, described.longest_context), world, mesh, reader)
+    spec = program_spec(config, world, mesh, reader, benchmark.env)
+    wide = roomy_config(config, pieces, described.longest_context)
+    roomy_spec = program_spec(wide, world, mesh, reader, benchmark.env)
     world = sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
@@ -270,9 +273,11 @@ def reader_params(config: ConfigDict, reader: Reader, model: ModelConfig, mesh: 
     return needed(weights.load(path, dtype=dtype, param_dtype=param_dtype, shardings=where)[1])
 
 
-def program_spec(config: ConfigDict, world: World, mesh: Mesh, reader: Reader | None = None) -> ProgramSpec:
+def program_spec(
+    config: ConfigDict, world: World, mesh: Mesh, reader: Reader | None, env: Environment
+) -> ProgramSpec:
     """Static settings of the stage programs."""
-    rollout = rollout_spec(config, world, Layout(mesh, "rollout"), reader)
+    rollout = rollout_spec(config, world, Layout(mesh, "rollout"), reader, env)
     step = -(-rollout.capacity // config.rl.widths)
     learn = LearnSpec(
         micro_batch=derive(config).micro_batch,
@@ -406,12 +411,14 @@ def execution(p: ConfigDict) -> dict:
 
 
 def build_world(
-    config, tokenizer: Tokenizer, counts: np.ndarray, pieces: Pieces, grammar, embeddings: Callable[[], np.ndarray]
-) -> World:
+    config, tokenizer: Tokenizer, counts: np.ndarray, pieces: Pieces, grammar, embeddings: Callable[[], np.ndarray],
+    env: Any,
+) -> World:  # fmt: skip
     """The device tables. Token weights are idf over the training messages, 0 for what has no letter or digit.
 
     counts: of `document_counts`.
     embeddings: makes the policy's token embeddings [V, hidden], if the store's encoder is made of them.
+    env: the environment's tables.
     """
     token_bytes = tokenizer.token_bytes()
     lexical = encoder.lexical_table(token_bytes, counts, config.store.embedding_size, ENCODER_SEED)
@@ -427,7 +434,7 @@ def build_world(
         equality=equality.equality_table(token_bytes),
         token_weight=weight.astype(np.float32),
         names=names.name_table(token_bytes),
-        env=scoring.answer_table(token_bytes),
+        env=env,
     )
     return jax.tree.map(np.asarray, world)
 
@@ -441,7 +448,9 @@ def document_counts(source: TaskSource, vocab: int) -> np.ndarray:
     return counts
 
 
-def rollout_spec(config: ConfigDict, world: World, layout: Layout, reader: Reader | None) -> RolloutSpec:
+def rollout_spec(
+    config: ConfigDict, world: World, layout: Layout, reader: Reader | None, env: Environment
+) -> RolloutSpec:
     """Every static size of a rollout, in one place."""
     pieces = world.pieces
     width = lambda text: int(text.tokens.shape[-1])  # noqa: E731
@@ -490,7 +499,7 @@ def rollout_spec(config: ConfigDict, world: World, layout: Layout, reader: Reade
         result_tokens=(t.max_calls + 1) * call,
         facts=config.task.facts,
         distractors=config.task.distractors,
-        env=QuestionAnswering(action_tokens=WIDTHS * config.task.answer_tokens),
+        env=env,
         by_turn=config.rl.credit == "turn_to_go",
         layout=layout,
     )

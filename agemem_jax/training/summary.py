@@ -11,10 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from agemem_jax.benchmarks.hotpotqa.questions import KINDS, MADE_FOR
+from agemem_jax.data.batches import Tasks
 from agemem_jax.metrics import write_json
 from agemem_jax.training import identity as identities
 from agemem_jax.training.evaluate import BASELINES, METHODS, WAYS, Pass, shares_weights
+from agemem_jax.training.setup import Run
 from agemem_jax.types import TOOL_NAMES
 
 PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentencepiece", "numpy")
@@ -48,13 +49,14 @@ def interval(values: list) -> dict:
     }
 
 
-def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str) -> dict:
+def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str, tasks: Tasks) -> dict:
     """What the evaluations decoded in a way say.
 
     Args:
       results: by seed, {pass: {number: [tasks]}}, the same tasks in each. What not every seed has was evaluated once,
         since all seeds share its weights (evaluate.shares_weights).
       task_metric: the number that is the task score.
+      tasks: of which kinds they are, and which tools these are made for.
 
     Returns:
       methods: {method: {number: interval}}, "task_score" among them.
@@ -74,7 +76,7 @@ def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str) 
         kinds, scores = np.asarray(runs[0]["kind"]), np.array([run[task_metric] for run in runs], float)
         by_kind[method] = {
             name: interval(scores[:, kinds == kind]) | {"tasks": int((kinds == kind).sum())}
-            for kind, name in enumerate(KINDS)
+            for kind, name in enumerate(tasks.kinds)
             if (kinds == kind).any()
         }
     for tool in TOOL_NAMES:
@@ -82,9 +84,9 @@ def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str) 
         if not without:
             continue
         lost = np.array([run[task_metric] for run in runs], float) - [run[task_metric] for run in without]
-        part = np.isin(runs[0]["kind"], [KINDS.index(name) for name in MADE_FOR[tool]])
+        part = np.isin(runs[0]["kind"], [tasks.kinds.index(name) for name in tasks.made_for[tool]])
         on_its_part = interval(lost[:, part]) if part.any() else {}
-        counts = {"kinds": list(MADE_FOR[tool]), "tasks": int(part.sum())}
+        counts = {"kinds": list(tasks.made_for[tool]), "tasks": int(part.sum())}
         masked[tool] = on_its_part | counts | {"overall": interval(lost)}
     return {"methods": methods, "by_kind": by_kind, "masked": masked}
 
@@ -109,8 +111,8 @@ def environment() -> dict:
     }
 
 
-def write_summary(workdir: Path, config, results: dict[int, dict[Pass, dict]], command: str) -> dict:
-    """Writes summary.json and config.json; `results` are training.loop.train's by seed.
+def write_summary(workdir: Path, config, run: Run, results: dict[int, dict[Pass, dict]], command: str) -> dict:
+    """Writes summary.json and config.json; `results` are training.loop.train's by seed, `run` of any of them.
 
     What `summarise` says of the greedy evaluations stands in the summary itself, of the sampled ones under "sampled".
     """
@@ -119,7 +121,7 @@ def write_summary(workdir: Path, config, results: dict[int, dict[Pass, dict]], c
     trained = [folder / method for folder in folders for method in ("", *BASELINES) if (folder / method).is_dir()]
     seconds = [json.loads((folder / "seconds.json").read_text()) for folder in trained]
     identity = identities.read(folders[0] / identities.FILE)
-    greedy, sampled = (summarise(results, metric, way) for way in WAYS)
+    greedy, sampled = (summarise(results, metric, way, run.source.tasks) for way in WAYS)
     summary = {
         "name": config.name,
         "command": command,

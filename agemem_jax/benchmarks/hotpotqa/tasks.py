@@ -3,18 +3,23 @@
 import random
 import warnings
 
+from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.hotpotqa import questions, records
-from agemem_jax.benchmarks.hotpotqa.environment import Question, question_of
+from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, Question, QuestionAnswering, question_of
 from agemem_jax.config import refuse
-from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.staged import SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer, check_spelling
+from agemem_jax.envs import scoring
 from agemem_jax.errors import InputError
 
 
-def task_source(config, tokenizer: Tokenizer) -> TaskSource:
-    """The batches of a run. Raises InputError and ConfigError as `HotpotQA` and `TaskSource`."""
-    return TaskSource(config, tokenizer, HotpotQA(config, tokenizer))
+def load(config, tokenizer: Tokenizer) -> Benchmark:
+    """Questions, and what scores their answers. Raises InputError and ConfigError as `HotpotQA`."""
+    return Benchmark(
+        tasks=HotpotQA(config, tokenizer),
+        env=QuestionAnswering(action_tokens=WIDTHS * config.task.answer_tokens),
+        shared=scoring.answer_table(tokenizer.token_bytes()),
+    )
 
 
 class HotpotQA:
@@ -33,6 +38,7 @@ class HotpotQA:
     """
 
     kinds = questions.KINDS
+    made_for = questions.MADE_FOR
     limits = {"answers": ("task.answer_tokens", True), "supporting facts of a record": ("task.facts", False)}
 
     def __init__(self, config, tokenizer: Tokenizer):
@@ -123,7 +129,7 @@ class HotpotQA:
                 warnings.warn(
                     f"{self._file_of(split)[0]}: left out {out} of {len(found)} {split} records that are in a later "
                     "split too (train, validation, test)",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         return kept
 
