@@ -1,0 +1,352 @@
+"""Text environments that run on the host, behind the protocol of envs/base.py: one callback a turn for a device's rows.
+
+A program calls the host with what NumPy holds and gets NumPy back; nothing of JAX is touched there, and nothing is
+raised: whatever a game does wrong ends its episode as truncated, with a text that says so, and is counted.
+
+Order follows from data: each call takes the number of the turn and gives the next one, so that XLA can neither drop
+calls nor change places between them, on a mesh too (where ordered callbacks do not go). An episode is known by its row
+and a number that the host gives at the start: a program that is run again begins new ones, and what the row played
+before is closed. On a mesh each process plays its own rows; of devices that share rows the first one asks.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jax.experimental import io_callback
+
+from agemem_jax import sharding
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.envs.base import Outcome
+from agemem_jax.envs.text import BLANKS
+from agemem_jax.sharding import LOCAL, ROWS, Layout
+from agemem_jax.types import PAD_ID, Text
+
+LOST = "The world does not answer any more; the episode is cut off."
+SUCCESS, TERMINATED, TRUNCATED, UNDERSTOOD = 1, 2, 4, 8  # bits of what a callback tells
+
+
+class Reply(NamedTuple):
+    """What a step has led to."""
+
+    text: str
+    progress: float  # 0..1; the best so far is kept by the bridge
+    success: bool
+    terminated: bool
+    truncated: bool
+    understood: bool
+
+
+class Game(Protocol):
+    """One episode. What it raises ends it."""
+
+    def start(self, index: int) -> str:
+        """Begins game number `index`; returns what is seen at first."""
+        ...
+
+    def step(self, action: str) -> Reply:
+        """Takes an action, without blanks at its ends."""
+        ...
+
+    def close(self) -> None:
+        """The episode is over, or has been left."""
+        ...
+
+
+@struct.dataclass
+class HostGame:
+    """Which game a row plays."""
+
+    index: jax.Array  # [B] int32 its number
+    fresh: jax.Array  # [B] bool: the world has to be the same as in any other fresh start, whatever that costs
+
+
+@struct.dataclass
+class HostState:
+    """What the device knows of a row's episode; all else is on the host."""
+
+    row: jax.Array  # [B] int32 over all devices
+    episode: jax.Array  # [B] int32 number that the host has given it
+    turn: jax.Array  # [B] int32 actions taken; it orders the calls
+    progress: jax.Array  # [B] float32 the best so far
+    success: jax.Array  # [B] bool
+    terminated: jax.Array  # [B] bool
+    truncated: jax.Array  # [B] bool
+
+
+@dataclass(frozen=True)
+class HostEnvironment:
+    """A text environment on the host as an Environment. `shared` is not used, `game` is a HostGame.
+
+    Works for whole arrays on a mesh, and inside `sharding.by_rows` too.
+    """
+
+    seen_tokens: int  # W
+    action_tokens: int  # A
+    bridge: "Bridge"
+    layout: Layout = LOCAL
+
+    def reset(self, shared: Any, game: HostGame) -> tuple[HostState, Text]:
+        """Starts an episode a row: (state, what is seen at first [B, W])."""
+
+        def start(index, fresh):
+            rows = jnp.arange(len(index), dtype=jnp.int32)
+            if self.layout.is_spread:
+                rows = rows + lax.axis_index(ROWS) * len(index)
+            tokens, length, _, flags, episode = self._call(self.bridge.start, rows >= 0, rows, index, fresh)
+            none = jnp.zeros(rows.shape, bool)
+            state = HostState(
+                rows, episode, jnp.zeros_like(rows), jnp.zeros(rows.shape), none, none, flags & TRUNCATED > 0
+            )
+            return state, Text(tokens, length)
+
+        return self._by_rows(start, game.index, game.fresh)
+
+    def step(self, shared: Any, game: HostGame, state: HostState, action: Text, on: jax.Array):
+        """Takes the actions [B, A] of rows `on` [B]; the state of the others stays bit for bit."""
+
+        def ask(state, action, on):
+            given = state.row, state.episode, state.turn, on, action.tokens, action.length
+            tokens, length, progress, flags, turn = self._call(self.bridge.step, on, *given)
+            pick = lambda new, old: jnp.where(on, new, old)  # noqa: E731
+            new = state.replace(
+                turn=pick(turn, state.turn),
+                progress=pick(progress, state.progress),
+                success=pick(flags & SUCCESS > 0, state.success),
+                terminated=pick(flags & TERMINATED > 0, state.terminated),
+                truncated=pick(flags & TRUNCATED > 0, state.truncated),
+            )
+            seen = Text(jnp.where(on[:, None], tokens, PAD_ID), pick(length, 0))
+            understood = on & (flags & UNDERSTOOD > 0)
+            return new, Outcome(seen, new.progress, new.success, new.terminated, new.truncated, understood)
+
+        return self._by_rows(ask, state, action, on)
+
+    def render(self, shared: Any, game: HostGame, state: HostState, row: int) -> str:
+        """What has been said and seen in the row's episode; on the host."""
+        return self.bridge.transcript(int(state.row[row]), int(state.episode[row]))
+
+    def _by_rows(self, function: Callable, *sliced):
+        inside = set(ROWS) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+        return function(*sliced) if inside else sharding.by_rows(self.layout, function, sliced)
+
+    def _call(self, function: Callable, on, *arrays):
+        """What the host answers, where a row is on: tokens [B, W], length, progress, flags and a number, each [B]."""
+        like = lambda dtype, *more: jax.ShapeDtypeStruct((len(on), *more), dtype)  # noqa: E731
+        i, f = jnp.int32, jnp.float32
+        shapes = like(i, self.seen_tokens), like(i), like(f), like(i), like(i)
+        host = lambda *given: self.bridge.answer(function, self.seen_tokens, *given)  # noqa: E731
+        call = lambda *given: tuple(io_callback(host, shapes, *given))  # noqa: E731
+        silent = lambda *_: tuple(jnp.zeros(x.shape, x.dtype) for x in shapes)  # noqa: E731
+        if not self.layout.is_spread:
+            return lax.cond(on.any(), call, silent, *arrays)
+        asks = on.any() & (lax.axis_index("tensor") == 0)
+        return lax.psum(lax.cond(asks, call, silent, *arrays), "tensor")
+
+
+@dataclass
+class _Episode:
+    """One row's episode on the host."""
+
+    number: int
+    game: Game | None  # None when it is over
+    index: int
+    told: list[str]  # what was said and seen, for people
+    turn: int = 0
+    last: Reply = Reply("", 0.0, False, False, False, False)
+
+
+@dataclass(eq=False)
+class Bridge:
+    """Plays the episodes of a process, and counts. Programs on several devices may call it at once.
+
+    Args:
+      new_game: makes the game of an episode; told whether it has to be fresh (HostGame).
+      tokenizer: in which texts come and go. Characters that it cannot spell are left out, and counted.
+      parallel: rows asked at once; 1 for games that do not stand threads.
+    """
+
+    new_game: Callable[[bool], Game]
+    tokenizer: Tokenizer
+    parallel: int = 1
+    started: int = field(default=0, init=False)  # episodes
+    steps: int = field(default=0, init=False)
+    lost: int = field(default=0, init=False)  # episodes cut off because their game failed
+    cut: int = field(default=0, init=False)  # texts longer than an answer can be
+    unspelt: int = field(default=0, init=False)  # texts with characters that the vocabulary lacks
+    grouped: int = field(default=0, init=False)  # rows that began the game of the row before them, in the same call
+    alike: int = field(default=0, init=False)  # of these, rows that saw at first what the first of them saw
+    reasons: list[str] = field(default_factory=list, init=False)  # why episodes were lost, the latest last
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+        self._episodes: dict[int, _Episode] = {}  # by row
+        self._threads = ThreadPoolExecutor(self.parallel, "host-env") if self.parallel > 1 else None
+
+    def report(self) -> dict[str, float]:
+        """Counts since the beginning. `groups_alike`: share of the rows of groups whose world began as the first's."""
+        names = "started", "steps", "lost", "cut", "unspelt"
+        counts = {name: float(getattr(self, name)) for name in names}
+        return counts | {"groups_alike": self.alike / self.grouped if self.grouped else 1.0}
+
+    def transcript(self, row: int, number: int) -> str:
+        """What was said and seen in an episode; a line that says so, if the row has begun another since."""
+        with self._lock:
+            episode = self._episodes.get(row)
+            return "\n".join(episode.told) if episode and episode.number == number else "(this episode is gone)"
+
+    def close(self) -> None:
+        """Leaves all episodes."""
+        with self._lock:
+            episodes, self._episodes = list(self._episodes.values()), {}
+        self._each(self._leave, episodes)
+        if self._threads:
+            self._threads.shutdown()
+
+    def answer(self, function: Callable, width: int, *given: np.ndarray):
+        """What `start` or `step` gives; rows that are cut off, if it cannot: a callback never raises."""
+        try:
+            return function(width, *given)
+        except Exception as error:
+            self._count_lost(f"the bridge: {error or type(error).__name__}")
+            blank = np.zeros(len(given[0]), np.int32)
+            tokens = np.full((len(blank), width), PAD_ID, np.int32)
+            return tokens, blank, blank.astype(np.float32), blank + TRUNCATED, blank
+
+    def start(self, width: int, row: np.ndarray, index: np.ndarray, fresh: np.ndarray):
+        """The callback of `reset`: rows, games and whether they are fresh, [B] -> what _call says; the number is the
+        episode's."""
+        row, index, fresh = (np.asarray(x).tolist() for x in (row, index, fresh))
+        with self._lock:
+            old = [self._episodes.pop(r) for r in row if r in self._episodes]
+            first, self.started = self.started, self.started + len(row)
+        self._each(self._leave, old)
+        episodes = [_Episode(first + i, None, number, []) for i, number in enumerate(index)]
+        texts = self._each(self._begin, episodes, fresh)
+        with self._lock:
+            self._episodes |= dict(zip(row, episodes, strict=True))
+            for i in range(1, len(row)):
+                if index[i] == index[i - 1]:
+                    self.grouped += 1
+                    self.alike += texts[i] == texts[index.index(index[i])]
+        return self._pack(width, texts, episodes, [True] * len(row), [e.number for e in episodes])
+
+    def step(self, width: int, row, episode, turn, on, tokens, length):
+        """The callback of `step`: rows, episodes, turns and whether they take an action [B], actions [B, A] and their
+        lengths [B] -> what _call says; the number is the next turn's."""
+        row, number, turn, on, length = (np.asarray(x).tolist() for x in (row, episode, turn, on, length))
+        tokens = np.asarray(tokens)
+        with self._lock:
+            known = [self._episodes.get(r) for r in row]
+            self.steps += sum(on)
+        asked = [i for i in range(len(row)) if on[i]]
+        episodes = [known[i] if known[i] and known[i].number == number[i] else None for i in range(len(row))]
+        actions = [self._read(tokens[i, : length[i]]) for i in asked]
+        texts = [""] * len(row)
+        answers = self._each(self._act, [episodes[i] for i in asked], [turn[i] for i in asked], actions)
+        for i, text in zip(asked, answers, strict=True):
+            texts[i] = text
+        return self._pack(width, texts, episodes, on, [t + o for t, o in zip(turn, on, strict=True)])
+
+    def _each(self, function: Callable, *columns: list) -> list:
+        """A function of each row, several at once where the games stand it; a single row needs no thread."""
+        run = self._threads.map if self._threads and len(columns[0]) > 1 else map
+        return list(run(function, *columns))
+
+    def _begin(self, episode: _Episode, fresh: bool) -> str:
+        try:
+            episode.game = self.new_game(fresh)
+            text = str(episode.game.start(episode.index))
+        except BaseException as error:
+            text = self._lose(episode, error)
+        episode.told.append(text)
+        return text
+
+    def _act(self, episode: _Episode | None, turn: int, action: str) -> str:
+        """Takes an action in an episode; returns what is seen, and leaves the rest in `episode.last`."""
+        if episode is None:  # the state is of an episode that the row has left
+            self._count_lost("an action for an episode that is gone")
+            return LOST
+        if episode.game is None:  # over: all stays as it was
+            return ""
+        episode.told.append(f"> {action}")
+        try:
+            if turn != episode.turn:
+                raise RuntimeError(f"action {turn} comes in place of action {episode.turn}")
+            episode.turn += 1
+            reply = episode.game.step(action)
+            text, progress = str(reply.text), float(reply.progress)
+            if not progress >= episode.last.progress:  # NaN too
+                progress = episode.last.progress
+            episode.last = Reply("", min(progress, 1.0), *(bool(x) for x in reply[2:]))
+            if episode.last.terminated or episode.last.truncated:
+                self._leave(episode)
+        except BaseException as error:
+            text = self._lose(episode, error)
+        episode.told.append(text)
+        return text
+
+    def _lose(self, episode: _Episode, error: BaseException) -> str:
+        self._count_lost(f"game {episode.index}: {error or type(error).__name__}")
+        episode.last = episode.last._replace(truncated=True, understood=False)
+        self._leave(episode)
+        return LOST
+
+    def _count_lost(self, why: str) -> None:
+        with self._lock:
+            self.lost += 1
+            self.reasons = [*self.reasons[-15:], why]
+
+    def _leave(self, episode: _Episode) -> None:
+        game, episode.game = episode.game, None
+        try:
+            if game is not None:
+                game.close()
+        except BaseException as error:
+            with self._lock:
+                self.reasons = [*self.reasons[-15:], f"game {episode.index}, when closed: {error}"]
+
+    def _read(self, tokens: np.ndarray) -> str:
+        """The text of an action; tokens that no vocabulary has, and control tokens, say nothing."""
+        pieces = self.tokenizer.pieces
+        data = b"".join(pieces[i] or b"" for i in tokens.tolist() if 0 <= i < len(pieces))
+        return data.strip(BLANKS).decode("utf-8", "replace")
+
+    def _write(self, text: str) -> list[int]:
+        """The tokens of a text, without the characters that the vocabulary cannot spell."""
+        text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text
+        strange = self.tokenizer.unspelt(text) if self.tokenizer.unspelt else ""
+        if strange:
+            with self._lock:
+                self.unspelt += 1
+            text = text.translate(dict.fromkeys(map(ord, strange)))
+        return self.tokenizer.encode(text)
+
+    def _pack(self, width: int, texts: list[str], episodes: list[_Episode | None], on: list[bool], number: list[int]):
+        """Arrays for the device. An episode that is None, and on, is lost."""
+        rows = len(texts)
+        tokens, length = np.full((rows, width), PAD_ID, np.int32), np.zeros(rows, np.int32)
+        progress, flags = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+        for i in range(rows):
+            if not on[i]:
+                continue
+            ids = self._write(texts[i])
+            if len(ids) > width:
+                with self._lock:
+                    self.cut += 1
+            length[i] = min(len(ids), width)
+            tokens[i, : length[i]] = ids[:width]
+            last = episodes[i].last if episodes[i] else Reply("", 0.0, False, False, True, False)
+            progress[i] = last.progress
+            flags[i] = (
+                SUCCESS * last.success + TERMINATED * last.terminated + TRUNCATED * last.truncated
+                + UNDERSTOOD * last.understood
+            )  # fmt: skip
+        return tokens, length, progress, flags, np.asarray(number, np.int32)
