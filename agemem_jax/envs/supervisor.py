@@ -260,7 +260,10 @@ class Supervisor:
         else:
             worker.asked = worker.deadline = None
             self.tell(**message)
-            self.send_next(worker)
+            if worker.is_taken and not worker.episodes:  # it was for this alone
+                self.renew(worker)
+            else:
+                self.send_next(worker)
 
 
 def main() -> None:
