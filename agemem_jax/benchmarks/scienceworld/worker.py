@@ -139,4 +139,5 @@ def main():
         say(id=request["id"], **answer)
 
 
-main()
+if __name__ == "__main__":
+    main()
