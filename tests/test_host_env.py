@@ -45,8 +45,8 @@ def games(numbers, fresh: bool = False) -> HostGame:
     return HostGame(index, np.full(index.shape, fresh))
 
 
-def engine(game=Corridor, layout: Layout = LOCAL, width: int = W, **settings) -> HostEnvironment:
-    return HostEnvironment(width, A, Bridge(game, BYTES, **settings), layout)
+def engine(game=Corridor, layout: Layout = LOCAL, width: int = W) -> HostEnvironment:
+    return HostEnvironment(width, A, Bridge(game, BYTES), layout)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,16 +109,15 @@ def assert_is_twins(numbers, lines, seen, record):
             np.testing.assert_allclose([getattr(record, name)[t, i] for name in names], np.float32(rest))
 
 
-@pytest.mark.parametrize("parallel", [1, 4])
-def test_a_program_plays_as_python_does_and_again_when_it_is_run_again(parallel):
-    numbers, env = [3, 3, 0, 1, 4, 7], engine(parallel=parallel)
+def test_a_program_plays_as_python_does_and_again_when_it_is_run_again():
+    numbers, env = [3, 3, 0, 1, 4, 7], engine()
     for seed in range(3):
         lines = scripts(len(numbers), seed)
         state, seen, record = play(env, games(numbers), stacked(lines))
         assert_is_twins(numbers, lines, seen, record)
         np.testing.assert_array_equal(state.episode, seed * len(numbers) + np.arange(len(numbers)))
         np.testing.assert_array_equal(state.row, np.arange(len(numbers)))
-    assert play._cache_size() == 1 or parallel > 1
+    assert play._cache_size() == 1
     report = env.bridge.report()
     assert report["started"] == 18 and report["groups_alike"] == 1
     assert report["lost"] == sum("game crashed" in r or r.endswith(": 3") for r in env.bridge.reasons)
@@ -290,7 +289,7 @@ def wait_for_end(pids: list[int], seconds: float = 10) -> bool:
 
 def test_workers_play_through_the_bridge(workers):
     pool = workers()
-    env = engine(pool.game, parallel=4)
+    env = engine(pool.game)
     state, seen = env.reset(None, games([0, 1, 2, 3]))
     assert {read(seen, i).split(" of ")[1] for i in range(4)} == {f"game {i}" for i in range(4)}
     for turn in range(1, 5):
@@ -303,7 +302,7 @@ def test_workers_play_through_the_bridge(workers):
 @pytest.mark.parametrize("how", ["hang", "die", "garbage", "endless", "stranger"])
 def test_a_worker_that_fails_is_replaced_and_its_episode_cut_off(workers, how):
     pool = workers()
-    env = engine(pool.game, parallel=2)
+    env = engine(pool.game)
     before = [pool.info[name] for name in ("pid", "child")]
     state, _ = env.reset(None, games([0, 1]))
     state, outcome = env.step(None, None, state, spelt([how, "well"]), jnp.array([True, True]))
@@ -322,7 +321,7 @@ def test_a_worker_that_fails_is_replaced_and_its_episode_cut_off(workers, how):
 
 def test_fresh_episodes_get_workers_that_have_done_nothing(workers):
     pool = workers()
-    env = engine(pool.game, parallel=2)
+    env = engine(pool.game)
     for fresh in (False, False, True, True, False):
         state, seen = env.reset(None, games([7, 7], fresh))
         assert not state.truncated.any()

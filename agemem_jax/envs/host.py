@@ -11,7 +11,7 @@ before is closed. On a mesh each process plays its own rows; of devices that sha
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -45,13 +45,16 @@ class Reply(NamedTuple):
 
 
 class Game(Protocol):
-    """One episode. What it raises ends it."""
+    """One episode. What it raises ends it.
 
-    def start(self, index: int) -> str:
+    A game that runs elsewhere may give a Future of its answer: all rows are asked before the first is waited for.
+    """
+
+    def start(self, index: int) -> str | Future:
         """Begins game number `index`; returns what is seen at first."""
         ...
 
-    def step(self, action: str) -> Reply:
+    def step(self, action: str) -> Reply | Future:
         """Takes an action, without blanks at its ends."""
         ...
 
@@ -170,12 +173,10 @@ class Bridge:
     Args:
       new_game: makes the game of an episode; told whether it has to be fresh (HostGame).
       tokenizer: in which texts come and go. Characters that it cannot spell are left out, and counted.
-      parallel: rows asked at once; 1 for games that do not stand threads.
     """
 
     new_game: Callable[[bool], Game]
     tokenizer: Tokenizer
-    parallel: int = 1
     started: int = field(default=0, init=False)  # episodes
     steps: int = field(default=0, init=False)
     lost: int = field(default=0, init=False)  # episodes cut off because their game failed
@@ -188,7 +189,6 @@ class Bridge:
     def __post_init__(self):
         self._lock = threading.Lock()
         self._episodes: dict[int, _Episode] = {}  # by row
-        self._threads = ThreadPoolExecutor(self.parallel, "host-env") if self.parallel > 1 else None
 
     def report(self) -> dict[str, float]:
         """Counts since the beginning. `groups_alike`: share of the rows of groups whose world began as the first's."""
@@ -206,9 +206,8 @@ class Bridge:
         """Leaves all episodes."""
         with self._lock:
             episodes, self._episodes = list(self._episodes.values()), {}
-        self._each(self._leave, episodes)
-        if self._threads:
-            self._threads.shutdown()
+        for episode in episodes:
+            self._leave(episode)
 
     def answer(self, function: Callable, width: int, *given: np.ndarray):
         """What `start` or `step` gives; rows that are cut off, if it cannot: a callback never raises."""
@@ -227,9 +226,11 @@ class Bridge:
         with self._lock:
             old = [self._episodes.pop(r) for r in row if r in self._episodes]
             first, self.started = self.started, self.started + len(row)
-        self._each(self._leave, old)
+        for episode in old:
+            self._leave(episode)
         episodes = [_Episode(first + i, None, number, []) for i, number in enumerate(index)]
-        texts = self._each(self._begin, episodes, fresh)
+        asked = [self._begin(*given) for given in zip(episodes, fresh, strict=True)]
+        texts = [self._hear(*given) for given in zip(episodes, asked, strict=True)]
         with self._lock:
             self._episodes |= dict(zip(row, episodes, strict=True))
             for i in range(1, len(row)):
@@ -246,31 +247,22 @@ class Bridge:
         with self._lock:
             known = [self._episodes.get(r) for r in row]
             self.steps += sum(on)
-        asked = [i for i in range(len(row)) if on[i]]
-        episodes = [known[i] if known[i] and known[i].number == number[i] else None for i in range(len(row))]
-        actions = [self._read(tokens[i, : length[i]]) for i in asked]
-        texts = [""] * len(row)
-        answers = self._each(self._act, [episodes[i] for i in asked], [turn[i] for i in asked], actions)
-        for i, text in zip(asked, answers, strict=True):
-            texts[i] = text
+        episodes = [e if e and e.number == n else None for e, n in zip(known, number, strict=True)]
+        actions = [self._read(tokens[i, : length[i]]) if on[i] else "" for i in range(len(row))]
+        asked = [self._act(*given) if given[-1] else "" for given in zip(episodes, turn, actions, on, strict=True)]
+        texts = [self._hear(*given) for given in zip(episodes, asked, strict=True)]
         return self._pack(width, texts, episodes, on, [t + o for t, o in zip(turn, on, strict=True)])
 
-    def _each(self, function: Callable, *columns: list) -> list:
-        """A function of each row, several at once where the games stand it; a single row needs no thread."""
-        run = self._threads.map if self._threads and len(columns[0]) > 1 else map
-        return list(run(function, *columns))
-
-    def _begin(self, episode: _Episode, fresh: bool) -> str:
+    def _begin(self, episode: _Episode, fresh: bool) -> str | Future:
+        """What the start of an episode gives."""
         try:
             episode.game = self.new_game(fresh)
-            text = str(episode.game.start(episode.index))
+            return episode.game.start(episode.index)
         except BaseException as error:
-            text = self._lose(episode, error)
-        episode.told.append(text)
-        return text
+            return self._lose(episode, error)
 
-    def _act(self, episode: _Episode | None, turn: int, action: str) -> str:
-        """Takes an action in an episode; returns what is seen, and leaves the rest in `episode.last`."""
+    def _act(self, episode: _Episode | None, turn: int, action: str, _: bool) -> str | Reply | Future:
+        """What an action gives: a text alone, if it was not taken."""
         if episode is None:  # the state is of an episode that the row has left
             self._count_lost("an action for an episode that is gone")
             return LOST
@@ -281,13 +273,25 @@ class Bridge:
             if turn != episode.turn:
                 raise RuntimeError(f"action {turn} comes in place of action {episode.turn}")
             episode.turn += 1
-            reply = episode.game.step(action)
-            text, progress = str(reply.text), float(reply.progress)
-            if not progress >= episode.last.progress:  # NaN too
-                progress = episode.last.progress
-            episode.last = Reply("", min(progress, 1.0), *(bool(x) for x in reply[2:]))
-            if episode.last.terminated or episode.last.truncated:
-                self._leave(episode)
+            return episode.game.step(action)
+        except BaseException as error:
+            return self._lose(episode, error)
+
+    def _hear(self, episode: _Episode | None, answer: str | Reply | Future) -> str:
+        """Waits for an answer; returns what is seen, and leaves the rest in `episode.last`."""
+        if episode is None or answer == "":
+            return answer
+        try:
+            answer = answer.result() if isinstance(answer, Future) else answer
+            if isinstance(answer, str):
+                text = answer
+            else:
+                text, progress = str(answer.text), float(answer.progress)
+                if not progress >= episode.last.progress:  # NaN too
+                    progress = episode.last.progress
+                episode.last = Reply("", min(progress, 1.0), *(bool(x) for x in answer[2:]))
+                if episode.last.terminated or episode.last.truncated:
+                    self._leave(episode)
         except BaseException as error:
             text = self._lose(episode, error)
         episode.told.append(text)

@@ -4,6 +4,7 @@ threads or forks, or have another licence or interpreter. envs/supervisor.py say
 
 import itertools
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from agemem_jax.envs.host import Reply
 from agemem_jax.errors import InputError
 
 SUPERVISOR = Path(__file__).parent / "supervisor.py"
+TEXT = operator.itemgetter("text")
+FIELDS = operator.itemgetter(*Reply._fields)
 
 
 class WorkerError(RuntimeError):
@@ -72,12 +75,12 @@ class Workers:
         """
         return self.send(do, **request).result()
 
-    def send(self, do: str, **request) -> Future:
-        """As `ask`, without waiting."""
+    def send(self, do: str, read: Callable[[dict], Any] = dict, **request) -> Future:
+        """As `ask`, without waiting; the Future is of what `read` makes of the answer."""
         number, answer = next(self._numbers), Future()
         with self._lock:
             if self._gone is None:
-                self._waiting[number] = answer
+                self._waiting[number] = answer, read
             else:
                 answer.set_exception(WorkerError(self._gone))
                 return answer
@@ -110,11 +113,14 @@ class Workers:
             if "id" in message:
                 self.replaced = message.pop("replaced", self.replaced)
                 with self._lock:
-                    answer = self._waiting.pop(message["id"])
+                    answer, read = self._waiting.pop(message["id"])
                 if "failed" in message:
                     answer.set_exception(WorkerError(message["failed"]))
-                else:
-                    answer.set_result(message)
+                    continue
+                try:
+                    answer.set_result(read(message))
+                except (LookupError, TypeError) as error:
+                    answer.set_exception(WorkerError(f"a worker's answer lacks something ({error!r})"))
             elif not self._up.done():
                 if "ready" in message:
                     self._up.set_result(message["ready"])
@@ -122,9 +128,13 @@ class Workers:
                     self._up.set_exception(WorkerError(message["refused"]))
         with self._lock:
             self._gone = "the workers' supervisor is gone"
-            waiting, self._waiting = list(self._waiting.values()), {}
+            waiting, self._waiting = [answer for answer, _ in self._waiting.values()], {}
         for answer in [*waiting, *([] if self._up.done() else [self._up])]:
             answer.set_exception(WorkerError(self._gone))
+
+
+def _reply(answer: dict) -> Reply:
+    return Reply(*FIELDS(answer))
 
 
 class WorkerGame:
@@ -133,13 +143,12 @@ class WorkerGame:
     def __init__(self, workers: Workers, episode: int, fresh: bool):
         self.workers, self.episode, self.fresh = workers, episode, fresh
 
-    def start(self, index: int) -> str:
+    def start(self, index: int) -> Future:
         game = self.workers.games(index)
-        return self.workers.ask("start", episode=self.episode, fresh=self.fresh, game=game)["text"]
+        return self.workers.send("start", TEXT, episode=self.episode, fresh=self.fresh, game=game)
 
-    def step(self, action: str) -> Reply:
-        answer = self.workers.ask("step", episode=self.episode, text=action)
-        return Reply(*(answer[name] for name in Reply._fields))
+    def step(self, action: str) -> Future:
+        return self.workers.send("step", _reply, episode=self.episode, text=action)
 
     def close(self) -> None:
         self.workers.send("close", episode=self.episode)

@@ -5,15 +5,12 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.host import Bridge, HostEnvironment
 from agemem_jax.sharding import LOCAL, Layout
 
-ROWS_A_MACHINE = 4  # asked at once, so that a machine that has answered finds the next row waiting
-
 
 def environment(
     pool: Pool, tokenizer: Tokenizer, seen_tokens: int, action_tokens: int, layout: Layout = LOCAL
 ) -> HostEnvironment:
     """The environment; an episode is won at score 1, and lost at a negative one (a wrong focus)."""
-    bridge = Bridge(pool.game, tokenizer, ROWS_A_MACHINE * pool.count)
-    return HostEnvironment(seen_tokens, action_tokens, bridge, layout)
+    return HostEnvironment(seen_tokens, action_tokens, Bridge(pool.game, tokenizer), layout)
 
 
 def report(env: HostEnvironment, pool: Pool) -> dict[str, float]:

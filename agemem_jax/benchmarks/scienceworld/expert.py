@@ -43,9 +43,9 @@ def wins(pool: Pool, number: int, actions: Sequence[str], fresh: bool = True) ->
     """Plays actions until the episode is over: (whether it was won, progress, actions played)."""
     game, progress = pool.game(fresh), 0.0
     try:
-        game.start(number)
+        game.start(number).result()
         for played, action in enumerate(actions, 1):
-            reply = game.step(action)
+            reply = game.step(action).result()
             progress = max(progress, reply.progress)
             if reply.terminated:
                 return reply.success, progress, played
