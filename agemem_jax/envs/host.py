@@ -44,6 +44,9 @@ class Reply(NamedTuple):
     understood: bool
 
 
+GONE = Reply(LOST, 0.0, False, False, True, False)  # of an episode that there is not
+
+
 class Game(Protocol):
     """One episode. What it raises ends it.
 
@@ -230,14 +233,14 @@ class Bridge:
             self._leave(episode)
         episodes = [_Episode(first + i, None, number, []) for i, number in enumerate(index)]
         asked = [self._begin(*given) for given in zip(episodes, fresh, strict=True)]
-        texts = [self._hear(*given) for given in zip(episodes, asked, strict=True)]
+        texts, out = self._gather(width, episodes, asked, [True] * len(row), [e.number for e in episodes])
         with self._lock:
             self._episodes |= dict(zip(row, episodes, strict=True))
             for i in range(1, len(row)):
                 if index[i] == index[i - 1]:
                     self.grouped += 1
                     self.alike += texts[i] == texts[index.index(index[i])]
-        return self._pack(width, texts, episodes, [True] * len(row), [e.number for e in episodes])
+        return out
 
     def step(self, width: int, row, episode, turn, on, tokens, length):
         """The callback of `step`: rows, episodes, turns and whether they take an action [B], actions [B, A] and their
@@ -250,8 +253,7 @@ class Bridge:
         episodes = [e if e and e.number == n else None for e, n in zip(known, number, strict=True)]
         actions = [self._read(tokens[i, : length[i]]) if on[i] else "" for i in range(len(row))]
         asked = [self._act(*given) if given[-1] else "" for given in zip(episodes, turn, actions, on, strict=True)]
-        texts = [self._hear(*given) for given in zip(episodes, asked, strict=True)]
-        return self._pack(width, texts, episodes, on, [t + o for t, o in zip(turn, on, strict=True)])
+        return self._gather(width, episodes, asked, on, [t + o for t, o in zip(turn, on, strict=True)])[1]
 
     def _begin(self, episode: _Episode, fresh: bool) -> str | Future:
         """What the start of an episode gives."""
@@ -333,24 +335,27 @@ class Bridge:
             text = text.translate(dict.fromkeys(map(ord, strange)))
         return self.tokenizer.encode(text)
 
-    def _pack(self, width: int, texts: list[str], episodes: list[_Episode | None], on: list[bool], number: list[int]):
-        """Arrays for the device. An episode that is None, and on, is lost."""
-        rows = len(texts)
+    def _gather(
+        self, width: int, episodes: list[_Episode | None], asked: list, on: list[bool], number: list[int]
+    ) -> tuple[list[str], tuple[np.ndarray, ...]]:
+        """Waits for each row's answer, and writes it while others are on their way: (texts, arrays for the device)."""
+        rows, texts = len(on), [""] * len(on)
         tokens, length = np.full((rows, width), PAD_ID, np.int32), np.zeros(rows, np.int32)
         progress, flags = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
         for i in range(rows):
             if not on[i]:
                 continue
+            texts[i] = self._hear(episodes[i], asked[i])
             ids = self._write(texts[i])
             if len(ids) > width:
                 with self._lock:
                     self.cut += 1
             length[i] = min(len(ids), width)
             tokens[i, : length[i]] = ids[:width]
-            last = episodes[i].last if episodes[i] else Reply("", 0.0, False, False, True, False)
+            last = episodes[i].last if episodes[i] else GONE
             progress[i] = last.progress
             flags[i] = (
                 SUCCESS * last.success + TERMINATED * last.terminated + TRUNCATED * last.truncated
                 + UNDERSTOOD * last.understood
             )  # fmt: skip
-        return tokens, length, progress, flags, np.asarray(number, np.int32)
+        return texts, (tokens, length, progress, flags, np.asarray(number, np.int32))

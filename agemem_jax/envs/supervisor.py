@@ -3,7 +3,8 @@ library alone: python -I supervisor.py PARENT, where PARENT is the process that 
 
 All talk is in lines of JSON. From the parent: first the settings, {"command", "workers", "boot", "timeout"}; then
 requests {"id", "do", ...}. Each is answered, with the worker's answer or {"id", "failed": why}. To a worker: the same
-requests, one at a time; it answers with {"id", ...}, and says {"ready": ...} first, or {"refused": why it cannot run}.
+requests, some ahead, so that it need not wait for the next; it answers them in their order with {"id", ...}, and says
+{"ready": ...} first, or {"refused": why it cannot run}.
 
 A request with an "episode" goes to the worker that plays it, a "start" to one that plays few. With "fresh" it gets a
 worker that has done nothing before, to itself, and that is replaced after it. A worker that is silent for too long,
@@ -26,6 +27,7 @@ import time
 PATIENCE = 0.5  # seconds between looks at whether the parent lives
 STILLBORN = 3  # workers in a row that do not come up, after which none is started
 LONGEST = 1 << 20  # bytes of a line
+AHEAD = 1 << 14  # bytes sent to a worker before it has answered; a pipe takes more
 SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
@@ -40,12 +42,12 @@ class Worker:
             preexec_fn=self._die_with_parent,  # nothing here has threads
         )  # fmt: skip
         self.buffer, self.is_ready, self.is_used, self.is_taken = b"", False, False, False
-        self.waiting, self.asked = collections.deque(), None  # requests; the one it works on
+        self.asked, self.waiting = collections.deque(), collections.deque()  # requests sent, with their bytes; and not
         self.episodes = set()
         self.deadline = time.monotonic() + boot
 
     def open_requests(self) -> list[dict]:
-        return [*([] if self.asked is None else [self.asked]), *self.waiting]
+        return [*(request for request, _ in self.asked), *self.waiting]
 
     def is_idle(self) -> bool:
         """Nothing is lost if it goes."""
@@ -144,11 +146,12 @@ class Supervisor:
             self.add()
         elif not self.heard:
             self.say_refused()
-        waiting = list(worker.waiting)
-        if worker.asked is not None:
-            self.fail(worker.asked["id"], why)
-        for request in waiting:
-            self.place(request)  # steps find their episode lost
+        failed = 1 if worker.asked else 0
+        for i, request in enumerate(worker.open_requests()):
+            if i < failed:
+                self.fail(request["id"], why)
+            else:
+                self.place(request)  # a step finds its episode lost
 
     def say_refused(self) -> None:
         self.tell(refused=f"no worker comes up: {self.why}")
@@ -193,7 +196,7 @@ class Supervisor:
         """The worker for a new episode."""
         if not fresh:
             free = [worker for worker in self.workers if not worker.is_taken]
-            return min(free, key=lambda w: (len(w.episodes), len(w.waiting)), default=None)
+            return min(free, key=lambda w: (len(w.episodes), len(w.open_requests())), default=None)
         idle = [worker for worker in self.workers if worker.is_idle()]
         unused = [w for w in idle if not w.is_used]
         if not unused and idle and self.stillborn < STILLBORN:
@@ -220,15 +223,21 @@ class Supervisor:
         self.tell(id=request["id"])
 
     def send_next(self, worker: Worker) -> None:
-        if not worker.is_ready or worker.asked is not None or not worker.waiting:
-            return
-        request = worker.waiting.popleft()
-        worker.asked = request
+        while worker.is_ready and worker.waiting:
+            data = json.dumps(worker.waiting[0]).encode() + b"\n"
+            if worker.asked and len(data) + sum(size for _, size in worker.asked) > AHEAD:
+                return
+            if not worker.asked:
+                self.set_deadline(worker, worker.waiting[0])
+            worker.asked.append((worker.waiting.popleft(), len(data)))
+            try:
+                os.write(worker.process.stdin.fileno(), data)
+            except OSError:
+                self.lose(worker, "it died")
+                return
+
+    def set_deadline(self, worker: Worker, request: dict) -> None:
         worker.deadline = time.monotonic() + request.get("timeout", self.settings["timeout"])
-        try:
-            os.write(worker.process.stdin.fileno(), json.dumps(request).encode() + b"\n")
-        except OSError:
-            self.lose(worker, "it died")
 
     def read_worker(self, worker: Worker) -> None:
         data = os.read(worker.process.stdout.fileno(), 1 << 16)
@@ -255,10 +264,13 @@ class Supervisor:
         elif not worker.is_ready and "refused" in message:
             self.stillborn = STILLBORN  # another one would refuse too
             self.lose(worker, str(message["refused"]))
-        elif worker.asked is None or message.get("id") != worker.asked["id"]:
+        elif not worker.asked or message.get("id") != worker.asked[0][0]["id"]:
             self.lose(worker, "it answered what was not asked")
         else:
-            worker.asked = worker.deadline = None
+            worker.asked.popleft()
+            worker.deadline = None
+            if worker.asked:
+                self.set_deadline(worker, worker.asked[0][0])
             self.tell(**message)
             if worker.is_taken and not worker.episodes:  # it was for this alone
                 self.renew(worker)

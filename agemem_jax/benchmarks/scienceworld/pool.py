@@ -17,8 +17,8 @@ from agemem_jax.envs.workers import Workers
 from agemem_jax.errors import InputError
 
 WORKER = Path(__file__).parent / "worker.py"
-# One machine uses one core, starts fast, and is replaced when its memory is full.
-OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:+ExitOnOutOfMemoryError")
+# Many machines share the cores, so that each collects by itself; one whose memory is full is replaced.
+OPTIONS = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
 
 
 class Pool(Workers):
