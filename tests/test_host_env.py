@@ -158,6 +158,28 @@ def test_it_works_inside_of_by_rows():
     assert env.bridge.steps == 4
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 1, 2)])
+def test_large_arrays_and_busy_threads_do_not_lock_each_other(sizes):
+    """Arguments of more than 100 KiB are copied by threads that may all be waiting for the callback."""
+    rows, width = 1024, 128
+    env = HostEnvironment(8, width, Bridge(Corridor, BYTES), Layout(sharding.make_mesh(*sizes), "rollout"))
+
+    @jax.jit
+    def program(game, x):
+        def turn(carry):
+            t, state, x = carry
+            x = x @ x * 1e-3
+            action = Text(jnp.full((rows, width), 1 + ord("d")) + (x[0, 0] > 1e30), jnp.full((rows,), width))
+            state, _ = env.step(None, game, state, action, ~state.terminated)
+            return t + 1, state, x
+
+        state, _ = env.reset(None, game)
+        return lax.while_loop(lambda carry: carry[0] < 3, turn, (0, state, x))[1]
+
+    for _ in range(2):
+        assert (program(games([0] * rows), jnp.full((512, 512), 1e-3)).turn == 3).all()
+
+
 def test_rows_that_are_off_keep_their_state_bit_for_bit():
     env = engine()
     state, _ = env.reset(None, games([0, 1]))
@@ -297,6 +319,14 @@ def test_workers_play_through_the_bridge(workers):
         assert [read(outcome.seen, i) for i in range(4)] == [f"{w}, {turn}" for w in ("a", "b", "mumble", "d")]
         np.testing.assert_array_equal(outcome.understood, [True, True, False, True])
     assert outcome.success.all() and env.bridge.lost == pool.replaced == 0
+
+
+def test_more_requests_than_a_pipe_holds(workers):
+    pool = workers()
+    env = engine(pool.game)
+    state, _ = env.reset(None, games(range(1500)))
+    _, outcome = env.step(None, None, state, spelt(["well"] * 1500), ~state.truncated)
+    assert (outcome.progress == 0.25).all() and env.bridge.lost == 0
 
 
 @pytest.mark.parametrize("how", ["hang", "die", "garbage", "endless", "stranger"])

@@ -1,6 +1,6 @@
 """Text environments that run on the host, behind the protocol of envs/base.py: one callback a turn for a device's rows.
 
-A program calls the host with what NumPy holds and gets NumPy back; nothing of JAX is touched there, and nothing is
+A program calls the host with what NumPy holds and gets NumPy back; nothing of JAX is computed there, and nothing is
 raised: whatever a game does wrong ends its episode as truncated, with a text that says so, and is counted.
 
 Order follows from data: each call takes the number of the turn and gives the next one, so that XLA can neither drop
@@ -9,6 +9,7 @@ and a number that the host gives at the start: a program that is run again begin
 before is closed. On a mesh each process plays its own rows; of devices that share rows the first one asks.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from agemem_jax.sharding import LOCAL, ROWS, Layout
 from agemem_jax.types import PAD_ID, Text
 
 LOST = "The world does not answer any more; the episode is cut off."
+PIECE = 1 << 16  # bytes of an argument of a callback
 SUCCESS, TERMINATED, TRUNCATED, UNDERSTOOD = 1, 2, 4, 8  # bits of what a callback tells
 
 
@@ -148,13 +150,27 @@ class HostEnvironment:
         like = lambda dtype, *more: jax.ShapeDtypeStruct((len(on), *more), dtype)  # noqa: E731
         i, f = jnp.int32, jnp.float32
         shapes = like(i, self.seen_tokens), like(i), like(f), like(i), like(i)
-        host = lambda *given: self.bridge.answer(function, self.seen_tokens, *given)  # noqa: E731
-        call = lambda *given: tuple(io_callback(host, shapes, *given))  # noqa: E731
+        host = lambda given: self.bridge.answer(function, self.seen_tokens, *map(_whole, given))  # noqa: E731
+        call = lambda *given: tuple(io_callback(host, shapes, list(map(_pieces, given))))  # noqa: E731
         silent = lambda *_: tuple(jnp.zeros(x.shape, x.dtype) for x in shapes)  # noqa: E731
         if not self.layout.is_spread:
             return lax.cond(on.any(), call, silent, *arrays)
         asks = on.any() & (lax.axis_index("tensor") == 0)
         return lax.psum(lax.cond(asks, call, silent, *arrays), "tensor")
+
+
+def _pieces(x: jax.Array) -> list[jax.Array]:
+    """An argument of a callback, cut into pieces of a few rows.
+
+    The CPU client copies what is larger than 100 KiB by its pool of threads. These may all be waiting for the callback
+    that waits for the copy.
+    """
+    rows = max(1, PIECE // (x.dtype.itemsize * math.prod(x.shape[1:])))
+    return [x[i : i + rows] for i in range(0, len(x), rows)]
+
+
+def _whole(pieces: list) -> np.ndarray:
+    return np.concatenate([np.asarray(piece) for piece in pieces])
 
 
 @dataclass
@@ -225,7 +241,7 @@ class Bridge:
     def start(self, width: int, row: np.ndarray, index: np.ndarray, fresh: np.ndarray):
         """The callback of `reset`: rows, games and whether they are fresh, [B] -> what _call says; the number is the
         episode's."""
-        row, index, fresh = (np.asarray(x).tolist() for x in (row, index, fresh))
+        row, index, fresh = (x.tolist() for x in (row, index, fresh))
         with self._lock:
             old = [self._episodes.pop(r) for r in row if r in self._episodes]
             first, self.started = self.started, self.started + len(row)
@@ -245,8 +261,7 @@ class Bridge:
     def step(self, width: int, row, episode, turn, on, tokens, length):
         """The callback of `step`: rows, episodes, turns and whether they take an action [B], actions [B, A] and their
         lengths [B] -> what _call says; the number is the next turn's."""
-        row, number, turn, on, length = (np.asarray(x).tolist() for x in (row, episode, turn, on, length))
-        tokens = np.asarray(tokens)
+        row, number, turn, on, length = (x.tolist() for x in (row, episode, turn, on, length))
         with self._lock:
             known = [self._episodes.get(r) for r in row]
             self.steps += sum(on)

@@ -1,10 +1,10 @@
 """Runs the worker programs of envs/workers.py and hands on what is asked of them. A script of its own, on the standard
-library alone: python -I supervisor.py PARENT, where PARENT is the process that must be alive.
+library alone: python -I supervisor.py PARENT SETTINGS, where PARENT is the process that must be alive, and SETTINGS
+are {"command", "workers", "boot", "timeout"}.
 
-All talk is in lines of JSON. From the parent: first the settings, {"command", "workers", "boot", "timeout"}; then
-requests {"id", "do", ...}. Each is answered, with the worker's answer or {"id", "failed": why}. To a worker: the same
-requests, some ahead, so that it need not wait for the next; it answers them in their order with {"id", ...}, and says
-{"ready": ...} first, or {"refused": why it cannot run}.
+All talk is in lines of JSON. From the parent: requests {"id", "do", ...}. Each is answered, with the worker's answer or
+{"id", "failed": why}. To a worker: the same requests, some ahead, so that it need not wait for the next; it answers
+them in their order with {"id", ...}, and says {"ready": ...} first, or {"refused": why it cannot run}.
 
 A request with an "episode" goes to the worker that plays it, a "start" to one that plays few. With "fresh" it gets a
 worker that has done nothing before, to itself, and that is replaced after it. A worker that is silent for too long,
@@ -72,9 +72,8 @@ class Worker:
 class Supervisor:
     """The loop. `run` returns when the parent is gone or has said so."""
 
-    def __init__(self, parent: int):
-        self.parent, self.pending = parent, b""
-        self.settings = json.loads(self._first_line())
+    def __init__(self, parent: int, settings: dict):
+        self.parent, self.settings, self.pending = parent, settings, b""
         self.selector = selectors.DefaultSelector()
         self.selector.register(0, selectors.EVENT_READ, None)
         self.workers: list[Worker] = []
@@ -95,19 +94,13 @@ class Supervisor:
             for worker in [w for w in self.workers if w.deadline is not None and w.deadline < now]:
                 self.lose(worker, "it was silent for too long")
 
-    def _first_line(self) -> bytes:
-        while b"\n" not in self.pending:
-            data = os.read(0, 1 << 16)
-            if not data:
-                sys.exit(0)
-            self.pending += data
-        line, self.pending = self.pending.split(b"\n", 1)
-        return line
-
     def tell(self, **message) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(1, data) :]
+        self.hand_on(json.dumps(message).encode())
+
+    def hand_on(self, line: bytes) -> None:
+        line += b"\n"
+        while line:
+            line = line[os.write(1, line) :]
 
     def add(self) -> None:
         try:
@@ -271,7 +264,7 @@ class Supervisor:
             worker.deadline = None
             if worker.asked:
                 self.set_deadline(worker, worker.asked[0][0])
-            self.tell(**message)
+            self.hand_on(line)
             if worker.is_taken and not worker.episodes:  # it was for this alone
                 self.renew(worker)
             else:
@@ -279,7 +272,7 @@ class Supervisor:
 
 
 def main() -> None:
-    supervisor = Supervisor(int(sys.argv[1]))
+    supervisor = Supervisor(int(sys.argv[1]), json.loads(sys.argv[2]))
     try:
         supervisor.run()
     except BrokenPipeError:  # the parent is gone

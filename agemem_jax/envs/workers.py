@@ -2,6 +2,7 @@
 threads or forks, or have another licence or interpreter. envs/supervisor.py says what a worker has to answer.
 """
 
+import contextlib
 import itertools
 import json
 import operator
@@ -48,15 +49,19 @@ class Workers:
         self.games, self.count, self.replaced = games, count, 0
         self.info: Any = None  # what a worker says when it is ready
         self._owner = os.getpid()
-        self._lock, self._numbers, self._waiting = threading.Lock(), itertools.count(), {}
+        self._numbers, self._waiting = itertools.count(), {}
+        # Two locks: who waits until there is room in the pipe must not keep answers from being read.
+        self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._gone: str | None = None
         self._up: Future = Future()
+        settings = {"command": command, "workers": count, "timeout": timeout, "boot": boot}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(SUPERVISOR), str(self._owner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-I", str(SUPERVISOR), str(self._owner), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # what the terminal sends is for the parent
+        )
         threading.Thread(target=self._listen, name="workers", daemon=True).start()
-        self._send({"command": command, "workers": count, "timeout": timeout, "boot": boot})
         try:
             self.info = self._up.result()
         except WorkerError as error:
@@ -97,14 +102,14 @@ class Workers:
         except subprocess.TimeoutExpired:
             self._process.kill()  # and the kernel the workers
             self._process.wait()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def _send(self, message: dict) -> None:
-        try:
-            with self._lock:
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
-        except OSError:
-            pass  # it is gone: _listen tells all who wait
+        line = json.dumps(message).encode() + b"\n"
+        with self._write_lock, contextlib.suppress(OSError, ValueError):  # it is gone: _listen tells all who wait
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
     def _listen(self) -> None:
         """Hands answers to those who wait, until the supervisor is gone."""
