@@ -229,6 +229,15 @@ def test_episodes_are_closed_when_they_end_and_when_their_row_begins_another():
     assert all(game.is_closed for game in made)
 
 
+def test_an_episode_that_is_over_stays_as_it_was():
+    env, on = engine(), jnp.array([True])
+    state, _ = env.reset(None, games([3]))
+    state, won = env.step(None, None, state, spelt(["right"]), on)
+    after, outcome = env.step(None, None, state, spelt(["left"]), on)
+    assert won.success.all() and outcome.success.all() and outcome.terminated.all() and outcome.progress[0] == 1
+    assert not outcome.understood.any() and outcome.seen.length[0] == 0 and env.bridge.lost == 0
+
+
 def test_a_game_that_cannot_begin_or_tells_nonsense_is_cut_off_and_counted():
     class Broken(Corridor):
         def start(self, index):

@@ -31,6 +31,7 @@ from agemem_jax.sharding import LOCAL, ROWS, Layout
 from agemem_jax.types import PAD_ID, Text
 
 LOST = "The world does not answer any more; the episode is cut off."
+FAILURES = Exception, SystemExit  # of a game
 PIECE = 1 << 16  # bytes of an argument of a callback
 SUCCESS, TERMINATED, TRUNCATED, UNDERSTOOD = 1, 2, 4, 8  # bits of what a callback tells
 
@@ -252,10 +253,13 @@ class Bridge:
         texts, out = self._gather(width, episodes, asked, [True] * len(row), [e.number for e in episodes])
         with self._lock:
             self._episodes |= dict(zip(row, episodes, strict=True))
+            first_row = 0
             for i in range(1, len(row)):
-                if index[i] == index[i - 1]:
+                if index[i] != index[i - 1]:
+                    first_row = i
+                else:
                     self.grouped += 1
-                    self.alike += texts[i] == texts[index.index(index[i])]
+                    self.alike += texts[i] == texts[first_row]
         return out
 
     def step(self, width: int, row, episode, turn, on, tokens, length):
@@ -275,7 +279,7 @@ class Bridge:
         try:
             episode.game = self.new_game(fresh)
             return episode.game.start(episode.index)
-        except BaseException as error:
+        except FAILURES as error:
             return self._lose(episode, error)
 
     def _act(self, episode: _Episode | None, turn: int, action: str, _: bool) -> str | Reply | Future:
@@ -284,6 +288,7 @@ class Bridge:
             self._count_lost("an action for an episode that is gone")
             return LOST
         if episode.game is None:  # over: all stays as it was
+            episode.last = episode.last._replace(understood=False)
             return ""
         episode.told.append(f"> {action}")
         try:
@@ -291,7 +296,7 @@ class Bridge:
                 raise RuntimeError(f"action {turn} comes in place of action {episode.turn}")
             episode.turn += 1
             return episode.game.step(action)
-        except BaseException as error:
+        except FAILURES as error:
             return self._lose(episode, error)
 
     def _hear(self, episode: _Episode | None, answer: str | Reply | Future) -> str:
@@ -309,7 +314,7 @@ class Bridge:
                 episode.last = Reply("", min(progress, 1.0), *(bool(x) for x in answer[2:]))
                 if episode.last.terminated or episode.last.truncated:
                     self._leave(episode)
-        except BaseException as error:
+        except FAILURES as error:
             text = self._lose(episode, error)
         episode.told.append(text)
         return text
@@ -330,7 +335,7 @@ class Bridge:
         try:
             if game is not None:
                 game.close()
-        except BaseException as error:
+        except FAILURES as error:
             with self._lock:
                 self.reasons = [*self.reasons[-15:], f"game {episode.index}, when closed: {error}"]
 
