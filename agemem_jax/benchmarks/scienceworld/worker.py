@@ -1,0 +1,143 @@
+"""Plays ScienceWorld for envs/supervisor.py: a script for the Python that has `scienceworld`; nothing of this project.
+
+It speaks with the engine directly. The package's own `step` also lists every valid action after each one, which takes
+22 times as long. One JVM plays several episodes, each in an interface of its own; they share its random numbers.
+
+Requests: "start" {"episode", "game": [task, variation, simplifications]}, "step" {"episode", "text"}, "close", and
+without an episode "splits" {"task"}, "goal" {"game"} and "gold" {"game"}.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+# What the engine says to what it does not take; to "Ambiguous request: ..." the number of a meaning is an answer.
+NOT_UNDERSTOOD = ("No known action matches that input.", "Unknown action.", "Ambiguous request:")
+SET_PDEATHSIG = 1
+
+
+def say(**message):
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+class Engine:
+    """A JVM with the simulator; it dies with this process, whoever else holds its pipes."""
+
+    def __init__(self, java, options):
+        from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
+        from scienceworld.constants import BASEPATH, JAR_PATH
+
+        logging.disable(logging.CRITICAL)  # what py4j says of a JVM that died
+        libc, parent = ctypes.CDLL(None), os.getpid()
+
+        def die_with_parent():
+            if hasattr(libc, "prctl"):
+                libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        path = os.pathsep.join([find_jar_path(), JAR_PATH])
+        self.process = subprocess.Popen(
+            [java, *options, "-classpath", path, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=BASEPATH, close_fds=True,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
+        port, token = self.process.stdout.readline(), self.process.stdout.readline()
+        if not token:
+            raise RuntimeError(f"{java} {' '.join(options)} ends with exit code {self.process.wait()}")
+        # The engine prints a lot; a full pipe would stop it.
+        threading.Thread(target=self._drain, daemon=True).start()
+        self.gateway = JavaGateway(
+            gateway_parameters=GatewayParameters(port=int(port), auth_token=token.decode().strip(), auto_field=True)
+        )
+        self.new = self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface
+        self.episodes = {}
+        self.idle = self.new()  # for questions about tasks; starting the classes takes a second
+
+    def _drain(self):
+        while self.process.stdout.read(1 << 16):
+            pass
+
+    def answer(self, request):
+        return getattr(self, request["do"])(request)
+
+    def start(self, request):
+        world = self.episodes[request["episode"]] = self.new()
+        self._load(world, request["game"])
+        return {"text": world.step("look around")}
+
+    def step(self, request):
+        world = self.episodes[request["episode"]]
+        text = world.step(request["text"])
+        score, done = world.getScore(), world.getCompleted()
+        return {
+            "text": text,
+            "progress": max(0.0, score),
+            "success": score >= 1,
+            "terminated": done or score < 0,  # a wrong focus fails the task
+            "truncated": False,
+            "understood": not text.startswith(NOT_UNDERSTOOD),
+        }
+
+    def close(self, request):
+        world = self.episodes.pop(request["episode"], None)
+        if world is not None:
+            self.gateway.detach(world)  # else the JVM keeps it
+        return {}
+
+    def splits(self, request):
+        self._load(self.idle, [request["task"], 0, ""])
+        get = self.idle
+        return {
+            "train": list(get.getVariationsTrain()), "dev": list(get.getVariationsDev()),
+            "test": list(get.getVariationsTest()),
+        }  # fmt: skip
+
+    def goal(self, request):
+        self._load(self.idle, request["game"])
+        return {"text": self.idle.getTaskDescription()}
+
+    def gold(self, request):
+        self._load(self.idle, request["game"], gold=True)
+        return {"actions": list(self.idle.getGoldActionSequence())}
+
+    def _load(self, world, game, gold=False):
+        task, variation, simplifications = game
+        problem = world.load(task, variation, simplifications, gold)
+        if problem:
+            raise ValueError(problem)
+
+
+def main():
+    java, *options = sys.argv[1:]
+    try:
+        import scienceworld
+        from py4j.protocol import Py4JJavaError
+    except ImportError as error:
+        say(refused=f"{sys.executable} has no ScienceWorld ({error}); in it, pip install scienceworld==1.2.3")
+        return
+    from scienceworld.constants import ID2TASK
+
+    try:
+        engine = Engine(java, options)
+    except (OSError, RuntimeError) as error:
+        say(refused=f"Java does not start ({error}); install a Java 17 runtime")
+        return
+    say(ready={"version": scienceworld.__version__, "tasks": list(ID2TASK.values()), "jvm": engine.process.pid})
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = engine.answer(request)
+        except (Py4JJavaError, ValueError) as error:  # of this episode alone; all else ends the process
+            answer = {"failed": f"the engine failed: {str(error).splitlines()[0]}"}
+        say(id=request["id"], **answer)
+
+
+if __name__ == "__main__":
+    main()
