@@ -29,7 +29,10 @@ def load(config, tokenizer: Tokenizer) -> Benchmark:
     name, known = config.task.benchmark, sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
     if name not in known:
         refuse("task.benchmark", name, f"must be one of {', '.join(known)}")
-    return importlib.import_module(f"{__name__}.{name}.tasks").load(config, tokenizer)
+    tasks = importlib.import_module(f"{__name__}.{name}.tasks")
+    if not hasattr(tasks, "load"):
+        refuse("task.benchmark", name, "has an engine and no tasks to train and evaluate on yet; hotpotqa has")
+    return tasks.load(config, tokenizer)
 
 
 def task_source(config, tokenizer: Tokenizer) -> TaskSource:
