@@ -118,3 +118,35 @@ def listing(mask: jax.Array, items: Text, between: Text, last: Text, none: Text)
     empty = jnp.broadcast_to(fit(none.tokens), (batch, 1, width))
     tokens = jnp.concatenate([empty, both(apart, item, width)], 1)
     return Text(tokens, jnp.concatenate([none.length * (total == 0), both(apart_length, item_length)], 1))
+
+
+def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:
+    """Numbered pieces one behind the other, as `compose`, without an array of all their tokens.
+
+    Args:
+      pieces: [n, w] those of all rows, numbers 0 to n - 1.
+      own: [B, m, w'] those of each row, numbers n to n + m - 1.
+      numbers: [B, P] int32 the pieces of each text, in its order.
+
+    Returns:
+      Text [B, width]; what is longer is cut at its end.
+    """
+    n = pieces.length.shape[0]
+    of_row = jax.vmap(lambda x, i: x[i])
+    length = jnp.where(
+        numbers < n, pieces.length[jnp.minimum(numbers, n - 1)], of_row(own.length, jnp.maximum(numbers - n, 0))
+    )
+    ends = jnp.cumsum(length, axis=1)
+    starts = ends - length
+    # Each piece marks where it begins; up to the next mark its place among the pieces holds.
+    mark = lambda row, place: row.at[place].set(jnp.arange(numbers.shape[1]), mode="drop")  # noqa: E731
+    begun = jnp.zeros((len(numbers), width), jnp.int32)
+    place = lax.cummax(jax.vmap(mark)(begun, jnp.where(length > 0, starts, width)), axis=1)
+    number, offset = of_row(numbers, place), jnp.arange(width) - of_row(starts, place)
+    shared = pieces.tokens[jnp.minimum(number, n - 1), jnp.minimum(offset, pieces.tokens.shape[-1] - 1)]
+    private = jax.vmap(lambda x, i, j: x[i, j])(
+        own.tokens, jnp.maximum(number - n, 0), jnp.minimum(offset, own.tokens.shape[-1] - 1)
+    )
+    total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
+    tokens = jnp.where(number < n, shared, private).astype(jnp.int32)
+    return Text(jnp.where(jnp.arange(width) < total[:, None], tokens, PAD_ID), total)

@@ -1,0 +1,207 @@
+"""Small ALFWorld game files made by us, in the published file format and both wordings, and a vocabulary for them.
+
+A household is described by ids and facts; domain, grammar and problem are written around it. TextWorld plays these
+files as it plays the published ones.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from agemem_jax.benchmarks.alfworld.wording import MOVES, RULES
+from agemem_jax.data.tokenizer import Tokenizer
+
+# Qwen's first step: a word with its space, digits one by one, punctuation with the line breaks behind it.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+PREDICATES = """
+    (atLocation ?a - agent ?l - location) (receptacleAtLocation ?r - receptacle ?l - location)
+    (objectAtLocation ?o - object ?l - location) (openable ?r - receptacle) (opened ?r - receptacle)
+    (inReceptacle ?o - object ?r - receptacle) (isReceptacleObject ?o - object)
+    (inReceptacleObject ?inner - object ?outer - object) (checked ?r - receptacle)
+    (receptacleType ?r - receptacle ?t - rtype) (canContain ?rt - rtype ?ot - otype) (objectType ?o - object ?t - otype)
+    (holds ?a - agent ?o - object) (holdsAny ?a - agent) (isClean ?o - object) (cleanable ?o - object)
+    (isHot ?o - object) (heatable ?o - object) (isCool ?o - object) (coolable ?o - object) (pickupable ?o - object)
+    (toggleable ?o - object) (isOn ?o - object) (isToggled ?o - object) (sliceable ?o - object) (isSliced ?o - object)
+"""
+HERE = "(atLocation ?a ?l) (receptacleAtLocation ?r ?l)"
+REACHED = "(or (not (openable ?r)) (opened ?r))"
+# Name, parameters, precondition, effect.
+ACTIONS = (
+    ("look", "?a - agent ?l - location", "(and (atLocation ?a ?l))", "(and (checked ?l))"),
+    ("inventory", "?a - agent", "()", "(and (checked ?a))"),
+    ("examineReceptacle", "?a - agent ?r - receptacle", f"(and (exists (?l - location) (and {HERE})))",
+     "(and (checked ?r))"),
+    # The type "location," is what the published domain says. Nothing is of that type.
+    ("examineObject", "?a - agent ?o - object",
+     f"(or (exists (?l - location, ?r - receptacle) (and {HERE} (inReceptacle ?o ?r) {REACHED})) (holds ?a ?o))",
+     "(and (checked ?o))"),
+    ("GotoLocation", "?a - agent ?lStart - location ?lEnd - location ?r - receptacle",
+     "(and (atLocation ?a ?lStart) (receptacleAtLocation ?r ?lEnd))",
+     "(and (not (atLocation ?a ?lStart)) (atLocation ?a ?lEnd) (increase (total-cost) 1))"),
+    ("OpenObject", "?a - agent ?l - location ?r - receptacle", f"(and (openable ?r) {HERE} (not (opened ?r)))",
+     "(and (opened ?r) (checked ?r) (increase (total-cost) 1))"),
+    ("CloseObject", "?a - agent ?l - location ?r - receptacle", f"(and (openable ?r) {HERE} (opened ?r))",
+     "(and (not (opened ?r)) (increase (total-cost) 1))"),
+    ("PickupObject", "?a - agent ?l - location ?o - object ?r - receptacle",
+     f"(and (pickupable ?o) {HERE} (inReceptacle ?o ?r) (not (holdsAny ?a)) {REACHED})",
+     "(and (not (inReceptacle ?o ?r)) (holds ?a ?o) (holdsAny ?a) (not (objectAtLocation ?o ?l))"
+     " (increase (total-cost) 1))"),
+    ("PutObject", "?a - agent ?l - location ?o - object ?r - receptacle ?ot - otype ?rt - rtype",
+     f"(and (holds ?a ?o) {HERE} {REACHED} (objectType ?o ?ot) (receptacleType ?r ?rt) (canContain ?rt ?ot))",
+     "(and (inReceptacle ?o ?r) (objectAtLocation ?o ?l) (not (holds ?a ?o)) (not (holdsAny ?a))"
+     " (increase (total-cost) 1))"),
+    ("CleanObject", "?a - agent ?l - location ?r - receptacle ?o - object",
+     f"(and (cleanable ?o) (or (receptacleType ?r SinkType) (receptacleType ?r SinkBasinType)) {HERE} (holds ?a ?o))",
+     "(and (increase (total-cost) 5) (isClean ?o))"),
+    ("HeatObject", "?a - agent ?l - location ?r - receptacle ?o - object",
+     f"(and (heatable ?o) (or (receptacleType ?r MicrowaveType)) {HERE} (holds ?a ?o))",
+     "(and (increase (total-cost) 5) (isHot ?o) (not (isCool ?o)))"),
+    ("CoolObject", "?a - agent ?l - location ?r - receptacle ?o - object",
+     f"(and (coolable ?o) (or (receptacleType ?r FridgeType)) {HERE} (holds ?a ?o))",
+     "(and (increase (total-cost) 5) (isCool ?o) (not (isHot ?o)))"),
+    ("ToggleObject", "?a - agent ?l - location ?o - object ?r - receptacle",
+     f"(and (toggleable ?o) {HERE} (inReceptacle ?o ?r))",
+     "(and (increase (total-cost) 5) (when (isOn ?o) (not (isOn ?o))) (when (not (isOn ?o)) (isOn ?o))"
+     " (isToggled ?o))"),
+    ("SliceObject", "?a - agent ?l - location ?co - object ?ko - object",
+     "(and (sliceable ?co) (or (objectType ?ko KnifeType) (objectType ?ko ButterKnifeType)) (atLocation ?a ?l)"
+     " (objectAtLocation ?co ?l) (holds ?a ?ko))",
+     "(and (increase (total-cost) 5) (isSliced ?co))"),
+)  # fmt: skip
+ASKS_FOR_HELP = ("help", "?a - agent", "()", "(and (checked ?a))")
+
+PLACED = "(exists (?r - receptacle) (exists (?o - object) (and {} (objectType ?o {}) (receptacleType ?r {}) {})))"
+TWO = (
+    "(exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 {0}) (receptacleType ?r {1})"
+    " (inReceptacle ?o1 ?r) (exists (?o2 - object) (and (not (= ?o1 ?o2)) (objectType ?o2 {0}) (receptacleType ?r {1})"
+    " (inReceptacle ?o2 ?r))))))"
+)
+IN_LIGHT = (
+    "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and (objectType ?ot {1}) (toggleable ?ot)"
+    " (isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot ?r)))"
+    " (exists (?o - object ?a - agent) (and (objectType ?o {0}) (holds ?a ?o)))"
+)
+
+
+def goal(kind: str, thing: str, where: str) -> str:
+    """One of the six published goals: simple, two, clean, heat, cool, light."""
+    thing, where = f"{thing}Type", f"{where}Type"
+    if kind in ("two", "light"):
+        return f"(and {(TWO if kind == 'two' else IN_LIGHT).format(thing, where)})"
+    able, done = {"simple": ("", ""), "clean": ("(cleanable ?o)", "(isClean ?o)"),
+                  "heat": ("(heatable ?o)", "(isHot ?o)"), "cool": ("(coolable ?o)", "(isCool ?o)")}[kind]  # fmt: skip
+    return f"(and {PLACED.format(able, thing, where, f'{done} (inReceptacle ?o ?r)')})"
+
+
+@dataclass
+class Made:
+    """A household to be written. An id is Kind_bar_..., and its type KindType unless `types` says otherwise."""
+
+    receptacles: dict[str, str]  # id -> location id
+    objects: dict[str, tuple[str, ...]]  # id -> where it lies: receptacles, in several at once
+    goal: str
+    task: str = "Your task is to: tidy up."
+    openable: tuple[str, ...] = ()
+    pickupable: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # further facts, without brackets
+    types: dict[str, str] = field(default_factory=dict)
+    start: str = "loc_bar_0_bar_0_bar_0_bar_30"
+    can: tuple[tuple[str, str], ...] = ()  # kinds: this receptacle may hold that object
+
+
+def _kind(made: Made, name: str) -> str:
+    return made.types.get(name, name.split("_bar_")[0]) + "Type"
+
+
+def problem(made: Made) -> str:
+    """The pddl_problem of a household."""
+    locations = sorted({made.start, *made.receptacles.values()})
+    kinds_r = sorted({_kind(made, r) for r in made.receptacles} | {f"{r}Type" for r, _ in made.can})
+    kinds_o = sorted({_kind(made, o) for o in made.objects} | {f"{o}Type" for _, o in made.can})
+    named = {"SinkType", "SinkBasinType", "MicrowaveType", "FridgeType"}, {"KnifeType", "ButterKnifeType"}
+    kinds_r, kinds_o = sorted({*kinds_r, *named[0]}), sorted({*kinds_o, *named[1]})
+    typed = [
+        ("agent", ["agent1"]), ("location", locations), ("receptacle", [*made.receptacles]), ("object", [*made.objects]),
+        ("rtype", kinds_r), ("otype", kinds_o),
+    ]  # fmt: skip
+    facts = [f"receptacleType {r} {_kind(made, r)}" for r in made.receptacles]
+    facts += [f"objectType {o} {_kind(made, o)}" for o in made.objects]
+    facts += [f"canContain {r}Type {o}Type" for r, o in made.can]
+    facts += [f"pickupable {o}" for o in made.pickupable] + [f"openable {r}" for r in made.openable]
+    facts += [f"atLocation agent1 {made.start}"]
+    facts += [f"inReceptacle {o} {r}" for o, rows in made.objects.items() for r in rows]
+    facts += [f"receptacleAtLocation {r} {where}" for r, where in made.receptacles.items()]
+    facts += [f"objectAtLocation {o} {made.receptacles[r]}" for o, rows in made.objects.items() for r in rows[:1]]
+    facts += made.extra
+    objects = "\n".join(f"    {name} - {kind}" for kind, names in typed for name in names)
+    init = "\n".join(f"    ({fact})" for fact in facts)
+    return (
+        f"(define (problem made) (:domain alfred)\n(:objects\n{objects})\n(:init\n    (= (total-cost) 0)\n{init})\n"
+        f"(:goal {made.goal})\n(:metric minimize (total-cost)))\n"
+    )
+
+
+def domain(is_moves: bool, sink: bool = True, comma: bool = True) -> str:
+    """The domain, as published; without what quirk 1 or the kitchen sink rests on, if told so."""
+    actions = "\n".join(
+        f"(:action {name} :parameters ({parameters}) :precondition {before} :effect {after})"
+        for name, parameters, before, after in (*ACTIONS, *([ASKS_FOR_HELP] if is_moves else []))
+    )
+    if not sink:
+        actions = actions.replace("(receptacleType ?r SinkType) ", "")
+    if not comma:
+        actions = actions.replace("location,", "location")
+    return (
+        "; an ALFWorld household\n(define (domain alfred)\n(:requirements :adl :action-costs :typing)\n"
+        f"(:types agent location receptacle object rtype otype)\n(:predicates {PREDICATES})\n"
+        f"(:functions (distance ?from ?to) (total-cost) - number)\n{actions})\n"
+    )
+
+
+def grammar(is_moves: bool, task: str, **changed: list[tuple[str, str]]) -> str:
+    """TextWorld's grammar in one of the wordings; `changed` rules are put in place of the published ones."""
+    rules = RULES | (MOVES if is_moves else {}) | {name.replace("__", "."): rule for name, rule in changed.items()}
+    actions = [name for name, *_ in (*ACTIONS, *([ASKS_FOR_HELP] if is_moves else []))]
+    texts = {"task": [{"rhs": task}]} | {
+        name: [{"condition": condition, "rhs": text} if condition else {"rhs": text} for condition, text in pairs]
+        for name, pairs in rules.items()
+        if name not in actions
+    }
+    said = {name: name if f"{name}.feedback" in texts else name[0].lower() + name[1:] for name in actions}
+    blocks = "\n".join(
+        f'action {name} {{\n    template :: "{rules[name][0][1]}";\n    feedback :: "#{said[name]}.feedback#";\n}}'
+        for name in actions
+    )
+    return f'grammar :: """\n{json.dumps(texts, indent=4)}\n""";\n\n{blocks}\n'
+
+
+def write(folder: Path, name: str, made: Made, is_moves: bool = False, **files: str) -> Path:
+    """Writes FOLDER/NAME/game.tw-pddl; `files` are fields to put in place of what is written."""
+    path = folder / name / "game.tw-pddl"
+    path.parent.mkdir(parents=True)
+    data = {"pddl_domain": domain(is_moves), "grammar": grammar(is_moves, made.task), "pddl_problem": problem(made)}
+    path.write_text(json.dumps(data | {"solvable": True} | files))
+    return path
+
+
+def vocabulary(folder: Path, texts: list[str]) -> Tokenizer:
+    """A byte-level BPE vocabulary with Qwen's first step, trained on texts."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=["<|pad|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    model.train_from_iterator(texts, trainer)
+    model.save(str(folder / "tokenizer.json"))
+    return Tokenizer.load(str(folder / "tokenizer.json"))
