@@ -285,6 +285,9 @@ def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], ab
             odd(next(iter(sorted(facts - known)), block))
     if placed is None:
         odd("nothing to be put anywhere")
+    # Of these three, all or none: something is held where a lamp is on.
+    if len({placed.is_here, held is not None, bool(placed.flags[Flag.TOGGLED])}) > 1 or placed.flags[Flag.SLICED]:
+        odd(block)
     return replace(placed, held=held)
 
 
