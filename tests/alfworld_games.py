@@ -15,7 +15,10 @@ from agemem_jax.benchmarks.alfworld.wording import MOVES, RULES
 from agemem_jax.data.tokenizer import Tokenizer
 
 # Qwen's first step: a word with its space, digits one by one, punctuation with the line breaks behind it.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 PREDICATES = """
     (atLocation ?a - agent ?l - location) (receptacleAtLocation ?r - receptacle ?l - location)
@@ -87,6 +90,10 @@ IN_LIGHT = (
 )
 
 
+APPLIANCES = {"SinkType", "SinkBasinType", "MicrowaveType", "FridgeType"}  # named by the domain
+KNIVES = {"KnifeType", "ButterKnifeType"}
+
+
 def goal(kind: str, thing: str, where: str) -> str:
     """One of the six published goals: simple, two, clean, heat, cool, light."""
     thing, where = f"{thing}Type", f"{where}Type"
@@ -120,14 +127,12 @@ def _kind(made: Made, name: str) -> str:
 def problem(made: Made) -> str:
     """The pddl_problem of a household."""
     locations = sorted({made.start, *made.receptacles.values()})
-    kinds_r = sorted({_kind(made, r) for r in made.receptacles} | {f"{r}Type" for r, _ in made.can})
-    kinds_o = sorted({_kind(made, o) for o in made.objects} | {f"{o}Type" for _, o in made.can})
-    named = {"SinkType", "SinkBasinType", "MicrowaveType", "FridgeType"}, {"KnifeType", "ButterKnifeType"}
-    kinds_r, kinds_o = sorted({*kinds_r, *named[0]}), sorted({*kinds_o, *named[1]})
-    typed = [
-        ("agent", ["agent1"]), ("location", locations), ("receptacle", [*made.receptacles]), ("object", [*made.objects]),
-        ("rtype", kinds_r), ("otype", kinds_o),
-    ]  # fmt: skip
+    kinds_r = sorted({_kind(made, r) for r in made.receptacles} | {f"{r}Type" for r, _ in made.can} | APPLIANCES)
+    kinds_o = sorted({_kind(made, o) for o in made.objects} | {f"{o}Type" for _, o in made.can} | KNIVES)
+    typed = {
+        "agent": ["agent1"], "location": locations, "receptacle": made.receptacles, "object": made.objects,
+        "rtype": kinds_r, "otype": kinds_o,
+    }  # fmt: skip
     facts = [f"receptacleType {r} {_kind(made, r)}" for r in made.receptacles]
     facts += [f"objectType {o} {_kind(made, o)}" for o in made.objects]
     facts += [f"canContain {r}Type {o}Type" for r, o in made.can]
@@ -137,7 +142,7 @@ def problem(made: Made) -> str:
     facts += [f"receptacleAtLocation {r} {where}" for r, where in made.receptacles.items()]
     facts += [f"objectAtLocation {o} {made.receptacles[r]}" for o, rows in made.objects.items() for r in rows[:1]]
     facts += made.extra
-    objects = "\n".join(f"    {name} - {kind}" for kind, names in typed for name in names)
+    objects = "\n".join(f"    {name} - {kind}" for kind, names in typed.items() for name in names)
     init = "\n".join(f"    ({fact})" for fact in facts)
     return (
         f"(define (problem made) (:domain alfred)\n(:objects\n{objects})\n(:init\n    (= (total-cost) 0)\n{init})\n"
@@ -186,6 +191,144 @@ def write(folder: Path, name: str, made: Made, is_moves: bool = False, **files: 
     data = {"pddl_domain": domain(is_moves), "grammar": grammar(is_moves, made.task), "pddl_problem": problem(made)}
     path.write_text(json.dumps(data | {"solvable": True} | files))
     return path
+
+
+def place(x: int, y: int = 0) -> str:
+    return f"loc_bar_{'_minus_' * (x < 0)}{abs(x)}_bar_{y}_bar_0_bar_30"
+
+
+def _kitchen() -> Made:
+    """Everything that can be done to food; an egg in two receptacles, a lettuce in none, a plate with a fork in it."""
+    counter, table, fridge = "CounterTop_bar__plus_01", "DiningTable_bar__plus_02", "Fridge_bar__plus_03"
+    oven, basin = "Microwave_bar__plus_04", "Sink_bar__plus_05_bar_SinkBasin"
+    cabinets = [f"Cabinet_bar__plus_0{i}" for i in (6, 7)]
+    apples = ["Apple_bar__plus_01", "Apple_bar__minus_01"]
+    egg, knife, butter_knife = "Egg_bar_1", "Knife_bar_1", "ButterKnife_bar_1"
+    plate, fork, mug, lettuce, bread = "Plate_bar_1", "Fork_bar_1", "Mug_bar_1", "Lettuce_bar_1", "Bread_bar_1"
+    food = [*apples, egg, lettuce, bread]
+    kinds = ("Apple", "Egg", "Knife", "ButterKnife", "Plate", "Fork", "Mug", "Bread")
+    return Made(
+        receptacles={
+            counter: place(1), table: place(2), fridge: place(3), oven: place(1), basin: place(-4), cabinets[0]: place(3),
+            cabinets[1]: place(3),
+        },  # fmt: skip
+        objects={
+            apples[0]: (table,), apples[1]: (fridge,), egg: (counter, cabinets[0], fridge), knife: (counter,),
+            butter_knife: (cabinets[1],), plate: (table,), fork: (), mug: (cabinets[0],), lettuce: (), bread: (counter,),
+        },  # fmt: skip
+        goal=goal("heat", "Apple", "DiningTable"),
+        task="Your task is to: put a hot apple in diningtable.",
+        openable=(fridge, oven, *cabinets),
+        pickupable=(*apples, egg, knife, butter_knife, plate, mug, bread),
+        extra=(
+            f"isReceptacleObject {plate}", f"isReceptacleObject {mug}", f"inReceptacleObject {fork} {plate}",
+            f"objectAtLocation {lettuce} {place(2)}", f"isCool {mug}",
+            *(f"{able} {o}" for able in ("heatable", "coolable", "cleanable") for o in food),
+            *(f"sliceable {o}" for o in (*apples, lettuce, bread)), f"cleanable {knife}", f"cleanable {mug}",
+        ),  # fmt: skip
+        start=place(0),
+        can=tuple((r, o) for r in ("CounterTop", "DiningTable", "Fridge", "Cabinet", "Microwave", "SinkBasin")
+                  for o in kinds if (r, o) != ("Microwave", "Knife")),
+        types={basin: "SinkBasin"},
+    )  # fmt: skip
+
+
+def _bedroom() -> Made:
+    """A lamp that lies in two receptacles of one location, a laptop to be switched on and taken, eleven drawers."""
+    desk, shelf, bed = "Desk_bar_1", "Shelf_bar_1", "Bed_bar_1"
+    drawers = [f"Drawer_bar_{i:02}" for i in range(11)]
+    lamp, laptop, book, cds = "DeskLamp_bar_1", "Laptop_bar_1", "Book_bar_1", ["CD_bar_1", "CD_bar_2"]
+    return Made(
+        receptacles={desk: place(1), shelf: place(1), bed: place(2)}
+        | {drawer: place(1 if i < 2 else 3 + i % 3) for i, drawer in enumerate(drawers)},
+        objects={lamp: (desk, shelf), laptop: (bed, desk), book: (drawers[4],), cds[0]: (drawers[0],), cds[1]: (shelf,)},
+        goal=goal("light", "Book", "DeskLamp"),
+        task="Your task is to: examine the book with the desklamp.",
+        openable=tuple(drawers),
+        pickupable=(laptop, book, *cds),
+        extra=(f"toggleable {lamp}", f"toggleable {laptop}"),
+        start=place(0),
+        can=tuple((r, o) for r in ("Desk", "Shelf", "Bed", "Drawer") for o in ("Laptop", "Book", "CD")
+                  if (r, o) != ("Drawer", "Laptop")),
+    )  # fmt: skip
+
+
+def _bathroom() -> Made:
+    """Two bars of soap for a cabinet, of which one is in it. A tub has a basin; one thing's name has no number."""
+    cabinet, toilet = "Cabinet_bar_1", "Toilet_bar_1"
+    tub, basin = "Bathtub_bar_1_bar_BathtubBasin", "Sink_bar_1_bar_SinkBasin"
+    soap, cloth = ["SoapBar_bar_1", "SoapBar_bar_2"], "Cloth"
+    return Made(
+        receptacles={cabinet: place(1), toilet: place(2), tub: place(3), basin: place(1, 1)},
+        objects={soap[0]: (cabinet,), soap[1]: (tub,), cloth: (toilet,)},
+        goal=goal("two", "SoapBar", "Cabinet"),
+        task="Your task is to: put two soapbar in cabinet.",
+        openable=(cabinet,),
+        pickupable=(*soap, cloth),
+        extra=(f"cleanable {cloth}", f"cleanable {soap[0]}"),
+        types={tub: "BathtubBasin", basin: "SinkBasin"},
+        start=place(2),
+        can=tuple((r, o) for r in ("Cabinet", "Toilet", "BathtubBasin", "SinkBasin") for o in ("SoapBar", "Cloth")),
+    )
+
+
+def _scullery() -> Made:
+    """A sink without a basin, and a receptacle without a number in its name."""
+    sink, rack = "Sink_bar_1", "Rack"
+    return Made(
+        receptacles={sink: place(1), rack: place(2)},
+        objects={"Pan_bar_1": (rack,), "Pan_bar_2": (sink,)},
+        goal=goal("clean", "Pan", "Sink"),
+        task="Your task is to: put a clean pan in sink.",
+        pickupable=("Pan_bar_1", "Pan_bar_2"),
+        extra=("cleanable Pan_bar_1", "cleanable Pan_bar_2"),
+        start=place(1),
+        can=(("Sink", "Pan"), ("Rack", "Pan")),
+    )
+
+
+def _larder() -> Made:
+    """Two ways to the cold."""
+    fridges = ["Fridge_bar_1", "Fridge_bar_2"]
+    return Made(
+        receptacles={fridges[0]: place(1), fridges[1]: place(2), "Shelf_bar_1": place(3)},
+        objects={"Tomato_bar_1": ("Shelf_bar_1",), "Tomato_bar_2": (fridges[1],)},
+        goal=goal("cool", "Tomato", "Shelf"),
+        task="Your task is to: put a cool tomato in shelf.",
+        openable=tuple(fridges),
+        pickupable=("Tomato_bar_1", "Tomato_bar_2"),
+        extra=("coolable Tomato_bar_1", "coolable Tomato_bar_2", f"opened {fridges[1]}"),
+        start=place(0),
+        can=(("Fridge", "Tomato"), ("Shelf", "Tomato")),
+    )
+
+
+def _hall() -> Made:
+    """As little as a game can have."""
+    return Made(
+        receptacles={"SideTable_bar_1": place(1), "GarbageCan_bar_1": place(2)},
+        objects={"KeyChain_bar_1": ("SideTable_bar_1",)},
+        goal=goal("simple", "KeyChain", "GarbageCan"),
+        task="Your task is to: put a keychain in garbagecan.",
+        pickupable=("KeyChain_bar_1",),
+        start=place(0),
+        can=(("GarbageCan", "KeyChain"), ("SideTable", "KeyChain")),
+    )
+
+
+HOUSEHOLDS = {
+    "kitchen": _kitchen(), "bedroom": _bedroom(), "bathroom": _bathroom(), "scullery": _scullery(),
+    "larder": _larder(), "hall": _hall(),
+}  # fmt: skip
+
+
+def write_all(folder: Path) -> dict[str, Path]:
+    """Every household in both wordings, the second as NAME-moves."""
+    return {
+        name + "-moves" * is_moves: write(folder, name + "-moves" * is_moves, made, is_moves)
+        for name, made in HOUSEHOLDS.items()
+        for is_moves in (False, True)
+    }
 
 
 def vocabulary(folder: Path, texts: list[str]) -> Tokenizer:

@@ -124,10 +124,10 @@ class Twin:
     def a(self, ids: list[str]) -> str:
         return self.listed([f"a {self.name[i]}" for i in ids])
 
-    def look(self) -> str:
+    def look(self, is_start: bool = False) -> str:
         here = self.here()
-        if not here:
-            places = [r for r, _ in self.all("receptacleatlocation")]
+        if not here:  # the command says which location it is for, and no receptacle is there
+            places = [r for r, _ in self.all("receptacleatlocation")] if is_start else []
             return f"You are in the middle of a room. Looking quickly around you, you see {self.a(places)}."
         lying = sorted(o for o, where in self.all("objectatlocation") if where == self.location())
         near = [o for o in lying for r in here if self.has("not_inreceptacle", o, r)]
@@ -162,7 +162,7 @@ class Twin:
 
     def reset(self) -> str:
         self.facts = set(self.start)
-        return f"-= Welcome to TextWorld, ALFRED! =-\n\n{self.look()}\n\n{self.task}"
+        return f"-= Welcome to TextWorld, ALFRED! =-\n\n{self.look(is_start=True)}\n\n{self.task}"
 
     def found(self) -> dict[str, tuple]:
         """The commands that are admissible, and what they are."""
@@ -231,7 +231,8 @@ class Twin:
             drop(("not_inreceptacle", *rest))
             drop(("holds", "agent1", rest[0]))
             add(("objectatlocation", rest[0], self.location()))
-            return f"You move the {name[0]} to the {name[1]}." if self.newer else f"You put the {name[0]} in/on the {name[1]}."
+            said = "You move the {} to the {}." if self.newer else "You put the {} in/on the {}."
+            return said.format(*name)
         if verb in KINDS_OF_HEAT:
             add(({"clean": "isclean", "heat": "ishot", "cool": "iscool"}[verb], rest[0]))
             if verb != "clean":
@@ -246,5 +247,5 @@ class Twin:
         if verb == "inventory":
             return f"You are carrying: {self.a([self.held()])}." if self.held() else "You are not carrying anything."
         if verb == "help":
-            return json.loads(self.help.group(1))
+            return json.loads(self.help.group(1)).lstrip()
         return {"look": self.look, "examine": self.sight, "inspect": self.inspect}[verb](*rest)

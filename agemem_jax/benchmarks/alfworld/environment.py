@@ -99,7 +99,6 @@ FACING = "You are facing the"
 NEXT_TO_IT = ". Next to it, you see"
 HELP = "\n".join(
     [
-        "",
         "Available commands:",
         "  look:                             look around your current location",
         "  inventory:                        check your current inventory",
@@ -428,30 +427,38 @@ def reached(game: Game, state: State) -> jax.Array:
     return (place & (count >= game.goal_count[:, None])).any(-1) & in_hand
 
 
-def _listing(count: jax.Array, receptacles: int, is_facing: jax.Array, n: int, slots: int) -> jax.Array:
+def _listing(places: jax.Array, is_place: jax.Array, count: jax.Array, facing: jax.Array, empty: jax.Array, start: int):
     """Numbers of the pieces [B, 2 * slots] of one or two listings: what stands before each name, and the name.
 
+    There are as many slots as candidates; what would be told beyond them is left out.
+
     Args:
-      count: [B, C] int32 how often each is told: the receptacles, NEXT_TO_IT, the objects, "nothing".
-      receptacles: R.
-      is_facing: [B] bool receptacles are told without an article.
-      n: number of pieces; the first name has this number.
+      places: [B, p] int32 numbers of the names of receptacles.
+      is_place: [B, p] bool which of them are told.
+      count: [B, O] int32 how often each object is told.
+      facing: [B] bool receptacles are told without an article, and NEXT_TO_IT comes between them and the objects.
+      empty: [B] bool "nothing" is told in the end.
+      start: number of the first object's name.
     """
-    ends = jnp.cumsum(count, axis=1)
-    slot = jnp.arange(slots)
+    batch, p = is_place.shape
+    objects = count.shape[1]
+    told = jnp.concatenate([is_place, facing[:, None], count, empty[:, None]], axis=1, dtype=jnp.int32)
+    things = jnp.broadcast_to(start + jnp.arange(objects), (batch, objects))
+    zero = jnp.zeros((batch, 1), jnp.int32)
+    names = jnp.concatenate([places, zero, things, zero], axis=1)
+    ends = jnp.cumsum(told, axis=1)
+    slot = jnp.arange(told.shape[1])
     which = jax.vmap(lambda row: jnp.searchsorted(row, slot, side="right"))(ends)
-    objects = count.shape[1] - receptacles - 2
-    split, first_object = ends[:, receptacles - 1, None], ends[:, receptacles, None]
-    is_object = which > receptacles
-    begin, end = jnp.where(is_object, first_object, 0), jnp.where(is_object, ends[:, -2, None], split)
+    is_object = which > p
+    begin = jnp.where(is_object, ends[:, p, None], 0)
+    end = jnp.where(is_object, ends[:, p + objects, None], ends[:, p - 1, None])
     kind = jnp.where(slot == begin, 0, jnp.where(slot == end - 1, 4, 2))  # of LISTS, without an article
-    before = kind + (is_object | ~is_facing[:, None])
-    before = jnp.where(which == receptacles, NUMBER[NEXT_TO_IT], before)
-    before = jnp.where(which == receptacles + 1 + objects, NUMBER[" nothing"], before)
-    name = n + receptacles + which - is_object
-    is_name = (which != receptacles) & (which < receptacles + 1 + objects)
-    told = slot < ends[:, -1:]
-    return jnp.stack([jnp.where(told, before, 0), jnp.where(told & is_name, name, 0)], axis=2).reshape(len(count), -1)
+    before = kind + (is_object | ~facing[:, None])
+    before = jnp.where(which == p, NUMBER[NEXT_TO_IT], before)
+    before = jnp.where(which == p + 1 + objects, NUMBER[" nothing"], before)
+    name = _rows(names, jnp.minimum(which, told.shape[1] - 1))
+    pairs = jnp.stack([before, name], axis=2)
+    return jnp.where((slot < ends[:, -1:])[..., None], pairs, 0).reshape(batch, -1)
 
 
 def _pick(texts: list[str]) -> jax.Array:
@@ -511,11 +518,14 @@ def _answer(
     second = jnp.where(is_verb(Verb.TAKE, Verb.PUT, *TREATMENTS), n + receptacles + this, 0)
     second = jnp.where(is_verb(Verb.SLICE), name_of(state.held), second)
 
-    # Listings.
+    # Listings. In the middle of the room, receptacles are told at the start alone.
     faces = looks & ~is_room
-    told_places = jnp.where(
-        is_room[:, None], game.place != NOWHERE, (here[..., None] == jnp.arange(receptacles)).any(1)
-    )
+    if is_start:
+        places = jnp.broadcast_to(jnp.arange(receptacles), game.place.shape)
+        is_place = jnp.where(is_room[:, None], game.place != NOWHERE, (here[..., None] == places[:, None]).any(1))
+    else:
+        places, is_place = jnp.maximum(here, 0), here != NOWHERE
+    is_place &= looks[:, None]
     left = jnp.where((here != NOWHERE)[..., None], _rows(state.left, jnp.maximum(here, 0)) & near[:, None], 0)
     shows_inside = shows & (~openable | opened)
     within = jnp.where(shows_inside[:, None], _rows(state.inside, this), 0)
@@ -524,10 +534,8 @@ def _answer(
     count = unpack(within, objects).astype(jnp.int32)
     count += jnp.where(faces[:, None], unpack(left, objects).sum(1, dtype=jnp.int32), 0)
     lists = faces | shows_inside | (inspects & is_holder)
-    told_places = (told_places & looks[:, None]).astype(jnp.int32)
-    is_empty = (lists & (count.sum(1) == 0)) | (looks & is_room & (told_places.sum(1) == 0))
-    count = jnp.concatenate([told_places, faces[:, None], count, is_empty[:, None]], axis=1, dtype=jnp.int32)
-    listing = _listing(count, receptacles, faces, n, receptacles + objects)
+    is_empty = (lists & (count.sum(1) == 0)) | (looks & is_room & ~is_place.any(1))
+    listing = _listing(n + receptacles + places, is_place, count, faces, is_empty, n + 2 * receptacles)
     end = jnp.where(lists | looks | (carries & is_full), NUMBER[".\n\n" if is_start else "."], 0)
 
     parts = jnp.stack([opening, first, middle, second, closing, *sight], axis=1)

@@ -102,7 +102,7 @@ MOVES = {
     "PutObject.feedback": [("", "You move the {o.name} to the {r.name}.")],
     "PutObject": [("", "move {o} to {r}")],
     "help": [("", "help")],
-    "help.feedback": [("", HELP)],
+    "help.feedback": [("", f"\n{HELP}")],  # the line break at its begin is never told
 }
 # The domain's actions; "help" besides in json_2.1.3.
 ACTIONS = {
