@@ -5,6 +5,7 @@ files as it plays the published ones.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,12 +210,13 @@ def _kitchen() -> Made:
     kinds = ("Apple", "Egg", "Knife", "ButterKnife", "Plate", "Fork", "Mug", "Bread")
     return Made(
         receptacles={
-            counter: place(1), table: place(2), fridge: place(3), oven: place(1), basin: place(-4), cabinets[0]: place(3),
-            cabinets[1]: place(3),
+            counter: place(1), table: place(2), fridge: place(3), oven: place(1), basin: place(-4),
+            cabinets[0]: place(3), cabinets[1]: place(3),
         },  # fmt: skip
         objects={
             apples[0]: (table,), apples[1]: (fridge,), egg: (counter, cabinets[0], fridge), knife: (counter,),
-            butter_knife: (cabinets[1],), plate: (table,), fork: (), mug: (cabinets[0],), lettuce: (), bread: (counter,),
+            butter_knife: (cabinets[1],), plate: (table,), fork: (), mug: (cabinets[0],), lettuce: (),
+            bread: (counter,),
         },  # fmt: skip
         goal=goal("heat", "Apple", "DiningTable"),
         task="Your task is to: put a hot apple in diningtable.",
@@ -241,7 +243,9 @@ def _bedroom() -> Made:
     return Made(
         receptacles={desk: place(1), shelf: place(1), bed: place(2)}
         | {drawer: place(1 if i < 2 else 3 + i % 3) for i, drawer in enumerate(drawers)},
-        objects={lamp: (desk, shelf), laptop: (bed, desk), book: (drawers[4],), cds[0]: (drawers[0],), cds[1]: (shelf,)},
+        objects={
+            lamp: (desk, shelf), laptop: (bed, desk), book: (drawers[4],), cds[0]: (drawers[0],), cds[1]: (shelf,),
+        },  # fmt: skip
         goal=goal("light", "Book", "DeskLamp"),
         task="Your task is to: examine the book with the desklamp.",
         openable=tuple(drawers),
@@ -320,6 +324,58 @@ HOUSEHOLDS = {
     "kitchen": _kitchen(), "bedroom": _bedroom(), "bathroom": _bathroom(), "scullery": _scullery(),
     "larder": _larder(), "hall": _hall(),
 }  # fmt: skip
+
+
+# Walks in the wording of json_2.1.1, each through what is odd about play.
+WALKS = {
+    "kitchen": (
+        ["look", "inventory", "go to fridge 1", "go to cabinet 1", "open fridge 1", "take egg 1 from fridge 1", "look",
+         "examine egg 1", "examine apple 2", "open cabinet 1", "put egg 1 in/on cabinet 1", "look", "open cabinet 2",
+         "take egg 1 from cabinet 2", "put egg 1 in/on cabinet 1", "look", "close cabinet 1", "examine cabinet 1",
+         "open cabinet 1", "take egg 1 from cabinet 1", "cool egg 1 with fridge 1", "examine egg 1",
+         "go to sinkbasin 1", "clean egg 1 with sinkbasin 1", "examine egg 1", "go to microwave 1",
+         "heat egg 1 with microwave 1", "examine egg 1", "open microwave 1", "put egg 1 in/on microwave 1",
+         "examine microwave 1", "take egg 1 from countertop 1", "inventory", "examine microwave 1", "look"],
+        ["go to countertop 1", "take knife 1 from countertop 1", "slice bread 1 with knife 1",
+         "slice lettuce 1 with knife 1", "open microwave 1", "put knife 1 in/on microwave 1", "examine knife 1",
+         "go to diningtable 1", "slice lettuce 1 with knife 1", "slice apple 1 with knife 1",
+         "put knife 1 in/on diningtable 1", "take apple 1 from diningtable 1", "examine apple 1", "go to fridge 1",
+         "cool apple 1 with fridge 1", "examine apple 1", "go to sinkbasin 1", "clean apple 1 with sinkbasin 1",
+         "examine apple 1", "go to microwave 1", "heat apple 1 with microwave 1", "examine apple 1"],
+        ["go to diningtable 1", "take plate 1 from diningtable 1", "examine plate 1", "take apple 1 from diningtable 1",
+         "go to cabinet 2", "open cabinet 2", "put plate 1 in/on cabinet 2", "take mug 1 from cabinet 2",
+         "examine mug 1", "go to sinkbasin 1", "put mug 1 in/on sinkbasin 1", "look", "examine sinkbasin 1",
+         "go to countertop 1", "take bread 1 from countertop 1", "examine bread 1", "heat bread 1 with microwave 1",
+         "examine bread 1", "go to fridge 1", "cool bread 1 with fridge 1", "examine bread 1", "help"],
+    ),
+    "bedroom": (
+        ["go to shelf 1", "use desklamp 1", "use desklamp 1", "take desklamp 1 from shelf 1", "use laptop 1",
+         "take laptop 1 from desk 1", "examine laptop 1", "look", "go to drawer 11", "go to bed 1",
+         "put laptop 1 in/on bed 1", "examine bed 1", "look", "Examine bed 1", "  look \n", "take laptop 1  from bed 1",
+         "take laptop 1 from bed 1", "take laptop 1 from bed 1", "go to drawer 1"],
+    ),
+    "bathroom": (
+        ["examine toilet 1", "look", "take cloth from toilet 1", "take cloth  from toilet 1", "examine cloth",
+         "examine cloth ", "inventory", "go to sinkbasin 1", "clean cloth  with sinkbasin 1",
+         "put cloth  in/on sinkbasin 1", "look", "go to bathtubbasin 1", "examine bathtubbasin 1"],
+    ),
+    "scullery": (
+        ["go to rack", "go to rack ", "look", "take pan 1 from sink 1", "examine rack ", "go to sink 1",
+         "examine pan 1"],
+    ),
+    "larder": (
+        ["go to fridge 2", "close fridge 2", "open fridge 2", "go to fridge 1", "take tomato 1 from fridge 1", "",
+         "cool tomato 1 with fridge 1", "examine tomato 1", "close fridge 1", "put tomato 1 in/on fridge 1",
+         "go to shelf 1", "put tomato 1 in/on shelf 1"],
+    ),
+    "hall": (["look", "go to garbagecan 1", "look", "go to garbagecan 1", "go to sidetable 1"],),
+}  # fmt: skip
+
+
+def walks(name: str, is_moves: bool) -> list[list[str]]:
+    """WALKS of a household in either wording."""
+    other = lambda said: re.sub("^put (.*) in/on ", r"move \1 to ", said)  # noqa: E731
+    return [[other(said) if is_moves else said for said in walk] for walk in WALKS[name]]
 
 
 def write_all(folder: Path) -> dict[str, Path]:

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agemem_jax.benchmarks.alfworld.environment import COMMANDS, MOVE, NOWHERE, TREATMENTS, Able, Flag, State, Verb, unpack
+from agemem_jax.benchmarks.alfworld.environment import (
+    COMMANDS,
+    MOVE,
+    NOWHERE,
+    TREATMENTS,
+    Able,
+    Flag,
+    State,
+    Verb,
+    unpack,
+)
 from agemem_jax.benchmarks.alfworld.tasks import Household
 
 TREATED = {Flag.CLEAN: Verb.CLEAN, Flag.HOT: Verb.HEAT, Flag.COOL: Verb.COOL}
