@@ -546,7 +546,7 @@ def _answer(
 def admissible_text(shared: Shared, game: Game, state: State, width: int) -> Text:
     """The admissible commands in alphabetical order, with ", " between them: [B, width].
 
-    At most R + O of them; what is longer is cut at its end.
+    At most R + 2O + 4H + 4 of them, and what is longer is cut at its end.
     """
     can = admissible(game, state)
     batch, n = len(state.held), len(PIECES)
@@ -592,7 +592,7 @@ def admissible_text(shared: Shared, game: Game, state: State, width: int) -> Tex
         np.repeat([[NUMBER[w] for w in (f", {b[0][0]}", b[0][0], b[0][1])] for b in blocks], sizes, axis=0)
     )
     names = [jnp.concatenate([jnp.broadcast_to(b[i], b[1].shape) for b in blocks], axis=1) for i in (2, 3)]
-    slot = jnp.arange(receptacles + objects)
+    slot = jnp.arange(receptacles + 2 * objects + 4 * hands + 4)
     ends = jnp.cumsum(mask, axis=1)
     which = jax.vmap(lambda row: jnp.searchsorted(row, slot, side="right"))(ends)
     which = jnp.minimum(which, mask.shape[1] - 1)

@@ -11,7 +11,7 @@ import functools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +46,26 @@ FLAG_FACTS = {
 ABLE_FACTS = {
     "pickupable": Able.PICKUPABLE, "cleanable": Able.CLEANABLE, "heatable": Able.HEATABLE, "coolable": Able.COOLABLE,
     "sliceable": Able.SLICEABLE, "toggleable": Able.TOGGLEABLE, "isreceptacleobject": Able.HOLDER,
+}  # fmt: skip
+# The shapes of goals, as sets of literals; the place of "light" is the lamp.
+_PLACED = ("objecttype ?o {thing}", "receptacletype ?r {place}", "inreceptacle ?o ?r")
+SHAPES = {
+    "simple": _PLACED,
+    "clean": (*_PLACED, "cleanable ?o", "isclean ?o"),
+    "heat": (*_PLACED, "heatable ?o", "ishot ?o"),
+    "cool": (*_PLACED, "coolable ?o", "iscool ?o"),
+    "two": (
+        "objecttype ?o1 {thing}", "objecttype ?o2 {thing}", "receptacletype ?r {place}", "inreceptacle ?o1 ?r",
+        "inreceptacle ?o2 ?r", "not = ?o1 ?o2",
+    ),
+    "light": (
+        "objecttype ?ot {place}", "toggleable ?ot", "istoggled ?ot", "inreceptacle ?ot ?r",
+        "receptacleatlocation ?r ?l", "atlocation ?a ?l", "objecttype ?o {thing}", "holds ?a ?o",
+    ),
+}  # fmt: skip
+GOAL_FLAGS = {
+    "clean": (Able.CLEANABLE, Flag.CLEAN), "heat": (Able.HEATABLE, Flag.HOT), "cool": (Able.COOLABLE, Flag.COOL),
+    "light": (Able.TOGGLEABLE, Flag.TOGGLED),
 }  # fmt: skip
 NOT_AT_START = ("holds", "holdsany")  # the agent's hands are empty then
 
@@ -233,75 +253,34 @@ def demangled(ids: Sequence[str]) -> dict[str, str]:
 
 
 def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], able: np.ndarray) -> Goal:
-    """What a :goal asks for; `kind_o` and `kind_r` are the types of the objects and receptacles."""
-    odd = lambda part: refuse(path, f"has a goal with {part}, which the engine does not know")  # noqa: E731
-    placed, held = None, None
-    for block in goal[1:] if goal[0] == "and" else [goal]:
-        types, literals = _literals(block)
-        of_kind = lambda kind: [name for name, other in types.items() if other == kind]  # noqa: B023, E731
-        things, places = of_kind("object"), of_kind("receptacle")
-        facts = {tuple(literal) for literal in literals if literal[0] != "not"}
-        # Of each object, what it has to be, and its types.
-        asked = {
-            thing: (
-                {fact[0] for fact in facts if fact[1:] == (thing,)},
-                {fact[2] for fact in facts if fact[0] == "objecttype" and fact[1] == thing},
-            )
-            for thing in things
-        }
-        known = {("objecttype", thing, kind) for thing, (_, kinds) in asked.items() for kind in kinds}
-        known |= {(name, thing) for thing, (names, _) in asked.items() for name in names & {*ABLE_FACTS, *FLAG_FACTS}}
-        if not things or any(one != asked[things[0]] for one in asked.values()):
-            odd(block)
-        names, kinds = asked[things[0]]
-        good = np.array([kinds <= kind for kind in kind_o], bool)
-        for name in names & set(ABLE_FACTS):
-            good &= able[ABLE_FACTS[name]]
-        agent = (of_kind("agent") or [None])[0]
-        if not places:
-            known.add(("holds", agent, things[0]))
-            is_known = held is None and len(things) == 1 and ("holds", agent, things[0]) in facts
-            is_known &= names <= set(ABLE_FACTS) and len(literals) == len(facts)
-            held = good
-        else:
-            where = {f[2] for f in facts if f[0] == "receptacletype" and f[1] == places[0]}
-            inside = {("inreceptacle", thing, places[0]) for thing in things}
-            location = (of_kind("location") or [None])[0]
-            here = {("atlocation", agent, location), ("receptacleatlocation", places[0], location)}
-            known |= inside | here | {("receptacletype", places[0], kind) for kind in where}
-            apart = {frozenset(literal[1][1:]) for literal in literals if literal[0] == "not"}
-            is_known = placed is None and len(places) == 1 and len(things) <= 2 and inside <= facts
-            is_known &= here <= facts or here.isdisjoint(facts)
-            is_known &= apart == ({frozenset(things)} if len(things) == 2 else set())
-            placed = Goal(
-                objects=good,
-                flags=np.array([any(FLAG_FACTS.get(name) == flag for name in names) for flag in Flag], bool),
-                receptacles=np.array([where <= kind for kind in kind_r], bool),
-                count=len(things),
-                is_here=here <= facts,
-                held=None,
-            )
-        if not is_known or facts - known:
-            odd(next(iter(sorted(facts - known)), block))
-    if placed is None:
-        odd("nothing to be put anywhere")
-    # Of these three, all or none: something is held where a lamp is on.
-    if len({placed.is_here, held is not None, bool(placed.flags[Flag.TOGGLED])}) > 1 or placed.flags[Flag.SLICED]:
-        odd(block)
-    return replace(placed, held=held)
+    """What a :goal asks for, if it is of a published shape; `kind_o` and `kind_r` are the types by number."""
+    literals = set(_literals(goal))
+    split = [literal.split() for literal in literals]
+    kinds = {words[1]: words[2] for words in split if words[0] in ("objecttype", "receptacletype") and len(words) == 3}
+    thing, place = (next((kinds[v] for v in names if v in kinds), None) for names in (("?o", "?o1"), ("?ot", "?r")))
+    filled = lambda wanted: {literal.format(thing=thing, place=place) for literal in wanted}  # noqa: E731
+    shape = next((name for name, wanted in SHAPES.items() if filled(wanted) == literals), None)
+    if shape is None:
+        refuse(path, f"has a goal of no published shape ({', '.join(sorted(literals))})")
+    of_kind = lambda kind, kinds: np.array([kind in those for those in kinds], bool)  # noqa: E731
+    is_light, flag = shape == "light", GOAL_FLAGS.get(shape)
+    objects = of_kind(place if is_light else thing, kind_o)
+    return Goal(
+        objects=objects if flag is None else objects & able[flag[0]],
+        flags=np.array([flag is not None and which == flag[1] for which in Flag], bool),
+        receptacles=np.ones(len(kind_r), bool) if is_light else of_kind(place, kind_r),
+        count=2 if shape == "two" else 1,
+        is_here=is_light,
+        held=of_kind(thing, kind_o) if is_light else None,
+    )
 
 
-def _literals(tree: list) -> tuple[dict[str, str], list[list]]:
-    """Types of the variables, and the literals, of conjunctions and `exists` in each other."""
-    if tree[0] not in ("and", "exists"):
-        return {}, [tree]
-    types = _typed(tree[1]) if tree[0] == "exists" else {}
-    literals = []
-    for part in tree[2 if tree[0] == "exists" else 1 :]:
-        more, found = _literals(part)
-        types |= more
-        literals += found
-    return types, literals
+def _literals(tree: list) -> list[str]:
+    """What is in conjunctions and `exists`, in each other: each literal, or another formula, as its words."""
+    if tree and tree[0] in ("and", "exists"):
+        return [literal for part in tree[2 if tree[0] == "exists" else 1 :] for literal in _literals(part)]
+    words = lambda part: part if isinstance(part, str) else " ".join(map(words, part))  # noqa: E731
+    return [words(tree)]
 
 
 def shared(tokenizer: Tokenizer, sizes: Sizes) -> Shared:
