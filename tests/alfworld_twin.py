@@ -1,4 +1,4 @@
-"""ALFWorld in plain Python, one game, as a set of facts by name: slow and obvious, to compare the engine with.
+"""ALFWorld in plain Python, one game, as facts by name: slow and obvious, to compare the engine with.
 
 It reads the game file by itself, and takes nothing from the package.
 """
@@ -63,10 +63,10 @@ class Twin:
     # What is so.
 
     def has(self, *fact: str) -> bool:
-        return fact in self.facts
+        return fact[1:] in self.facts.get(fact[0], ())
 
     def all(self, name: str) -> list[tuple[str, ...]]:
-        return sorted(fact[1:] for fact in self.facts if fact[0] == name)
+        return sorted(self.facts.get(name, ()))
 
     def kinds(self, what: str, i: str) -> set[str]:
         return {fact[2] for fact in self.start if fact[0] == what and fact[1] == i}
@@ -79,6 +79,12 @@ class Twin:
 
     def held(self) -> str | None:
         return next((o for _, o in self.all("holds")), None)
+
+    def add(self, name: str, *of: str) -> None:
+        self.facts.setdefault(name, set()).add(of)
+
+    def drop(self, name: str, *of: str) -> None:
+        self.facts.setdefault(name, set()).discard(of)
 
     def is_reachable(self, r: str) -> bool:
         return r in self.here() and (not self.has("openable", r) or self.has("opened", r))
@@ -96,7 +102,7 @@ class Twin:
         if head == "=":
             return bound.get(formula[1], formula[1]) == bound.get(formula[2], formula[2])
         if head != "exists":
-            return (head, *(bound.get(word, word) for word in formula[1:])) in self.facts
+            return self.has(head, *(bound.get(word, word) for word in formula[1:]))
         names = [word for word in formula[1] if word.startswith("?")]
         kinds = [formula[1][formula[1].index("-", formula[1].index(name)) + 1] for name in names]
         return self.some(names, kinds, formula[2], bound)
@@ -161,7 +167,9 @@ class Twin:
     # What is done.
 
     def reset(self) -> str:
-        self.facts = set(self.start)
+        self.facts: dict[str, set[tuple[str, ...]]] = {}
+        for fact in self.start:
+            self.add(*fact)
         return f"-= Welcome to TextWorld, ALFRED! =-\n\n{self.look(is_start=True)}\n\n{self.task}"
 
     def found(self) -> dict[str, tuple]:
@@ -206,43 +214,43 @@ class Twin:
     def step(self, command: str) -> str:
         verb, *rest = self.found().get(command.strip(), ("nothing",))
         name = [self.name[i] for i in rest]
-        add, drop = self.facts.add, self.facts.discard
+        add, drop = self.add, self.drop
         if verb == "nothing":
             return "Nothing happens."
         if verb == "go":
             where = next(place for r, place in self.all("receptacleatlocation") if r == rest[0])
-            drop(("atlocation", "agent1", self.location()))
-            add(("atlocation", "agent1", where))
+            drop("atlocation", "agent1", self.location())
+            add("atlocation", "agent1", where)
             return f"You arrive at {name[0] if self.newer else self.name[where]}. {self.sight(rest[0])}"
         if verb == "open":
-            add(("opened", rest[0]))
+            add("opened", rest[0])
             return f"You open the {name[0]}. {self.sight(rest[0])}"
         if verb == "close":
-            drop(("opened", rest[0]))
+            drop("opened", rest[0])
             return f"You close the {name[0]}."
         if verb == "take":
-            drop(("inreceptacle", *rest))
-            add(("not_inreceptacle", *rest))
-            add(("holds", "agent1", rest[0]))
-            drop(("objectatlocation", rest[0], self.location()))
+            drop("inreceptacle", *rest)
+            add("not_inreceptacle", *rest)
+            add("holds", "agent1", rest[0])
+            drop("objectatlocation", rest[0], self.location())
             return f"You pick up the {name[0]} from the {name[1]}."
         if verb == "put":
-            add(("inreceptacle", *rest))
-            drop(("not_inreceptacle", *rest))
-            drop(("holds", "agent1", rest[0]))
-            add(("objectatlocation", rest[0], self.location()))
+            add("inreceptacle", *rest)
+            drop("not_inreceptacle", *rest)
+            drop("holds", "agent1", rest[0])
+            add("objectatlocation", rest[0], self.location())
             said = "You move the {} to the {}." if self.newer else "You put the {} in/on the {}."
             return said.format(*name)
         if verb in KINDS_OF_HEAT:
-            add(({"clean": "isclean", "heat": "ishot", "cool": "iscool"}[verb], rest[0]))
+            add({"clean": "isclean", "heat": "ishot", "cool": "iscool"}[verb], rest[0])
             if verb != "clean":
-                drop(("iscool" if verb == "heat" else "ishot", rest[0]))
+                drop("iscool" if verb == "heat" else "ishot", rest[0])
             return f"You {verb} the {name[0]} using the {name[1]}."
         if verb == "slice":
-            add(("issliced", rest[0]))
+            add("issliced", rest[0])
             return f"You sliced the {name[0]} with the {name[1]}."
         if verb == "use":
-            add(("istoggled", rest[0]))
+            add("istoggled", rest[0])
             return f"You turn on the {name[0]}."
         if verb == "inventory":
             return f"You are carrying: {self.a([self.held()])}." if self.held() else "You are not carrying anything."

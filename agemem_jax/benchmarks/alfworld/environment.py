@@ -24,7 +24,7 @@ from flax import struct
 from jax import lax
 
 from agemem_jax.envs.base import Outcome
-from agemem_jax.envs.text import ByteTable, compose, key_of, piece_of, spell, text_key
+from agemem_jax.envs.text import ByteTable, compose, covering, key_of, piece_of, spell, text_key
 from agemem_jax.memory.equality import join
 from agemem_jax.types import Text
 
@@ -448,7 +448,7 @@ def _listing(places: jax.Array, is_place: jax.Array, count: jax.Array, facing: j
     names = jnp.concatenate([places, zero, things, zero], axis=1)
     ends = jnp.cumsum(told, axis=1)
     slot = jnp.arange(told.shape[1])
-    which = jax.vmap(lambda row: jnp.searchsorted(row, slot, side="right"))(ends)
+    which = covering(ends, told.shape[1])
     is_object = which > p
     begin = jnp.where(is_object, ends[:, p, None], 0)
     end = jnp.where(is_object, ends[:, p + objects, None], ends[:, p - 1, None])
@@ -594,8 +594,7 @@ def admissible_text(shared: Shared, game: Game, state: State, width: int) -> Tex
     names = [jnp.concatenate([jnp.broadcast_to(b[i], b[1].shape) for b in blocks], axis=1) for i in (2, 3)]
     slot = jnp.arange(receptacles + 2 * objects + 4 * hands + 4)
     ends = jnp.cumsum(mask, axis=1)
-    which = jax.vmap(lambda row: jnp.searchsorted(row, slot, side="right"))(ends)
-    which = jnp.minimum(which, mask.shape[1] - 1)
+    which = jnp.minimum(covering(ends, len(slot)), mask.shape[1] - 1)
     begin = jnp.where(slot == 0, words[which, 1], words[which, 0])
     told = slot < ends[:, -1:]
     parts = jnp.stack([begin, _rows(names[0], which), words[which, 2], _rows(names[1], which)], axis=2)
