@@ -141,12 +141,10 @@ def test_play_is_the_twins_padded_or_not(paths, tokenizer):
     some = [*paths.values()]
     random_walks = walked(some, seed=3, steps=40)
     assert assert_same(Played(some, tokenizer), random_walks) > 250
-    for name in ("kitchen", "bedroom-moves"):
-        game = tasks.read(paths[name])
-        together = int(np.bincount(game.place).max())
-        tight = Sizes(len(game.objects), len(game.receptacles), together, 12, 24, 160, 32)
-        walk = random_walks[[*paths].index(name)]
-        assert_same(Played([paths[name]], tokenizer, tight), [walk])
+    game = tasks.read(paths["bedroom-moves"])
+    together = int(np.bincount(game.place).max())
+    tight = Sizes(len(game.objects), len(game.receptacles), together, 12, 24, 160, 32)
+    assert_same(Played([paths["bedroom-moves"]], tokenizer, tight), [random_walks[[*paths].index("bedroom-moves")]])
 
 
 def test_rows_that_are_off_stay_as_they_are(paths, tokenizer):
@@ -319,8 +317,8 @@ def test_pieces_are_spelt_as_they_are_composed():
     lengths = np.concatenate([np.broadcast_to(pieces.length, (4, 5)), own.length], axis=1)
     take = lambda x: np.stack([row[number] for row, number in zip(x, numbers, strict=True)])  # noqa: E731
     for width in (30, 9):
-        wanted = compose(jnp.asarray(take(table)), jnp.asarray(take(lengths)), width)
-        found = spell(jax.tree.map(jnp.asarray, pieces), jax.tree.map(jnp.asarray, own), jnp.asarray(numbers), width)
+        wanted = jax.jit(compose, static_argnums=2)(take(table), take(lengths), width)
+        found = jax.jit(spell, static_argnums=3)(pieces, own, numbers, width)
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 

@@ -605,7 +605,7 @@ def admissible_text(shared: Shared, game: Game, state: State, width: int) -> Tex
 def commands(shared: Shared, game: Game, state: State, row: int) -> list[str]:
     """The admissible commands of one row, sorted, on the host."""
     game, state = (jax.tree.map(lambda x: np.asarray(x)[row : row + 1], tree) for tree in (game, state))
-    can = jax.tree.map(lambda x: np.asarray(x)[0], admissible(game, state))
+    can = jax.tree.map(lambda x: np.asarray(x)[0], jax.jit(admissible)(game, state))
     place, thing = _names(shared, game)
     held, moves = thing(state.held[0]), bool(game.is_moves[0])
     put = MOVE if moves else COMMANDS[Verb.PUT]
