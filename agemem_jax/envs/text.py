@@ -149,9 +149,10 @@ def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:
     (n, w), (m, v) = pieces.tokens.shape, own.tokens.shape[1:]
     of_row = jax.vmap(lambda x, i: x[i])
     alone = lax.optimization_barrier  # fused with what is around it, a gather takes a CPU several times as long
+    numbers = alone(numbers)
     is_shared, mine = numbers < n, jnp.maximum(numbers - n, 0)
     length = jnp.where(is_shared, pieces.length[jnp.minimum(numbers, n - 1)], of_row(own.length, mine))
-    ends = jnp.cumsum(length, axis=1)
+    ends = alone(jnp.cumsum(alone(length), axis=1))
     place = alone(jnp.minimum(covering(ends, width), numbers.shape[1] - 1))
     # Where each token lies in the tables, laid flat one behind the other.
     begin = jnp.where(is_shared, numbers * w, n * w + mine * v) - (ends - length)
