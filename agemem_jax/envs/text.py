@@ -118,3 +118,48 @@ def listing(mask: jax.Array, items: Text, between: Text, last: Text, none: Text)
     empty = jnp.broadcast_to(fit(none.tokens), (batch, 1, width))
     tokens = jnp.concatenate([empty, both(apart, item, width)], 1)
     return Text(tokens, jnp.concatenate([none.length * (total == 0), both(apart_length, item_length)], 1))
+
+
+def covering(ends: jax.Array, width: int) -> jax.Array:
+    """Which of the parts that lie one behind the other covers each place: [B, width] int32.
+
+    ends: [B, P] int32, where each part ends: not a place of its own any more. P, behind the last of them.
+    """
+    block = 32
+    blocks = -(-width // block)
+    one = lambda row: jnp.zeros(blocks * block).at[row].add(1, mode="drop")  # noqa: E731
+    ended = jax.vmap(one)(ends).reshape(-1, blocks, block)
+    # A running sum by products with a triangle: several times as fast as cumsum. Exact, for there are few parts.
+    within = jnp.matmul(ended, jnp.triu(jnp.ones((block, block))), precision="highest")
+    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
+    return (within + before[..., None]).reshape(len(ends), -1)[:, :width].astype(jnp.int32)
+
+
+def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:
+    """Numbered pieces one behind the other, as `compose`, without an array of all their tokens.
+
+    Args:
+      pieces: [n, w] those of all rows, numbers 0 to n - 1.
+      own: [B, m, v] those of each row, numbers n to n + m - 1.
+      numbers: [B, P] int32 the pieces of each text, in its order.
+
+    Returns:
+      Text [B, width]; what is longer is cut at its end.
+    """
+    (n, w), (m, v) = pieces.tokens.shape, own.tokens.shape[1:]
+    of_row = jax.vmap(lambda x, i: x[i])
+    alone = lax.optimization_barrier  # fused with what is around it, a gather takes a CPU several times as long
+    numbers = alone(numbers)
+    is_shared, mine = numbers < n, jnp.maximum(numbers - n, 0)
+    length = jnp.where(is_shared, pieces.length[jnp.minimum(numbers, n - 1)], of_row(own.length, mine))
+    ends = alone(jnp.cumsum(alone(length), axis=1))
+    place = alone(jnp.minimum(covering(ends, width), numbers.shape[1] - 1))
+    # Where each token lies in the tables, laid flat one behind the other.
+    begin = jnp.where(is_shared, numbers * w, n * w + mine * v) - (ends - length)
+    source = alone(of_row(begin, place)) + jnp.arange(width)
+    is_shared = alone(of_row(numbers, place)) < n
+    shared = alone(pieces.tokens.reshape(-1)[jnp.clip(source, 0, n * w - 1)])
+    private = alone(of_row(own.tokens.reshape(len(numbers), -1), jnp.clip(source - n * w, 0, m * v - 1)))
+    total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
+    tokens = jnp.where(is_shared, shared, private).astype(jnp.int32)
+    return Text(jnp.where(jnp.arange(width) < total[:, None], tokens, PAD_ID), total)
