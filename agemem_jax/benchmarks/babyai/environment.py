@@ -1,0 +1,278 @@
+"""minigrid's engine for BabyAI on the device: primitive actions, the verifier of instructions, and the agent's view.
+
+Everything is as in minigrid 3.2.0, step by step, also what is odd:
+
+- Where the objects of a description are is looked up at the start and after a `drop` alone. When an object has been
+  picked up, facing the cell where it was still is "going to" it.
+- "Pick up" and "put next to" compare with what was carried when that atom was last verified; an atom that had not been
+  begun knows of nothing, also when the agent carries something.
+- Descriptions mean the objects that fitted at the start, not others that look the same; a box is gone when it is
+  toggled, and what was inside belongs to no description.
+- An "and" forgets the failures of its strict atoms.
+- Nothing ends by itself: after success, failure or the limit one may go on, and is verified on.
+"""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from agemem_jax.benchmarks.babyai.tasks import (
+    AFTER,
+    ALONE,
+    BALL,
+    BEFORE,
+    BOX,
+    DOOR,
+    EMPTY,
+    FIRST,
+    GO_TO,
+    KEY,
+    LOCKED,
+    NO_ATOM,
+    NOTHING,
+    OPEN,
+    OPEN_IT,
+    PICK_UP,
+    PUT_NEXT,
+    WALL,
+    Game,
+)
+
+LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE, DONE = range(7)  # primitive actions
+ACROSS, DOWN = np.array([1, 0, -1, 0]), np.array([0, 1, 0, -1])  # a step in each direction
+VIEW = 7  # cells across the view; the agent stands in the middle of its last row
+MIDDLE, LAST = VIEW // 2, VIEW - 1
+# What a cell of the view shows: nothing seen, nothing there, a wall, or FIRST_LOOK + what an object looks like. That is
+# one of LOOKS: key, ball and box in each colour, then the door of each colour open, closed and locked.
+UNSEEN, SEEN_EMPTY, SEEN_WALL, FIRST_LOOK = range(4)
+CARRIED = 18  # looks of what can be carried
+LOOKS = 36
+_CONTINUE, _SUCCESS, _FAILURE = range(3)
+
+
+@struct.dataclass
+class State:
+    """What play has made of games. S and N as in `Game`."""
+
+    cells: jax.Array  # [B, S * S] int8 as in Game
+    place: jax.Array  # [B, N] int16 the cell that an object is in, or NOTHING
+    known: jax.Array  # [B, N] int16 the cell in which the instruction knows it, or NOTHING
+    doors: jax.Array  # [B, N] int8 bits
+    position: jax.Array  # [B, 2] int32 across, down
+    direction: jax.Array  # [B] int32
+    carrying: jax.Array  # [B] int32 object, or NOTHING
+    steps: jax.Array  # [B] int32 primitive actions so far
+    fulfilled: jax.Array  # [B, 4] bool: this atom of an "and" has been
+    first_done: jax.Array  # [B] bool: the side that comes first has been
+    carried: jax.Array  # [B, 4] int8 what was carried when the atom was last verified, or NOTHING
+
+
+@struct.dataclass
+class Verdict:
+    """What minigrid says of a primitive action. Of rows that did not act all is False."""
+
+    success: jax.Array  # [B] bool: the reward is above 0, namely 1 - 0.9 * steps / max_steps
+    terminated: jax.Array  # [B] bool: success or failure
+    truncated: jax.Array  # [B] bool: max_steps are used up
+
+
+def start(game: Game) -> State:
+    """Games as they begin."""
+    batch, side, _ = game.cells.shape
+    cells = jnp.asarray(game.cells).reshape(batch, side * side)
+    objects = game.kind.shape[1]
+    put = lambda row, cell: row.at[cell.astype(jnp.int32) - FIRST].set(jnp.arange(side * side), mode="drop")  # noqa: E731
+    target = jnp.where(cells >= FIRST, cells, FIRST + objects)
+    place = jax.vmap(put)(jnp.full((batch, objects), NOTHING), target)
+    return State(
+        cells=cells,
+        place=place.astype(jnp.int16),
+        known=jnp.asarray(game.known),
+        doors=jnp.asarray(game.doors),
+        position=jnp.asarray(game.position),
+        direction=jnp.asarray(game.direction),
+        carrying=jnp.asarray(game.carrying),
+        steps=jnp.zeros(batch, jnp.int32),
+        fulfilled=jnp.zeros((batch, 4), bool),
+        first_done=jnp.zeros(batch, bool),
+        carried=jnp.full((batch, 4), NOTHING, jnp.int8),
+    )
+
+
+def act(game: Game, state: State, action: jax.Array, on: jax.Array) -> tuple[State, Verdict]:
+    """One primitive action [B] int32 in the rows `on` [B]; the others stay as they are."""
+    side, rows = game.cells.shape[1], jnp.arange(len(action))
+    front = state.position + _step(state.direction)
+    ahead = front[:, 1] * side + front[:, 0]
+    cell = state.cells[rows, ahead].astype(jnp.int32)
+    item, ids = cell - FIRST, jnp.arange(game.kind.shape[1])
+    is_item, is_carried = ids == item[:, None], ids == state.carrying[:, None]  # of no object: nowhere
+    of_item = lambda x, of=is_item: jnp.where(of, x, 0).sum(1)  # noqa: E731
+    kind, bits = of_item(game.kind), of_item(state.doors)
+    does = lambda which: on & (action == which)  # noqa: E731
+
+    moves = does(FORWARD) & ((cell == EMPTY) | ((kind == DOOR) & (bits & OPEN > 0)))
+    takes = does(PICKUP) & ((kind == KEY) | (kind == BALL) | (kind == BOX)) & (state.carrying < 0)
+    drops = does(DROP) & (cell == EMPTY) & (state.carrying >= 0)
+    has_key = of_item(game.kind, is_carried) == KEY
+    has_key &= of_item(game.colour, is_carried) == of_item(game.colour)
+    turns = does(TOGGLE) & (kind == DOOR) & (has_key | (bits & LOCKED == 0))
+    opens = does(TOGGLE) & (kind == BOX)
+    inside = jnp.where(opens, jnp.where(is_item, game.contains, 0).sum(1), NOTHING)
+
+    left_behind = jnp.where(drops, FIRST + state.carrying, jnp.where(opens & (inside >= 0), FIRST + inside, EMPTY))
+    changed = takes | drops | opens
+    cells = state.cells.at[rows, jnp.where(changed, ahead, side * side)].set(
+        left_behind.astype(jnp.int8), mode="drop", unique_indices=True
+    )
+    place = jnp.where(is_item & (takes | opens)[:, None], NOTHING, state.place)
+    appears = (is_carried & drops[:, None]) | (ids == inside[:, None])
+    place = jnp.where(appears, ahead[:, None], place).astype(jnp.int16)
+    new_bits = jnp.where(bits & LOCKED > 0, OPEN, bits ^ OPEN)
+    after = state.replace(
+        cells=cells,
+        place=place,
+        known=jnp.where(does(DROP)[:, None], place, state.known),
+        doors=jnp.where(is_item & turns[:, None], new_bits[:, None], state.doors).astype(jnp.int8),
+        position=jnp.where(moves[:, None], front, state.position),
+        direction=(state.direction + does(RIGHT) - does(LEFT)) % 4,
+        carrying=jnp.where(takes, item, jnp.where(drops, NOTHING, state.carrying)),
+        steps=state.steps + on,
+    )
+    after, status = _verify(game, after, action, on)
+    return after, Verdict(
+        success=status == _SUCCESS,
+        terminated=status != _CONTINUE,
+        truncated=on & (after.steps >= game.max_steps),
+    )
+
+
+def _verify(game: Game, state: State, action: jax.Array, on: jax.Array) -> tuple[State, jax.Array]:
+    """The state with what the verifier keeps, and what it says [B]: _CONTINUE where rows are not `on`."""
+    results = _atoms(game, state, action)
+    pair = game.atom.reshape(-1, 2, 2)[..., 1] != NO_ATOM  # [B, side]: two atoms, joined by "and"
+    is_after = game.order == AFTER
+
+    def side(number: jax.Array, now: jax.Array, kept: State) -> tuple[State, jax.Array]:
+        """Verifies the side [B] of the rows `now`; what it says is read there alone."""
+        joined = jnp.take_along_axis(pair, number[:, None], 1)[:, 0]
+        mine = (jnp.arange(4) // 2 == number[:, None]) & (game.atom != NO_ATOM) & now[:, None]
+        mine &= ~(joined[:, None] & kept.fulfilled)
+        fulfilled = kept.fulfilled | (mine & joined[:, None] & (results == _SUCCESS))
+        of_side = lambda x: jnp.take_along_axis(x.reshape(-1, 2, 2), number[:, None, None], 1)[:, 0]  # noqa: E731
+        both = jnp.where(of_side(fulfilled).all(1), _SUCCESS, _CONTINUE)
+        carried = jnp.where(mine, state.carrying[:, None], kept.carried).astype(jnp.int8)
+        status = jnp.where(joined, both, of_side(results)[:, 0])
+        return kept.replace(fulfilled=fulfilled, carried=carried), status
+
+    alone = game.order == ALONE
+    begins = on & ~state.first_done
+    state, first = side(is_after.astype(jnp.int32), begins, state)
+    first_done = state.first_done | (begins & ~alone & (first == _SUCCESS))
+    early = begins & ~alone & game.order_strict & (first == _CONTINUE)
+    state, second = side((game.order == BEFORE).astype(jnp.int32), (on & first_done) | early, state)
+    status = jnp.where(first_done, second, first)
+    status = jnp.where(early & (second == _SUCCESS), _FAILURE, status)
+    return state.replace(first_done=first_done), jnp.where(on, status, _CONTINUE)
+
+
+def _atoms(game: Game, state: State, action: jax.Array) -> jax.Array:
+    """What each atom says of the action that has led to a state, [B, 4], were it verified."""
+    side = game.cells.shape[1]
+    action, holds = action[:, None], state.carrying[:, None]
+    front = state.position + _step(state.direction)
+    ahead = (front[:, 1] * side + front[:, 0])[:, None]
+    ids = jnp.arange(game.kind.shape[1])
+    first, second = game.named[:, :, 0], game.named[:, :, 1]  # [B, 4, N]
+    any_of = lambda named, mask: (named & mask).any(-1)  # noqa: E731
+
+    goes = any_of(first, (state.known == ahead)[:, None])
+    picks = (action == PICKUP) & (holds >= 0)
+    picked = picks & (state.carried < 0) & any_of(first, (ids == holds)[:, None])
+    there = (state.place == ahead) & (game.kind == DOOR)
+    tries = (action == TOGGLE) & there.any(1, keepdims=True)
+    opened = tries & any_of(first, (there & (state.doors & OPEN > 0))[:, None])
+    # Of what was carried before, the cell in which it lies now; known cells next to it.
+    moved = ids == state.carried[..., None]  # [B, 4, N]
+    at = jnp.where(moved, state.place[:, None].astype(jnp.int32), 0).sum(-1)[..., None]
+    known = state.known[:, None].astype(jnp.int32)
+    apart = jnp.abs(at % side - known % side) + jnp.abs(at // side - known // side)
+    lies = (action == DROP) & any_of(first, moved) & (at[..., 0] >= 0)
+    put = lies & any_of(second, (apart == 1) & (known >= 0))
+
+    atom = game.atom
+    kinds = [atom == kind for kind in (GO_TO, PICK_UP, OPEN_IT, PUT_NEXT)]
+    success = jnp.select(kinds, [goes, picked, opened, put])
+    failure = game.strict & jnp.where(atom == OPEN_IT, tries, (atom != GO_TO) & picks)
+    return jnp.where(success, _SUCCESS, jnp.where(failure, _FAILURE, _CONTINUE))
+
+
+def _step(direction: jax.Array) -> jax.Array:
+    """One cell ahead: [B] -> [B, 2] int32 across, down."""
+    return jnp.stack([jnp.asarray(ACROSS)[direction], jnp.asarray(DOWN)[direction]], -1).astype(jnp.int32)
+
+
+def see(game: Game, state: State) -> jax.Array:
+    """The agent's view [B, 7, 7] int8 (row, column; the agent looks to row 0): UNSEEN, ... FIRST_LOOK + look."""
+    side = game.cells.shape[1]
+    ahead, aside = LAST - jnp.arange(VIEW)[:, None], jnp.arange(VIEW)[None] - MIDDLE
+    step, right = _step(state.direction)[..., None, None], _step((state.direction + 1) % 4)[..., None, None]
+    cell = state.position[..., None, None] + step * ahead + right * aside  # [B, 2, 7, 7]
+    inside = ((cell >= 0) & (cell < side)).all(1)
+    index = jnp.where(inside, cell[:, 1] * side + cell[:, 0], 0).reshape(-1, VIEW * VIEW)
+    holds = jnp.take_along_axis(state.cells, index, 1).reshape(inside.shape)
+    holds = jnp.where(inside, holds, WALL)
+    looks = look(game, state)
+    fixed = jnp.broadcast_to(jnp.array([SEEN_EMPTY, SEEN_WALL], jnp.int8), (len(looks), 2))
+    shows = jnp.concatenate([fixed, FIRST_LOOK + looks], 1)
+    flat = jnp.take_along_axis(shows, holds.reshape(-1, VIEW * VIEW).astype(jnp.int32), 1)
+    shown = flat.reshape(inside.shape)
+    shown = jnp.where(_visible(~_opaque(shown)), shown, UNSEEN)
+    held = jnp.take_along_axis(shows, FIRST + jnp.maximum(state.carrying, 0)[:, None], 1)[:, 0]
+    return shown.at[:, LAST, MIDDLE].set(jnp.where(state.carrying >= 0, held, SEEN_EMPTY))
+
+
+def look(game: Game, state: State) -> jax.Array:
+    """What each object looks like, [B, N] int8 below LOOKS."""
+    door = CARRIED + 3 * game.colour + jnp.where(state.doors & OPEN > 0, 0, jnp.where(state.doors & LOCKED > 0, 2, 1))
+    return jnp.where(game.kind == DOOR, door, 6 * (game.kind - KEY) + game.colour).astype(jnp.int8)
+
+
+def _opaque(shown: jax.Array) -> jax.Array:
+    door = shown - FIRST_LOOK - CARRIED
+    return (shown == SEEN_WALL) | ((door >= 0) & (door % 3 != 0))
+
+
+def _visible(clear: jax.Array) -> jax.Array:
+    """Which cells the agent sees through the clear ones, [B, 7, 7] of both: minigrid's rule, a row of bits at a time.
+
+    From the agent's row on, sight spreads to the right and then to the left through clear cells, and from each of them
+    into the next row: straight and towards the side to which it spreads.
+    """
+    bits = jnp.uint32(1) << jnp.arange(VIEW, dtype=jnp.uint32)
+    every = (1 << VIEW) - 1
+    through = jnp.where(clear, bits, 0).sum(-1, dtype=jnp.uint32)
+    rows, sees = [], jnp.full(through.shape[:1], 1 << MIDDLE, jnp.uint32)
+    for row in reversed(range(VIEW)):
+        here = through[:, row]
+        for _ in range(VIEW - 1):
+            sees |= (sees & here) << 1 & every
+        right = sees & here & (every >> 1)
+        for _ in range(VIEW - 1):
+            sees |= (sees & here) >> 1
+        left = sees & here & (every ^ 1)
+        rows.append(sees)
+        sees = right | right << 1 | left | left >> 1
+    return (jnp.stack(rows[::-1], 1)[..., None] & bits) > 0
+
+
+def image(view: jax.Array) -> jax.Array:
+    """minigrid's image of a view: [B, 7, 7] -> [B, 7, 7, 3] uint8, column first; type, colour, state."""
+    table = np.zeros((FIRST_LOOK + LOOKS, 3), np.uint8)
+    table[SEEN_EMPTY], table[SEEN_WALL] = (1, 0, 0), (2, 5, 0)
+    for i in range(LOOKS):
+        door = i - CARRIED
+        table[FIRST_LOOK + i] = (DOOR, door // 3, door % 3) if door >= 0 else (KEY + i // 6, i % 6, 0)
+    return jnp.asarray(table)[jnp.swapaxes(view, 1, 2)]
