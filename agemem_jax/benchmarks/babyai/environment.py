@@ -12,7 +12,6 @@ Everything is as in minigrid 3.2.0, step by step, also what is odd:
 - Nothing ends by itself: after success, failure or the limit one may go on, and is verified on.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
