@@ -233,6 +233,15 @@ def see(game: Game, state: State) -> jax.Array:
     return shown.at[:, LAST, MIDDLE].set(jnp.where(state.carrying >= 0, held, SEEN_EMPTY))
 
 
+def first_view(game: Game, state: State) -> jax.Array:
+    """The view that minigrid's reset returns: what the agent carries from the start is seen where it lay before."""
+    rows, carries = jnp.arange(len(state.carrying)), state.carrying >= 0
+    lay = jnp.take_along_axis(state.known, jnp.maximum(state.carrying, 0)[:, None], 1)[:, 0].astype(jnp.int32)
+    lay = jnp.where(carries & (lay >= 0), lay, state.cells.shape[1])
+    cells = state.cells.at[rows, lay].set((FIRST + state.carrying).astype(jnp.int8), mode="drop")
+    return see(game, state.replace(cells=cells, carrying=jnp.full_like(state.carrying, NOTHING)))
+
+
 def look(game: Game, state: State) -> jax.Array:
     """What each object looks like, [B, N] int8 below LOOKS."""
     door = CARRIED + 3 * game.colour + jnp.where(state.doors & OPEN > 0, 0, jnp.where(state.doors & LOCKED > 0, 2, 1))

@@ -47,6 +47,7 @@ class State:
     """What play has made of games."""
 
     play: engine.State
+    view: jax.Array  # [B, 7, 7] int8 the agent's view (environment.see)
     turns: jax.Array  # [B] int32 actions so far, understood or not
     won: jax.Array  # [B] bool
 
@@ -87,15 +88,14 @@ class Macros:
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
         """Games at their start, and what AgentBoard says there: not the goal, which is `Level.goal`."""
         play = engine.start(game)
-        scene = self._look(game, play, engine.see(game, play))
-        off = jnp.zeros(len(game.kind), bool)
-        seen = say.write(shared, _observation(scene, off), self.seen_tokens)
-        return State(play, jnp.zeros(len(off), jnp.int32), off), seen
+        view = engine.first_view(game, play)
+        off = jnp.zeros(len(view), bool)
+        seen = say.write(shared, _observation(self._look(game, play, view), off), self.seen_tokens)
+        return State(play, view, jnp.zeros(len(view), jnp.int32), off), seen
 
     def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
         """One action a row, of any number of primitive ones."""
-        play = state.play
-        view = engine.see(game, play)
+        play, view = state.play, state.view
         scene = self._look(game, play, view)
         ways = _ways(scene, view, play.direction)
         verb, name, number = say.meaning(shared, text_key(shared.lower, action)).T
@@ -111,7 +111,7 @@ class Macros:
         pieces = _fit(after, _fit(told, refused, verb == say.CHECK), acts)
         pieces = jnp.where(on[:, None], pieces, 0)
         won, turns = state.won | (on & success), state.turns + on
-        return State(play, turns, won), Outcome(
+        return State(play, view, turns, won), Outcome(
             seen=say.write(shared, pieces, self.seen_tokens),
             progress=won.astype(jnp.float32),
             success=won,
@@ -255,7 +255,7 @@ def _play(game, play, view, ways, verb, target, on):
         step, next_cell, next_direction = search.next_step(way, cell, direction, last=True)
         action = jnp.where(walks, jnp.asarray(_PRIMITIVE)[step], end_of(done))
         play, verdict = engine.act(game, play, action, alive)
-        new = engine.see(game, play)
+        new = jnp.where(alive[:, None, None], engine.see(game, play), view)
         cell, direction = jnp.where(walks, next_cell, cell), jnp.where(walks, next_direction, direction)
         done = done + (alive & ~walks)
         more = (has_path & ~search.at_goal(goals, cell, direction)) | (end_of(done) >= 0)
