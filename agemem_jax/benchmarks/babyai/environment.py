@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
 from agemem_jax.benchmarks.babyai.tasks import (
     AFTER,
@@ -48,6 +49,7 @@ MIDDLE, LAST = VIEW // 2, VIEW - 1
 UNSEEN, SEEN_EMPTY, SEEN_WALL, FIRST_LOOK = range(4)
 CARRIED = 18  # looks of what can be carried
 LOOKS = 36
+_OPAQUE = 64  # added to what nobody sees through
 _CONTINUE, _SUCCESS, _FAILURE = range(3)
 
 
@@ -224,13 +226,17 @@ def see(game: Game, state: State) -> jax.Array:
     holds = jnp.take_along_axis(state.cells, index, 1).reshape(inside.shape)
     holds = jnp.where(inside, holds, WALL)
     looks = look(game, state)
-    fixed = jnp.broadcast_to(jnp.array([SEEN_EMPTY, SEEN_WALL], jnp.int8), (len(looks), 2))
-    shows = jnp.concatenate([fixed, FIRST_LOOK + looks], 1)
+    shuts = (game.kind == DOOR) & (state.doors & OPEN == 0)
+    shows = FIRST_LOOK + looks + jnp.where(shuts, _OPAQUE, 0)
+    fixed = jnp.broadcast_to(jnp.array([SEEN_EMPTY, SEEN_WALL + _OPAQUE]), (len(looks), 2))
+    shows = jnp.concatenate([fixed, shows], 1).astype(jnp.int8)
     flat = jnp.take_along_axis(shows, holds.reshape(-1, VIEW * VIEW).astype(jnp.int32), 1)
-    shown = flat.reshape(inside.shape)
-    shown = jnp.where(_visible(~_opaque(shown)), shown, UNSEEN)
+    shown = lax.optimization_barrier(flat.reshape(inside.shape))  # else XLA gathers again for each of its uses
+    visible = _visible(shown < _OPAQUE)
     held = jnp.take_along_axis(shows, FIRST + jnp.maximum(state.carrying, 0)[:, None], 1)[:, 0]
-    return shown.at[:, LAST, MIDDLE].set(jnp.where(state.carrying >= 0, held, SEEN_EMPTY))
+    shown = jnp.where(visible, shown & (_OPAQUE - 1), UNSEEN)
+    own = (jnp.arange(VIEW)[:, None] == LAST) & (jnp.arange(VIEW) == MIDDLE)
+    return jnp.where(own, jnp.where(state.carrying >= 0, held, SEEN_EMPTY)[:, None, None], shown).astype(jnp.int8)
 
 
 def first_view(game: Game, state: State) -> jax.Array:
@@ -248,31 +254,37 @@ def look(game: Game, state: State) -> jax.Array:
     return jnp.where(game.kind == DOOR, door, 6 * (game.kind - KEY) + game.colour).astype(jnp.int8)
 
 
-def _opaque(shown: jax.Array) -> jax.Array:
-    door = shown - FIRST_LOOK - CARRIED
-    return (shown == SEEN_WALL) | ((door >= 0) & (door % 3 != 0))
+def _rows_of_sight() -> np.ndarray:
+    """[128, 128] int32: by the bits of a row that are seen from the row before, and by those of its clear cells, all
+    that are seen in it, and (seven bits higher) those of the next row that are seen through it.
+
+    minigrid's rule: sight spreads to the right and then to the left through clear cells, and from each of them into the
+    next row: straight and towards the side to which it spreads. A cell at the end of the row passes on nothing outward.
+    """
+    size, every = 1 << VIEW, (1 << VIEW) - 1
+    sees, clear = np.arange(size)[:, None], np.arange(size)[None]
+    sees = np.broadcast_to(sees, (size, size))
+    for _ in range(VIEW - 1):
+        sees = sees | ((sees & clear) << 1 & every)
+    right = sees & clear & (every >> 1)
+    for _ in range(VIEW - 1):
+        sees = sees | (sees & clear) >> 1
+    left = sees & clear & (every ^ 1)
+    return (sees | (right | right << 1 | left | left >> 1) << VIEW).astype(np.int32)
+
+
+_SIGHT = _rows_of_sight()
 
 
 def _visible(clear: jax.Array) -> jax.Array:
-    """Which cells the agent sees through the clear ones, [B, 7, 7] of both: minigrid's rule, a row of bits at a time.
-
-    From the agent's row on, sight spreads to the right and then to the left through clear cells, and from each of them
-    into the next row: straight and towards the side to which it spreads.
-    """
-    bits = jnp.uint32(1) << jnp.arange(VIEW, dtype=jnp.uint32)
-    every = (1 << VIEW) - 1
-    through = jnp.where(clear, bits, 0).sum(-1, dtype=jnp.uint32)
-    rows, sees = [], jnp.full(through.shape[:1], 1 << MIDDLE, jnp.uint32)
+    """Which cells the agent sees through the clear ones, [B, 7, 7] of both; from its own row on."""
+    bits = 1 << jnp.arange(VIEW)
+    through = jnp.where(clear, bits, 0).sum(-1)
+    table, rows, sees = jnp.asarray(_SIGHT), [], jnp.full(len(clear), 1 << MIDDLE)
     for row in reversed(range(VIEW)):
-        here = through[:, row]
-        for _ in range(VIEW - 1):
-            sees |= (sees & here) << 1 & every
-        right = sees & here & (every >> 1)
-        for _ in range(VIEW - 1):
-            sees |= (sees & here) >> 1
-        left = sees & here & (every ^ 1)
-        rows.append(sees)
-        sees = right | right << 1 | left | left >> 1
+        found = table[sees, through[:, row]]
+        rows.append(found)
+        sees = found >> VIEW
     return (jnp.stack(rows[::-1], 1)[..., None] & bits) > 0
 
 

@@ -157,11 +157,11 @@ def write(tables: Shared, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
     length = jnp.asarray(tables.length)[pieces]
     ends = jnp.cumsum(length, 1)
-    rows = jnp.arange(len(pieces))[:, None]
-    # Which piece a place belongs to: how many have ended there.
-    ended = jnp.zeros((len(pieces), width), jnp.int32).at[rows, ends].add(1, mode="drop")
-    piece = jnp.minimum(jnp.cumsum(ended, 1), pieces.shape[1] - 1)
-    offset = jnp.take_along_axis(jnp.asarray(tables.begins)[pieces] - (ends - length), piece, 1)
+    rows, starts = jnp.arange(len(pieces))[:, None], ends - length
+    # How far a piece's place in the table is from that in the text; each piece adds what it changes, where it begins.
+    apart = jnp.asarray(tables.begins)[pieces] - starts
+    change = jnp.diff(apart, axis=1, prepend=0)
+    offset = jnp.cumsum(jnp.zeros((len(pieces), width), jnp.int32).at[rows, starts].add(change, mode="drop"), 1)
     place = jnp.arange(width)
     total = jnp.minimum(ends[:, -1], width)
     tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]
