@@ -23,7 +23,7 @@ from jax import lax
 from agemem_jax.benchmarks.babyai import environment as engine
 from agemem_jax.benchmarks.babyai import search
 from agemem_jax.benchmarks.babyai import wording as say
-from agemem_jax.benchmarks.babyai.tasks import Game
+from agemem_jax.benchmarks.babyai.tasks import EMPTY, FIRST, WALL, Game
 from agemem_jax.benchmarks.babyai.wording import AT, PLACES, Shared
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import text_key
@@ -83,7 +83,7 @@ class Macros:
     seen_tokens: int = 256
     action_tokens: int = 32
     turns: int = 30  # AgentBoard's limit of actions
-    objects: int = 24  # K, the most objects in view that are told; the farthest are left out
+    objects: int = 20  # K, the most objects in view that are told; the farthest are left out
 
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
         """Games at their start, and what AgentBoard says there: not the goal, which is `Level.goal`."""
@@ -126,7 +126,8 @@ class Macros:
         game, play = (jax.tree.map(lambda x: np.asarray(x)[row], part) for part in (game, state.play))
         looks = np.asarray(engine.look(*jax.tree.map(lambda x: x[None], (game, play))))[0]
         side = len(game.cells)
-        cells = [["  ", "WG", *(_letters(look) for look in looks)][holds] for holds in play.cells]
+        fixed = {EMPTY: "  ", WALL: "WG"}
+        cells = [fixed[holds] if holds < FIRST else _letters(looks[holds - FIRST]) for holds in play.cells.tolist()]
         cells[play.position[1] * side + play.position[0]] = ">V<^"[play.direction] * 2
         held = f"\ncarrying: {say.NAMES[looks[play.carrying]]}" if play.carrying >= 0 else ""
         return "\n".join("".join(cells[i : i + side]) for i in range(0, side * side, side)) + held
