@@ -28,7 +28,7 @@ has_minigrid = pytest.mark.skipif(
 FIXTURES = Path(__file__).parent / "fixtures"
 DTYPES = dict.fromkeys(("cells", "kind", "colour", "doors", "contains", "atom", "order"), np.int8)
 DTYPES |= dict.fromkeys(("position", "direction", "carrying", "max_steps"), np.int32)
-DTYPES |= {"known": np.int16} | dict.fromkeys(("strict", "named", "order_strict"), bool)
+DTYPES |= {"known": np.int16, "named": np.uint32} | dict.fromkeys(("strict", "order_strict"), bool)
 
 start, act, see = jax.jit(engine.start), jax.jit(engine.act), jax.jit(engine.see)
 first_view, look, image = jax.jit(engine.first_view), jax.jit(engine.look), jax.jit(engine.image)
@@ -163,11 +163,11 @@ def room(things: dict, atoms: list, order: int = tasks.ALONE, order_strict: bool
         cells[down, across], known[i] = FIRST + i, down * sizes.side + across
         kind[i], colour[i], doors[i] = (*thing, 0)[:3]
     atom, strict = np.zeros(4, np.int8), np.zeros(4, bool)
-    named = np.zeros((4, 2, sizes.objects), bool)
+    named = np.zeros((4, 2, 1), np.uint32)
     for slot, what, is_strict, *places in atoms:
         atom[slot], strict[slot] = what, is_strict
         for j, some in enumerate(places):
-            named[slot, j, [number[place] for place in some]] = True
+            named[slot, j] = sum(1 << number[place] for place in some)
     game = Game(
         cells=cells, kind=kind, colour=colour, doors=doors, contains=np.full(sizes.objects, -1, np.int8), known=known,
         position=np.array(at, np.int32), direction=np.int32(0), carrying=np.int32(-1), max_steps=np.int32(50),

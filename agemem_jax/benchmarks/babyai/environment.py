@@ -53,6 +53,15 @@ _OPAQUE = 64  # added to what nobody sees through
 _CONTINUE, _SUCCESS, _FAILURE = range(3)
 
 
+def _view_cells(step: np.ndarray) -> np.ndarray:
+    """How far each cell of the view is from the agent along an axis, [direction, 49] int32, row by row."""
+    ahead, aside = (x.ravel() for x in np.mgrid[LAST:-1:-1, -MIDDLE : MIDDLE + 1])
+    return (step[:, None] * ahead + np.roll(step, -1)[:, None] * aside).astype(np.int32)
+
+
+_VIEW_ACROSS, _VIEW_DOWN = _view_cells(ACROSS), _view_cells(DOWN)
+
+
 @struct.dataclass
 class State:
     """What play has made of games. S and N as in `Game`."""
@@ -181,33 +190,43 @@ def _verify(game: Game, state: State, action: jax.Array, on: jax.Array) -> tuple
 
 def _atoms(game: Game, state: State, action: jax.Array) -> jax.Array:
     """What each atom says of the action that has led to a state, [B, 4], were it verified."""
-    side = game.cells.shape[1]
+    side, objects = game.cells.shape[1], game.kind.shape[1]
     action, holds = action[:, None], state.carrying[:, None]
     front = state.position + _step(state.direction)
-    ahead = (front[:, 1] * side + front[:, 0])[:, None]
-    ids = jnp.arange(game.kind.shape[1])
-    first, second = game.named[:, :, 0], game.named[:, :, 1]  # [B, 4, N]
-    any_of = lambda named, mask: (named & mask).any(-1)  # noqa: E731
+    ahead = front[:, 1] * side + front[:, 0]
+    item = jnp.take_along_axis(state.cells, ahead[:, None], 1).astype(jnp.int32) - FIRST
+    first, second = game.named[:, :, 0], game.named[:, :, 1]  # [B, 4, words]
 
-    goes = any_of(first, (state.known == ahead)[:, None])
+    goes = _any(first, state.known == ahead[:, None])
     picks = (action == PICKUP) & (holds >= 0)
-    picked = picks & (state.carried < 0) & any_of(first, (ids == holds)[:, None])
-    there = (state.place == ahead) & (game.kind == DOOR)
-    tries = (action == TOGGLE) & there.any(1, keepdims=True)
-    opened = tries & any_of(first, (there & (state.doors & OPEN > 0))[:, None])
-    # Of what was carried before, the cell in which it lies now; known cells next to it.
-    moved = ids == state.carried[..., None]  # [B, 4, N]
-    at = jnp.where(moved, state.place[:, None].astype(jnp.int32), 0).sum(-1)[..., None]
-    known = state.known[:, None].astype(jnp.int32)
-    apart = jnp.abs(at % side - known % side) + jnp.abs(at // side - known // side)
-    lies = (action == DROP) & any_of(first, moved) & (at[..., 0] >= 0)
-    put = lies & any_of(second, (apart == 1) & (known >= 0))
+    picked = picks & (state.carried < 0) & _has(first, holds)
+    is_item = jnp.arange(objects) == item
+    tries = (action == TOGGLE) & (is_item & (game.kind == DOOR)).any(1, keepdims=True)
+    opened = tries & (is_item & (state.doors & OPEN > 0)).any(1, keepdims=True) & _has(first, item)
+    # What an atom remembers is what was in hand before this action: if it lies ahead now, it has been dropped there.
+    known = state.known.astype(jnp.int32)
+    apart = jnp.abs(front[:, :1] - known % side) + jnp.abs(front[:, 1:] - known // side)
+    lies = (action == DROP) & (item >= 0) & (state.carried == item) & _has(first, item)
+    put = lies & _any(second, (apart == 1) & (known >= 0))
 
-    atom = game.atom
-    kinds = [atom == kind for kind in (GO_TO, PICK_UP, OPEN_IT, PUT_NEXT)]
+    kinds = [game.atom == kind for kind in (GO_TO, PICK_UP, OPEN_IT, PUT_NEXT)]
     success = jnp.select(kinds, [goes, picked, opened, put])
-    failure = game.strict & jnp.where(atom == OPEN_IT, tries, (atom != GO_TO) & picks)
+    failure = game.strict & jnp.where(game.atom == OPEN_IT, tries, (game.atom != GO_TO) & picks)
     return jnp.where(success, _SUCCESS, jnp.where(failure, _FAILURE, _CONTINUE))
+
+
+def _any(named: jax.Array, mask: jax.Array) -> jax.Array:
+    """Whether sets [B, 4, words] hold any of the objects of a mask [B, N]: [B, 4] bool."""
+    words = named.shape[-1]
+    mask = jnp.pad(mask, [(0, 0), (0, 32 * words - mask.shape[1])]).reshape(-1, words, 32)
+    bits = jnp.where(mask, jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32), 0).sum(-1, dtype=jnp.uint32)
+    return ((named & bits[:, None]) > 0).any(-1)
+
+
+def _has(named: jax.Array, one: jax.Array) -> jax.Array:
+    """Whether sets [B, 4, words] hold the object `one` [B, 1], which may be none: [B, 4] bool."""
+    word = jnp.where(one // 32 == jnp.arange(named.shape[-1]), jnp.uint32(1) << (one % 32).astype(jnp.uint32), 0)
+    return ((named & word[:, None]) > 0).any(-1)
 
 
 def _step(direction: jax.Array) -> jax.Array:
@@ -218,25 +237,24 @@ def _step(direction: jax.Array) -> jax.Array:
 def see(game: Game, state: State) -> jax.Array:
     """The agent's view [B, 7, 7] int8 (row, column; the agent looks to row 0): UNSEEN, ... FIRST_LOOK + look."""
     side = game.cells.shape[1]
-    ahead, aside = LAST - jnp.arange(VIEW)[:, None], jnp.arange(VIEW)[None] - MIDDLE
-    step, right = _step(state.direction)[..., None, None], _step((state.direction + 1) % 4)[..., None, None]
-    cell = state.position[..., None, None] + step * ahead + right * aside  # [B, 2, 7, 7]
-    inside = ((cell >= 0) & (cell < side)).all(1)
-    index = jnp.where(inside, cell[:, 1] * side + cell[:, 0], 0).reshape(-1, VIEW * VIEW)
-    holds = jnp.take_along_axis(state.cells, index, 1).reshape(inside.shape)
-    holds = jnp.where(inside, holds, WALL)
+    across = state.position[:, :1] + jnp.asarray(_VIEW_ACROSS)[state.direction]
+    down = state.position[:, 1:] + jnp.asarray(_VIEW_DOWN)[state.direction]
+    inside = (across >= 0) & (across < side) & (down >= 0) & (down < side)
+    holds = jnp.take_along_axis(state.cells, jnp.where(inside, down * side + across, 0), 1, mode="promise_in_bounds")
+    holds = jnp.where(inside, holds, WALL).astype(jnp.int32)
     looks = look(game, state)
     shuts = (game.kind == DOOR) & (state.doors & OPEN == 0)
     shows = FIRST_LOOK + looks + jnp.where(shuts, _OPAQUE, 0)
     fixed = jnp.broadcast_to(jnp.array([SEEN_EMPTY, SEEN_WALL + _OPAQUE]), (len(looks), 2))
     shows = jnp.concatenate([fixed, shows], 1).astype(jnp.int8)
-    flat = jnp.take_along_axis(shows, holds.reshape(-1, VIEW * VIEW).astype(jnp.int32), 1)
-    shown = lax.optimization_barrier(flat.reshape(inside.shape))  # else XLA gathers again for each of its uses
-    visible = _visible(shown < _OPAQUE)
-    held = jnp.take_along_axis(shows, FIRST + jnp.maximum(state.carrying, 0)[:, None], 1)[:, 0]
+    shown = jnp.take_along_axis(shows, holds, 1, mode="promise_in_bounds")
+    shown = lax.optimization_barrier(shown)  # else XLA gathers again for each of its uses
+    visible = _visible((shown < _OPAQUE).reshape(-1, VIEW, VIEW)).reshape(-1, VIEW * VIEW)
+    held = jnp.take_along_axis(shows, FIRST + jnp.maximum(state.carrying, 0)[:, None], 1)
     shown = jnp.where(visible, shown & (_OPAQUE - 1), UNSEEN)
-    own = (jnp.arange(VIEW)[:, None] == LAST) & (jnp.arange(VIEW) == MIDDLE)
-    return jnp.where(own, jnp.where(state.carrying >= 0, held, SEEN_EMPTY)[:, None, None], shown).astype(jnp.int8)
+    own = jnp.where(state.carrying[:, None] >= 0, held, SEEN_EMPTY)
+    shown = jnp.where(jnp.arange(VIEW * VIEW) == LAST * VIEW + MIDDLE, own, shown)
+    return shown.astype(jnp.int8).reshape(-1, VIEW, VIEW)
 
 
 def first_view(game: Game, state: State) -> jax.Array:

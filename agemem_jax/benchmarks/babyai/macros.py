@@ -81,7 +81,7 @@ class Macros:
     """AgentBoard's BabyAI as an Environment; `shared` is wording.Shared, `game` is tasks.Game."""
 
     seen_tokens: int = 256
-    action_tokens: int = 32
+    action_tokens: int = 16
     turns: int = 30  # AgentBoard's limit of actions
     objects: int = 20  # K, the most objects in view that are told; the farthest are left out
 

@@ -52,7 +52,7 @@ class Game:
     max_steps: Any  # [B] int32 primitive actions, after which minigrid cuts the episode off
     atom: Any  # [B, 4] int8 NO_ATOM, GO_TO, PICK_UP, OPEN_IT or PUT_NEXT
     strict: Any  # [B, 4] bool: the wrong object is a failure
-    named: Any  # [B, 4, 2, N] bool: the objects that fit the atom's first and second description
+    named: Any  # [B, 4, 2, ceil(N / 32)] uint32: bits of the objects that fit the atom's first and second description
     order: Any  # [B] int8 ALONE, BEFORE (the first side first) or AFTER
     order_strict: Any  # [B] bool: the wrong order is a failure
 
@@ -187,10 +187,10 @@ def _instruction(instruction: Any, number: dict, known: dict, sizes: Sizes, wher
     order = {"BeforeInstr": BEFORE, "AfterInstr": AFTER}.get(type(instruction).__name__, ALONE)
     sides = [instruction] if order == ALONE else [instruction.instr_a, instruction.instr_b]
     atom, strict = np.full(ATOMS, NO_ATOM, np.int8), np.zeros(ATOMS, bool)
-    named = np.zeros((ATOMS, 2, sizes.objects), bool)
-    for i, side in enumerate(sides):
+    named = np.zeros((ATOMS, 2, -(-sizes.objects // 32)), np.uint32)
+    for first, side in enumerate(sides):
         pair = [side.instr_a, side.instr_b] if type(side).__name__ == "AndInstr" else [side]
-        for slot, one in enumerate(pair, 2 * i):
+        for slot, one in enumerate(pair, 2 * first):
             if type(one).__name__ not in kinds:
                 raise InputError(f"{where} asks for {type(one).__name__}, which the engine does not know; leave it out")
             atom[slot], strict[slot] = kinds[type(one).__name__], getattr(one, "strict", False)
@@ -198,8 +198,9 @@ def _instruction(instruction: Any, number: dict, known: dict, sizes: Sizes, wher
             for j, description in enumerate(descriptions):
                 for thing, (across, down) in zip(description.obj_set, description.obj_poss, strict=True):
                     if thing.type != "wall":
-                        named[slot, j, number[id(thing)]] = True
-                        known[number[id(thing)]] = down * sizes.side + across
+                        i = number[id(thing)]
+                        named[slot, j, i // 32] |= np.uint32(1 << i % 32)
+                        known[i] = down * sizes.side + across
                     elif atom[slot] != PICK_UP:  # no wall is ever picked up
                         raise InputError(f"{where} names walls in {one.__class__.__name__}; leave it out")
     return {
