@@ -31,7 +31,7 @@ from agemem_jax.types import Text
 
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
-# The cell of the board (search.py) of each place in view, and the places straight ahead, nearest first.
+# The cell of the board (search.py) of each place in view.
 _CELL = (engine.VIEW - PLACES[:, 0]) * search.SIDE + PLACES[:, 1]
 _PRIMITIVE = np.array([engine.FORWARD, engine.LEFT, engine.RIGHT])  # by step of a path
 # The primitive actions that a verb ends with.
