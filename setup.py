@@ -6,6 +6,7 @@ Lower bounds: Python 3.11 with jax 0.10.2, the newest that installs there. Upper
 from setuptools import find_packages, setup
 
 JAX = ">=0.10.2,<0.13"
+MINIGRID = "minigrid>=3.2,<3.3"
 
 setup(
     name="agemem_jax",
@@ -43,7 +44,9 @@ setup(
             "hypothesis>=6.140",
             "ruff>=0.13",
             "torch==2.13.0",
+            MINIGRID,
         ],
+        "babyai": [MINIGRID],  # makes the levels
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
     },

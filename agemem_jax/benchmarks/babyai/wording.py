@@ -1,0 +1,168 @@
+"""AgentBoard's wording of BabyAI, tokenised on the host: the pieces of its answers, and the language of its actions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
+from agemem_jax.benchmarks.babyai.tasks import COLOURS
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.envs.text import ByteTable, byte_table, key_of
+from agemem_jax.types import PAD_ID, Text
+
+CARRIED_NAMES = [f"{colour} {thing}" for thing in ("key", "ball", "box") for colour in COLOURS]
+DOOR_NAMES = [f"{colour} {state} door" for colour in COLOURS for state in ("open", "closed", "locked")]
+NAMES = CARRIED_NAMES + DOOR_NAMES  # by what an object looks like (environment.look)
+
+# The cells of the view but the agent's own, nearest first, as AgentBoard lists what is in them: [48] row, column.
+_cells = [(row, column) for row in range(VIEW) for column in range(VIEW) if (row, column) != (LAST, MIDDLE)]
+PLACES = np.array(sorted(_cells, key=lambda cell: LAST - cell[0] + abs(cell[1] - MIDDLE)))
+NUMBERS = len(PLACES)  # no more objects of one name are ever in view
+
+# What an action asks for.
+UNKNOWN, TURN_LEFT, TURN_RIGHT, MOVE, DROP, TOGGLE = range(6)
+PICK_UP, GO_TO, GO_THROUGH, TOGGLE_THROUGH, CHECK, SILENCE = range(6, 12)
+_ALONE = {"": SILENCE, "turn left": TURN_LEFT, "turn right": TURN_RIGHT, "move forward": MOVE, "drop": DROP,
+          "toggle": TOGGLE}  # fmt: skip
+_OF_OBJECTS = {PICK_UP: "pickup", GO_TO: "go to", GO_THROUGH: "go through", TOGGLE_THROUGH: "toggle and go through"}
+_CHECK = b"check"  # whatever holds this word asks for the actions
+
+
+def _place(row: int, column: int) -> str:
+    ahead, aside = LAST - row, column - MIDDLE
+    if aside == 0:
+        return f" right in front of you {ahead} steps away. "
+    side = "right" if aside > 0 else "left"
+    return f" {ahead} steps in front of you and {abs(aside)} steps to your {side}. "
+
+
+_numbers = range(NUMBERS + 1)
+# Each group of pieces, in the order of the table. `AT` tells where a group begins.
+PIECES = {
+    "nothing": [""],
+    "sees": ["In front of you in this room, you can see several objects:"],
+    "there is": [f" There is a {name}" for name in NAMES],
+    "number": [f" {n}" for n in _numbers],
+    "place": [_place(*cell) for cell in PLACES],
+    "room": [" The room has walls around you."],
+    "blind": ["You cannot see any objects within sight.The room has walls around you."],
+    "facing": [f" You are facing a {what} {n} steps away." for what in ("wall", "box") for n in range(1, VIEW)],
+    "carrying": [f" You are carrying a {name}." for name in CARRIED_NAMES],
+    "empty-handed": [" You are not carrying anything."],
+    "completed": ["\n The task is completed."],
+    "actions": ["You can take the following actions: turn left, turn right,"],
+    "move": [" move forward,"],
+    "drop": [" drop,"],
+    "toggle": [" toggle,"],
+    "check": [" check available actions"],
+    "pickup": [f" pickup {name}" for name in NAMES],
+    "go to": [f" go to {name}" for name in NAMES],
+    "through": [f" go through {name}" for name in NAMES],
+    "toggle and go through": [f" toggle and go through {name}" for name in NAMES],
+    "number,": [f" {n}," for n in _numbers],
+    "no change": ["No change in state."],
+    "unknown": ["The action is not recognized. Please check valid actions."],
+    "barrier": ["There is a barrier in front of you, you can't move forward."],
+    "nothing to drop": ["You cannot drop the object, as you are not carrying anything."],
+    "no room to drop": ["You cannot drop the object, as there is already an object in front of you."],
+    "cannot": [f"You cannot {verb}" for verb in _OF_OBJECTS.values()],  # by verb, from PICK_UP on
+    "name": [f" {name}" for name in NAMES],
+    "no path": [", as there is no path leading to it."],
+    "closed": [", as it is closed. You should toggle it first."],
+    "no key": [", as you are not carrying a key."],
+    "other key": [", as the color of the key you are carrying does not match the color of door."],
+    "{door": [f" {{'{name}':" for name in NAMES],
+    ", door": [f" '{name}':" for name in NAMES],
+    "number}": [f" {n}}}" for n in _numbers],
+}
+AT = dict(zip(PIECES, np.cumsum([0, *(len(group) for group in PIECES.values())]).tolist(), strict=False))
+
+
+@struct.dataclass
+class Shared:
+    """Tables of a vocabulary of V tokens; nothing in them is of one game."""
+
+    tokens: Any  # [T] int32 all pieces, one behind the other
+    begins: Any  # [M] int32 where a piece begins there
+    length: Any  # [M] int32 its tokens
+    lower: ByteTable  # of the vocabulary in lower case
+    keys: Any  # [C, 2] uint32 of the actions, in ascending order
+    means: Any  # [C, 3] int32 verb, name and number
+    spells: Any  # [V, len("check") + 1] uint8 letters of "check" that stand before and after a token
+
+
+def shared(tokenizer: Tokenizer) -> Shared:
+    """The tables of a tokenizer, on the host. Raises InputError if it cannot spell the texts."""
+    pieces = [tokenizer.encode(text) if text else [] for group in PIECES.values() for text in group]
+    length = np.array([len(piece) for piece in pieces], np.int32)
+    small = [None if text is None else text.lower() for text in tokenizer.token_bytes()]
+    said = commands()
+    keys = np.stack([key_of(text) for text in said])
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    return Shared(
+        tokens=np.concatenate([np.array(piece, np.int32) for piece in pieces]),
+        begins=(np.cumsum(length) - length).astype(np.int32),
+        length=length,
+        lower=byte_table(small),
+        keys=keys[order],
+        means=np.array(list(said.values()), np.int32)[order],
+        spells=np.array([[_spells(token or b"\xff", n) for n in range(len(_CHECK) + 1)] for token in small], np.uint8),
+    )
+
+
+def commands() -> dict[str, tuple[int, int, int]]:
+    """Every action that is ever understood, and what it means: verb, name and number."""
+    said = {text: (verb, 0, 0) for text, verb in _ALONE.items()}
+    for verb, word in _OF_OBJECTS.items():
+        for i, name in enumerate(NAMES):
+            if not (verb == PICK_UP and i >= len(CARRIED_NAMES)):
+                said |= {f"{word} {name} {n}": (verb, i, n) for n in range(1, NUMBERS + 1)}
+    return said
+
+
+def _spells(token: bytes, letters: int) -> int:
+    """How many letters of "check" stand at the end of a text, or all if they stood before, when a token follows."""
+    for byte in token:
+        if letters == len(_CHECK):
+            break
+        text = _CHECK[:letters] + bytes([byte])
+        letters = max(n for n in range(len(text) + 1) if text.endswith(_CHECK[:n]))
+    return letters
+
+
+def asks_for_actions(tables: Shared, action: Text) -> jax.Array:
+    """Whether texts [B, A] hold the word "check", in any case: [B] bool."""
+
+    def add(letters, token):
+        there, one = token
+        return jnp.where(there, jnp.asarray(tables.spells)[one, letters], letters), None
+
+    real = jnp.arange(action.tokens.shape[1])[:, None] < action.length
+    begin = jnp.zeros(action.length.shape, jnp.uint8)
+    return lax.scan(add, begin, (real, action.tokens.T))[0] == len(_CHECK)
+
+
+def meaning(tables: Shared, key: jax.Array) -> jax.Array:
+    """Verb, name and number [B, 3] of actions with keys [B, 2]; UNKNOWN where there is none."""
+    keys = jnp.asarray(tables.keys)
+    place = jnp.minimum(jnp.searchsorted(keys[:, 0], key[:, 0]), len(keys) - 1)
+    return jnp.where((keys[place] == key).all(1, keepdims=True), jnp.asarray(tables.means)[place], UNKNOWN)
+
+
+def write(tables: Shared, pieces: jax.Array, width: int) -> Text:
+    """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
+    length = jnp.asarray(tables.length)[pieces]
+    ends = jnp.cumsum(length, 1)
+    rows, starts = jnp.arange(len(pieces))[:, None], ends - length
+    # How far a piece's place in the table is from that in the text; each piece adds what it changes, where it begins.
+    apart = jnp.asarray(tables.begins)[pieces] - starts
+    change = jnp.diff(apart, axis=1, prepend=0)
+    offset = jnp.cumsum(jnp.zeros((len(pieces), width), jnp.int32).at[rows, starts].add(change, mode="drop"), 1)
+    place = jnp.arange(width)
+    total = jnp.minimum(ends[:, -1], width)
+    tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]
+    return Text(jnp.where(place < total[:, None], tokens, PAD_ID), total)

@@ -1,0 +1,148 @@
+"""Records what BabyAI's real engines do, for tests/test_babyai.py: python tests/babyai_record.py AGENTBOARD
+
+AGENTBOARD is a checkout of github.com/hkust-nlp/AgentBoard, whose class BabyAI is run as it is on minigrid 3.2.0.
+Writes tests/fixtures/babyai_minigrid.json and babyai_agentboard.json.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import sys
+import types
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agemem_jax.benchmarks.babyai import tasks, wording
+
+FOLDER = Path(__file__).parent / "fixtures"
+# Every kind of instruction, strict ones, both orders, a start with something in hand, a key in a box.
+LEVELS = (
+    "BabyAI-GoToObjS4-v0",
+    "BabyAI-GoToSeqS5R2-v0",
+    "BabyAI-OpenDoorLoc-v0",
+    "BabyAI-OpenRedBlueDoorsDebug-v0",
+    "BabyAI-OpenDoorsOrderN4Debug-v0",
+    "BabyAI-PickupDistDebug-v0",
+    "BabyAI-UnlockPickup-v0",
+    "BabyAI-KeyInBox-v0",
+    "BabyAI-PutNextS5N2Carrying-v0",
+    "BabyAI-MoveTwoAcrossS5N2-v0",
+    "BabyAI-SynthSeq-v0",
+    "BabyAI-BossLevel-v0",
+)
+STEPS = {"minigrid": 60, "agentboard": 24}
+
+
+def digest(*arrays: Any) -> int:
+    """One number for the bytes of arrays."""
+    return zlib.crc32(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays))
+
+
+class Walker:
+    """Picks primitive actions: minigrid's bot mostly, as long as it has an answer, else any."""
+
+    def __init__(self, game: Any, seed: int, bot: bool):
+        from minigrid.utils.baby_ai_bot import BabyAIBot
+
+        self.rng, self.bot, self.last = np.random.default_rng(seed), None, None
+        if bot:
+            with contextlib.suppress(Exception):
+                self.bot = BabyAIBot(game)
+
+    def __call__(self) -> int:
+        action = int(self.rng.choice(7, p=[0.1, 0.1, 0.3, 0.15, 0.15, 0.15, 0.05]))
+        if self.bot is not None and self.rng.random() < 0.9:
+            try:
+                action = int(self.bot.replan(self.last))
+            except Exception:  # it gives up in many ways
+                self.bot = None
+        self.last = action
+        return action
+
+
+def agentboard(folder: str, name: str, seed: int) -> Any:
+    """AgentBoard's environment of a level; what it imports and does not use here is left out."""
+    for module, content in {
+        "gym": {"Env": object},
+        "matplotlib": {},
+        "matplotlib.pyplot": {},
+        "common": {},
+        "common.registry": {"registry": types.SimpleNamespace(register_environment=lambda _: lambda cls: cls)},
+    }.items():
+        sys.modules[module] = types.ModuleType(module)
+        vars(sys.modules[module]).update(content)
+    sys.modules["matplotlib"].pyplot = sys.modules["matplotlib.pyplot"]
+    package = types.ModuleType("environment")
+    package.__path__ = [f"{folder}/agentboard/environment"]
+    sys.modules["environment"] = package
+    module = importlib.import_module("environment.babyai_env")
+    # As it was with gymnasium below 1 and NumPy below 2.
+    module.gymnasium = types.SimpleNamespace(make=lambda level: tasks.make(level, seed))
+    module.np = types.SimpleNamespace(**{**vars(np), "cross": lambda a, b: a[0] * b[1] - a[1] * b[0]})
+    with contextlib.redirect_stdout(io.StringIO()):
+        return module.BabyAI(game_name=name, seed=seed)
+
+
+def sentence(board: Any, rng: np.random.Generator) -> str:
+    """An action for AgentBoard: mostly one that it lists, else one that it has words about, or any."""
+    listed, refused = board._get_action_space(), list(board.error_message)
+    draw, pick = rng.random(), lambda texts: texts[rng.integers(len(texts))]
+    if draw < 0.62:
+        return pick(listed)
+    if draw < 0.75 and refused:
+        return pick(refused)
+    if draw < 0.80:
+        return f" {pick(listed).upper()} \n"
+    if draw < 0.84:
+        return pick(["", " ", "please Check it", "turn  left", "go to red ball", "dance"])
+    seen = [text[len("go to ") :].rsplit(" ", 1)[0] for text in listed if text.startswith("go to ")]
+    verb = pick(["pickup", "go to", "go through", "toggle and go through"])
+    return f"{verb} {pick(seen or wording.NAMES)} {rng.integers(1, 4)}"
+
+
+def as_lists(game: tasks.Game) -> dict[str, Any]:
+    return {f.name: np.asarray(getattr(game, f.name)).tolist() for f in dataclasses.fields(game)}
+
+
+def record_minigrid() -> list[dict[str, Any]]:
+    records = []
+    for seed, name in enumerate(LEVELS):
+        game = tasks.make(name, seed)
+        level, walker = tasks.from_minigrid(game, name, seed), Walker(game, seed, bot=seed % 2 == 0)
+        record = {"name": name, "seed": seed, "game": as_lists(level.game), "actions": [], "expected": []}
+        for _ in range(STEPS["minigrid"]):
+            action = walker()
+            view, reward, terminated, truncated, _ = game.step(action)
+            where = [*map(int, game.agent_pos), int(game.agent_dir)]
+            seen = digest(view["image"], game.grid.encode().swapaxes(0, 1))
+            record["actions"].append(action)
+            record["expected"].append([*where, seen, round(float(reward), 6), int(terminated), int(truncated)])
+        records.append(record)
+    return records
+
+
+def record_agentboard(folder: str) -> list[dict[str, Any]]:
+    records = []
+    for seed, name in enumerate(LEVELS):
+        board, level, rng = agentboard(folder, name, seed), tasks.read(name, seed), np.random.default_rng(seed)
+        record = {"name": name, "seed": seed, "goal": board.goal, "game": as_lists(level.game)}
+        record |= {"actions": [], "seen": [board.init_obs], "understood": [], "steps": []}
+        for _ in range(STEPS["agentboard"]):
+            action = sentence(board, rng)
+            record["actions"].append(action)
+            record["understood"].append(board.check_action_is_valid(action.lower().strip())[0])
+            record["seen"].append(board.step(action)[0])
+            record["steps"].append(board.env.step_count)
+        records.append(record)
+    return records
+
+
+if __name__ == "__main__":
+    for kind, found in {"minigrid": record_minigrid(), "agentboard": record_agentboard(sys.argv[1])}.items():
+        lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in found)
+        (FOLDER / f"babyai_{kind}.json").write_text(f"[\n{lines}\n]\n")
