@@ -23,8 +23,8 @@ ROOT = "object"  # the type of everything
 _COMMENT = re.compile(r";[^\n]*")
 _SYMBOL = re.compile(r"[()]|\?[^\s()?,]*|[^\s()?,]+")
 _FEATURES = {
-    "or": "a disjunction", "imply": "an implication", "forall": "a universal quantifier", "when": "a conditional effect",
-    "exists": "an existential quantifier", "preference": "a preference", "increase": "a numeric effect",
+    "or": "a disjunction", "imply": "an implication", "forall": "a quantifier", "when": "a conditional effect",
+    "exists": "a quantifier", "preference": "a preference", "increase": "a numeric effect",
     "decrease": "a numeric effect", "assign": "a numeric effect", "scale-up": "a numeric effect",
     "scale-down": "a numeric effect", "probabilistic": "a probabilistic effect", "oneof": "a probabilistic effect",
     ">": "a numeric condition", "<": "a numeric condition", ">=": "a numeric condition", "<=": "a numeric condition",
