@@ -92,7 +92,7 @@ class Grounded:
     changes, no operator asks for it.
     """
 
-    objects: tuple[str, ...]
+    objects: tuple[str, ...]  # sorted
     facts: tuple[Atom, ...]  # sorted
     operators: tuple[Operator, ...]  # sorted by name and arguments; none without an effect
     init: frozenset[int]
@@ -197,7 +197,7 @@ def ground(domain: Domain, problem: Problem) -> Grounded:
             operators.append(op)
     operators.sort(key=lambda op: (op.name, op.arguments))
     return Grounded(
-        objects=tuple(problem.objects),
+        objects=tuple(sorted(problem.objects)),
         facts=tuple(facts),
         operators=tuple(operators),
         init=frozenset(number[atom] for atom in problem.init),
