@@ -25,7 +25,7 @@ class Search:
         self.pre, self.neg = rows([op.positive for op in operators]), rows([op.negative for op in operators])
         self.add, self.delete = rows([op.add for op in operators]), rows([op.delete for op in operators])
         self.asks_false = bool(self.neg.any())
-        # Conditions as numbers of facts, filled up with one that always holds; what is asked to be false is taken to be.
+        # Conditions as numbers of facts, filled up with one that always holds; those to be false are taken to be met.
         most = max((len(op.positive) for op in operators), default=0)
         self.needs = np.full((len(operators), max(most, 1)), facts)
         for row, op in zip(self.needs, operators, strict=True):
