@@ -6,7 +6,20 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agemem_jax.envs.text import byte_table, compose, key_of, listing, piece_of, text_key
+from agemem_jax.envs.text import (
+    WORD,
+    byte_table,
+    compose,
+    key_of,
+    listing,
+    phrase_table,
+    piece_of,
+    says,
+    spell,
+    text_key,
+    word_table,
+    words,
+)
 from agemem_jax.memory.equality import join
 from agemem_jax.types import Text
 
@@ -16,6 +29,12 @@ NUMBER = {piece: 257 + i for i, piece in enumerate(PIECES)}
 TABLE = byte_table(VOCABULARY)
 ROWS, WIDTH = 2, 64
 _keys = jax.jit(text_key)
+SPOKEN = ("pick", " Pick", "Up", "-up", " (", ", ", ").", ".", "b1", " b2,b3", "\n", " ", "é", " ÉÉ", "a:b;c d", "look ar")
+SPOKEN_VOCABULARY = [None, *(bytes([i]) for i in range(256)), *(piece.encode() for piece in SPOKEN), b""]
+SPOKEN_NUMBER = {piece: 257 + i for i, piece in enumerate(SPOKEN)}
+WORDS = word_table(SPOKEN_VOCABULARY)
+PHRASE = phrase_table(SPOKEN_VOCABULARY, "look around")
+_words, _says = jax.jit(words), jax.jit(says)
 
 
 def padded(rows: list[list[int]], width: int = WIDTH) -> Text:
@@ -70,3 +89,45 @@ def test_a_list_reads_as_people_write_it():
     again = listing(mask, by_row, piece(4), piece(5), piece(6))
     again = compose(again.tokens, again.length, 12)
     np.testing.assert_array_equal(again.tokens, text.tokens)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(pieces=st.lists(st.sampled_from(SPOKEN), max_size=10))
+def test_words_are_those_of_the_text_in_lower_case(pieces):
+    by_piece = [SPOKEN_NUMBER[piece] for piece in pieces]
+    with_gaps = [i for piece in by_piece for i in (piece, len(SPOKEN_VOCABULARY) - 1)]  # tokens that say nothing
+    keys, there = (np.asarray(x) for x in _words(WORDS, padded([by_piece, with_gaps])))
+    wanted = [key_of(word).tolist() for word in WORD.findall("".join(pieces).lower())]
+    for row in range(2):
+        assert keys[row][there[row]].tolist() == wanted
+
+
+def test_words_may_be_cut_anywhere_and_control_tokens_end_them():
+    ids = [1 + byte for byte in b"Pick-Up b1."]
+    keys, there = (np.asarray(x) for x in _words(WORDS, padded([ids, [SPOKEN_NUMBER["b1"], 0, SPOKEN_NUMBER["b1"]]])))
+    assert keys[0][there[0]].tolist() == [key_of("pick-up").tolist(), key_of("b1").tolist()]
+    assert keys[1][there[1]].tolist() == [key_of("b1").tolist()] * 2
+
+
+def test_a_token_of_many_words_says_its_first_ones():
+    table = word_table([b"a b c d e f", b"g"])
+    keys, there = jax.jit(words)(table, padded([[0, 1]]))
+    assert np.asarray(keys)[np.asarray(there)].tolist() == [key_of(word).tolist() for word in "abcdg"]
+
+
+def test_a_phrase_is_found_in_any_case_and_within_words():
+    said = ["look around", "LOOK Around!", "xlook aroundx", "llook around", "look look around"]
+    spell_out = lambda text: [1 + byte for byte in text.encode()]  # noqa: E731
+    rows = [spell_out(text) for text in [*said, "look  around", "look aroun"]]
+    rows.append([SPOKEN_NUMBER["look ar"], *spell_out("ound")])
+    assert np.asarray(_says(PHRASE, padded(rows))).tolist() == [True] * 5 + [False] * 2 + [True]
+
+
+def test_pieces_are_spelt_by_their_numbers():
+    pool = Text(jnp.array([[0, 0], [1, 2], [3, 0]]), jnp.array([0, 2, 1]))
+    own = Text(jnp.arange(10, 22).reshape(2, 2, 3), jnp.array([[3, 1], [2, 0]]))
+    text = jax.jit(spell, static_argnums=3)(jnp.array([[1, 0, 3, 2, 4], [4, 3, 3, 1, 2]]), pool, own, 6)
+    np.testing.assert_array_equal(text.tokens, [[1, 2, 10, 11, 12, 3], [16, 17, 16, 17, 1, 2]])
+    np.testing.assert_array_equal(text.length, [6, 6])
+    text = spell(jnp.zeros((1, 3), jnp.int32), pool, jax.tree.map(lambda x: x[:1], own), 4)
+    assert int(text.length[0]) == 0 and not np.asarray(text.tokens).any()

@@ -21,9 +21,11 @@ from agemem_jax.types import Text
 
 ACTION_TOKENS = 96
 DATA = Path(os.environ.get("AGEMEM_DATA", "/nowhere")) / "pddl"
-PYPERPLAN = os.environ.get("AGEMEM_PYPERPLAN")  # a Python that has pyperplan
-AGENTBOARD = os.environ.get("AGEMEM_AGENTBOARD")  # a Python that has gym and nltk, and the checkout: PYTHON:FOLDER
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="AGEMEM_DATA holds no folder pddl")
+ENGINES = os.environ.get("AGEMEM_ENGINES_PYTHON")  # a Python that has pyperplan, gym 0.26, nltk and numpy 1
+AGENTBOARD = os.environ.get("AGEMEM_AGENTBOARD")  # a checkout of AgentBoard
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="AGEMEM_DATA names no folder that holds pddl")
+needs_engines = pytest.mark.skipif(not ENGINES, reason="AGEMEM_ENGINES_PYTHON names no Python")
+needs_agentboard = pytest.mark.skipif(not AGENTBOARD, reason="AGEMEM_AGENTBOARD names no checkout of AgentBoard")
 
 
 # --- Reader and grounder -------------------------------------------------------------------------------------------
@@ -352,3 +354,138 @@ def test_a_goal_out_of_reach_has_no_plan():
     read = read_domain(CRANES, "cranes.pddl")
     asks = CRANES_PROBLEM.replace("(:goal (at k1 c1))", "(:goal (and (at k1 c1) (at d1 c1)))")
     assert expert.plan(ground(read, read_problem(asks, read, "one.pddl"))) is None
+
+
+# --- Against the published problems and others' programs -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, list[tasks.Puzzle]]:
+    return {name: tasks.read(DATA / name) for name in generators.DOMAINS}
+
+
+def run(script: str, *arguments: str, given: str = ""):
+    command = [ENGINES, str(Path(__file__).parent / script), *arguments]
+    return json.loads(subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.heavy
+@needs_data
+def test_our_domains_ground_as_the_published_ones(published):
+    for name, puzzles in published.items():
+        for one in puzzles:
+            problem = read_problem(Path(one.name).read_text(), generators.domain(name), one.name)
+            own, theirs = ground(generators.domain(name), problem), ground(one.domain, one.problem)
+            assert own == theirs, one.name
+
+
+@pytest.mark.heavy
+@needs_data
+@needs_engines
+def test_grounding_is_pyperplans(published):
+    """Facts, goals and operators: name and objects, what they ask, add (beside what they ask) and delete.
+
+    Of pyperplan's operators those are left that can be reached if nothing were deleted and that change something; it
+    keeps others. Conditions that nothing changes are compared nowhere: neither has them.
+    """
+    puzzles = [one for several in published.values() for one in several]
+    files = [str(path) for one in puzzles for path in (Path(one.name).parent / "domain.pddl", one.name)]
+    for one, theirs in zip(puzzles, run("pyperplan_ground.py", *files), strict=True):
+        ours = ground(one.domain, one.problem)
+        said = lambda atom: f"({' '.join(atom)})"  # noqa: E731
+        fact = lambda numbers: frozenset(said(ours.facts[i]) for i in numbers)  # noqa: B023, E731
+        reached, waiting, kept = {said(atom) for atom in one.problem.init}, theirs["operators"], set()
+        while ready := [op for op in waiting if set(op[1]) <= reached]:
+            waiting = [op for op in waiting if op not in ready]
+            for name, needs, adds, deletes in ready:
+                if adds or deletes:
+                    kept.add((name, frozenset(needs), frozenset(adds), frozenset(deletes)))
+                reached |= set(adds)
+        assert {
+            (said((op.name, *op.arguments)), fact(op.positive), fact(op.add - op.positive), fact(op.delete))
+            for op in ours.operators
+        } == kept, one.name
+        assert {said(atom) for atom in ours.facts} == reached, one.name
+        assert fact(ours.goal) == set(theirs["goal"]) & reached, one.name
+
+
+@pytest.mark.heavy
+@needs_data
+def test_published_problems_are_solved_and_no_generated_one_is_among_them(published):
+    for name, puzzles in published.items():
+        assert all(expert.plan(one.grounded) for one in puzzles)
+        known = {generators.canonical(one.problem) for one in puzzles}
+        for level in range(1, 5):
+            for seed in range(20):
+                assert generators.canonical(generators.generate(name, level, seed, avoid=known)) not in known
+
+
+def written(one: tasks.Puzzle) -> str:
+    """A problem as PDDL."""
+    put = lambda atoms: " ".join(f"({' '.join(atom)})" for atom in sorted(atoms))  # noqa: E731
+    typed = one.domain.parents != {}
+    objects = "\n".join(f"{name} - {kinds[0]}" if typed else name for name, kinds in one.problem.objects.items())
+    head = f"(define (problem {one.problem.name}) (:domain {one.domain.name}) (:objects\n{objects}\n)"
+    return f"{head} (:init {put(one.problem.init)}) (:goal (and {put(one.problem.goal)})))"
+
+
+def in_order(text: str) -> list[str]:
+    """Words of an answer whose order is a Python set's in AgentBoard."""
+    if text.startswith(wording.VALID):
+        return sorted(text.removeprefix(wording.VALID + " ").split(", "))
+    return sorted(text.split(" "))
+
+
+@pytest.mark.heavy
+@needs_data
+@needs_engines
+@needs_agentboard
+def test_agentboard_answers_the_same(published, tokenizer, tmp_path):
+    """Per state: answer, progress, won, whether the action was valid, and the actions that are listed.
+
+    Lists of valid actions and what is seen around are compared without their order, which is a Python set's.
+    """
+    puzzles = [one for several in published.values() for one in several]
+    puzzles += [fresh(name, level, 7) for name in generators.DOMAINS for level in (1, 3)]
+    table, rng, compared = Table(tokenizer, puzzles), random.Random(0), 0
+    plans = [[f"{op.name} {' '.join(op.arguments)}" for op in expert.plan(one.grounded)] for one in puzzles]
+    for walk in ("random", "expert"):
+        table.reset()
+        told, texts = [[] for _ in puzzles], [[] for _ in puzzles]
+        for k in range(36):
+            if walk == "random":
+                said = [utterance(rng, twin) for twin in table.twins]
+            else:
+                said = [plan[k] if k < len(plan) else "check valid actions" for plan in plans]
+            every = jnp.ones(len(said), bool)
+            table.state, out = table.step(table.shared, table.game, table.state, table.write(said), every)
+            for row, (twin, seen) in enumerate(zip(table.twins, table.read(out.seen), strict=True)):
+                twin.step(said[row])
+                texts[row].append(said[row])
+                told[row].append((seen, float(out.progress[row]), bool(out.success[row]), bool(out.understood[row])))
+        requests = []
+        for row, one in enumerate(puzzles):
+            kind = "barman" if "barman" in one.name else next(n for n in generators.DOMAINS if n in one.name)
+            folder = tmp_path / f"{walk}{row}"
+            folder.mkdir()
+            (folder / "problem.pddl").write_text(written(one))
+            domain = str(DATA / kind / "domain.pddl")
+            requests.append(
+                {"kind": kind, "domain": domain, "problems": str(folder), "index": 0, "texts": texts[row]}
+            )
+        theirs = run("agentboard_play.py", AGENTBOARD, given=json.dumps(requests))
+        for row, (one, played) in enumerate(zip(puzzles, theirs, strict=True)):
+            assert played[0]["goal"] == one.goal
+            assert played[0]["seen"] == pddl_twin.Game(one.domain, one.problem, one.tells_new).seen
+            for text, (seen, progress, won, understood), state in zip(texts[row], told[row], played[1:], strict=True):
+                where = one.name, text
+                if "check" in text.lower() or "look around" in text.lower():
+                    assert in_order(seen) == in_order(state["seen"]), where
+                else:
+                    assert seen == state["seen"], where
+                if "check" in text.lower():
+                    assert in_order(seen) == state["listed"], where
+                assert progress == pytest.approx(state["reward"]) and understood == state["valid"], where
+                assert won == state["won"] or not understood, where
+                compared += 1
+    print(f"{compared} states of {len(puzzles)} games are AgentBoard's")
