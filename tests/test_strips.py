@@ -72,6 +72,16 @@ def test_states_are_those_of_sets():
         facts = act(batch, facts, jnp.asarray(chosen), jnp.asarray(on))
 
 
+def test_the_first_ones_of_bits():
+    rng = np.random.default_rng(0)
+    on = rng.random((40, 70)) < rng.random((40, 1))
+    bits = strips.pack(jnp.asarray(on))
+    np.testing.assert_array_equal(np.asarray(strips.unpack(bits))[:, :70], on)
+    number, there = (np.asarray(x) for x in strips.first(bits, 30))
+    for row, wanted in enumerate(on):
+        assert number[row][there[row]].tolist() == np.flatnonzero(wanted)[:30].tolist()
+
+
 def test_without_negative_conditions_there_is_no_mask_for_them():
     game = tasks.puzzle(generators.domain("gripper"), generators.generate("gripper", 2, 0), "gripper").grounded
     sizes = strips.sizes_for([game])

@@ -65,10 +65,10 @@ def tables(game: Grounded, sizes: Sizes, where: str) -> Strips:
         if has > most:
             raise InputError(f"{where} has {has} {what}, more than the {most} there is room for; enlarge the sizes")
     operators = game.operators
-    rows = lambda sets: _bits(sets, sizes.operators, sizes.words)  # noqa: E731
+    rows = lambda sets: rows_of(sets, sizes.operators, sizes.words)  # noqa: E731
     return Strips(
-        init=_bits([game.init], 1, sizes.words)[0],
-        goal=_bits([game.goal], 1, sizes.words)[0],
+        init=rows_of([game.init], 1, sizes.words)[0],
+        goal=rows_of([game.goal], 1, sizes.words)[0],
         goals=np.int32(game.goals),
         pre=rows([op.positive for op in operators]),
         neg=rows([op.negative for op in operators])[: sizes.operators if sizes.negative else 0],
@@ -104,8 +104,31 @@ def unpack(facts: jax.Array) -> jax.Array:
     return bits.astype(bool).reshape(*facts.shape[:-1], -1)
 
 
-def _bits(sets: list[frozenset[int]], rows: int, words: int) -> np.ndarray:
-    """Sets of facts as rows of bits [rows, words] uint32."""
+def pack(facts: jax.Array) -> jax.Array:
+    """[..., n] bool as [..., ceil(n / 32)] uint32."""
+    facts = jnp.pad(facts, [(0, 0)] * (facts.ndim - 1) + [(0, -facts.shape[-1] % BITS)])
+    bits = facts.reshape(*facts.shape[:-1], -1, BITS).astype(jnp.uint32)
+    return (bits << jnp.arange(BITS, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+
+
+def first(bits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The first `count` ones of bits [B, w] uint32: their numbers [B, count], and whether there are so many."""
+    ones = lax.population_count(bits).astype(jnp.int32)
+    ends = jnp.cumsum(ones, axis=1)
+    wanted = jnp.arange(count)
+    word = jnp.minimum((ends[:, None] <= wanted[:, None]).sum(-1), bits.shape[1] - 1)
+    pick = lambda x: jnp.take_along_axis(x, word, 1)  # noqa: E731
+    left, rest, place = wanted - pick(ends - ones), pick(bits), jnp.zeros_like(word)
+    for half in (16, 8, 4, 2, 1):  # the `left`-th one of a word: is it in its lower half?
+        lower = lax.population_count(rest & np.uint32(2**half - 1)).astype(jnp.int32)
+        above = left >= lower
+        left, place = jnp.where(above, left - lower, left), jnp.where(above, place + half, place)
+        rest = jnp.where(above, rest >> half, rest)
+    return word * BITS + place, wanted < ends[:, -1:]
+
+
+def rows_of(sets: list[frozenset[int]], rows: int, words: int) -> np.ndarray:
+    """Sets of numbers as bits [rows, words] uint32, on the host; rows without a set are empty."""
     out = np.zeros((rows, words * BITS), bool)
     for row, numbers in zip(out, sets, strict=False):
         row[list(numbers)] = True

@@ -24,7 +24,7 @@ from agemem_jax.types import PAD_ID, Text
 
 BLANKS = b" \t\n\r\x0b\x0c"  # what is not compared at the ends of a text
 WORD = re.compile(r"""[^\s.,:;?!()\[\]{}<>"#$%&@`«»“”‘’„]+""")  # hyphens and apostrophes are in words
-WORDS_OF_TOKEN = 4  # of one token no more words are read
+WORDS_OF_TOKEN = 2  # of one token no more words are read
 
 
 @struct.dataclass
@@ -35,6 +35,15 @@ class ByteTable:
     opened: jax.Array  # [V, 2, 2] of the token without the blanks at its end
     after: jax.Array  # [V, 2, 2] of the blanks at its end: of the whole token, if it is blank
     says: jax.Array  # [V] bool: it is not blank
+
+
+@struct.dataclass
+class Pool:
+    """Texts of each row, one behind the other, for `spell`."""
+
+    tokens: jax.Array  # [B, n] uint16 numbers within the alphabet
+    start: jax.Array  # [B, m + 1] int32 where each text begins; it ends where the next one does
+    alphabet: jax.Array  # [B, a] int32 the tokens that occur
 
 
 def byte_table(token_bytes: Sequence[bytes | None]) -> ByteTable:
@@ -171,32 +180,34 @@ def says(table: jax.Array, text: Text) -> jax.Array:
     return lax.scan(add, jnp.zeros(text.length.shape, table.dtype), by_place)[0] == table.shape[1] - 1
 
 
-def spell(ids: jax.Array, pool: Text, own: Text, width: int) -> Text:
-    """Pieces by their numbers, one behind the other: [B, P] -> Text [B, width]; what is longer is cut at its end.
+def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> Pool:
+    """The pool of one row, on the host: texts as tokens, in fields of the given sizes, which must hold them."""
+    flat = [token for text in texts for token in text]
+    alphabet = sorted({*flat})
+    start = np.full(most + 1, len(flat), np.int32)
+    start[: len(texts)] = np.cumsum([0, *map(len, texts[:-1])])
+    number = {token: i for i, token in enumerate(alphabet)}
+    pad = lambda values, size, dtype: np.pad(np.array(values, dtype), (0, size - len(values)))  # noqa: E731
+    return Pool(pad([number[t] for t in flat], tokens, np.uint16), start, pad(alphabet, kinds, np.int32))
 
-    Args:
-      ids: [B, P] int32. The first n numbers are pieces of the pool, those from n on are the row's own.
-      pool: [n, w] pieces of all rows.
-      own: [B, m, w'] pieces of each row.
-    """
-    n, m = pool.length.shape[0], own.length.shape[1]
-    shared, one = jnp.minimum(ids, n - 1), jnp.clip(ids - n, 0, m - 1)
-    length = jnp.where(ids < n, pool.length[shared], jnp.take_along_axis(own.length, one, 1))
+
+def spell(ids: jax.Array, pool: Pool, width: int) -> Text:
+    """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
+    pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
+    begin = pick(pool.start, ids)
+    length = pick(pool.start, ids + 1) - begin
     ends = jnp.cumsum(length, axis=1)
     start = ends - length
-    mark = lambda row, at, k: row.at[at].max(k, mode="drop")  # noqa: E731
+    # A text's number stands where it starts, and reaches to where the next one does.
+    mark = lambda row, at, number: row.at[at].max(number, mode="drop")  # noqa: E731
     at = jnp.where(length > 0, start, width)
-    piece = jax.vmap(mark, (0, 0, None))(jnp.zeros((len(ids), width), jnp.int32), at, jnp.arange(ids.shape[1]))
-    piece = lax.cummax(piece, axis=1)
-    pick = lambda x: jnp.take_along_axis(x, piece, 1)  # noqa: E731
-    offset = jnp.arange(width) - pick(start)
-    of_pool = pool.tokens[pick(shared), jnp.minimum(offset, pool.tokens.shape[1] - 1)]
-    widest = own.tokens.shape[2]
-    flat = own.tokens.reshape(len(ids), -1)
-    of_row = jnp.take_along_axis(flat, pick(one) * widest + jnp.minimum(offset, widest - 1), 1)
+    text = jax.vmap(mark, (0, 0, None))(jnp.zeros((len(ids), width), jnp.int32), at, jnp.arange(ids.shape[1]))
+    text = lax.associative_scan(jnp.maximum, text, axis=1)
+    place = jnp.arange(width) + pick(begin - start, text)
     total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
-    tokens = jnp.where(pick(ids) < n, of_pool, of_row)
-    return Text(jnp.where(jnp.arange(width) < total[:, None], tokens, PAD_ID).astype(jnp.int32), total)
+    real = jnp.arange(width) < total[:, None]
+    letters = pick(pool.tokens, jnp.where(real, place, 0)).astype(jnp.int32)
+    return Text(jnp.where(real, pick(pool.alphabet, letters), PAD_ID), total)
 
 
 def compose(tokens: jax.Array, lengths: jax.Array, width: int) -> Text:
