@@ -261,7 +261,7 @@ def test_too_little_room_cuts_the_answer_at_its_end(tokenizer):
     one = fresh("gripper", 3, 0)
     engine = tasks.fit([one], tokenizer, seen_tokens=40, action_tokens=ACTION_TOKENS)
     shared, game = tasks.shared(tokenizer), tasks.games(engine, [one], tokenizer)
-    _, seen = engine.reset(shared, game)
+    _, seen = jax.jit(engine.reset)(shared, game)
     text = tokenizer.decode(np.asarray(seen.tokens)[0])
     assert int(seen.length[0]) == 40
     assert pddl_twin.Game(one.domain, one.problem, False).seen.startswith(text)
