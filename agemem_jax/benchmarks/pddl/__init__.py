@@ -8,8 +8,8 @@ both count as actions, of which an episode has 30. Progress is the largest share
 after an action; success is that all hold.
 
 Differences: lists that AgentBoard gives in the order of a Python set are sorted. It cuts words with nltk, we as
-envs/text.py: nltk keeps a dot, comma or colon within "b1.b2" or "1,2", parts "b1's" and "a--b", and leaves a token
-that is longer than text.WORDS_OF_TOKEN words whole. An action that names an object twice is unknown to the engine;
-AgentBoard does not list it either, and in its four domains none changes anything. A goal that holds at the start is
-not yet progress in either.
+envs/text.py: nltk keeps a dot, comma or colon within "b1.b2" or "1,2", and parts "b1's" and "a--b"; of one token we
+read no more than text.WORDS_OF_TOKEN words. An action that names an object twice is never done; AgentBoard does not
+list it either, and in its four domains none changes anything. Conditions that hold at the start are no progress
+before an action has had an effect, in either.
 """
