@@ -14,7 +14,9 @@ setup(
     description="Agents that learn to manage their own memory, with the whole loop on the accelerator",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["agemem_jax*", "configs*", "experiments*"]),
-    package_data={"agemem_jax": ["assets/**/*", "report/*.html", "report/*.css", "report/*.js"]},
+    package_data={
+        "agemem_jax": ["assets/**/*", "benchmarks/**/*.pddl", "report/*.html", "report/*.css", "report/*.js"],
+    },
     install_requires=[
         f"jax{JAX}",
         "flax>=0.12.8,<0.13",

@@ -6,7 +6,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agemem_jax.envs.text import byte_table, compose, key_of, listing, piece_of, text_key
+from agemem_jax.envs.text import (
+    WORD,
+    byte_table,
+    compose,
+    key_of,
+    listing,
+    phrase_table,
+    piece_of,
+    pool,
+    says,
+    spell,
+    text_key,
+    word_table,
+    words,
+)
 from agemem_jax.memory.equality import join
 from agemem_jax.types import Text
 
@@ -16,6 +30,12 @@ NUMBER = {piece: 257 + i for i, piece in enumerate(PIECES)}
 TABLE = byte_table(VOCABULARY)
 ROWS, WIDTH = 2, 64
 _keys = jax.jit(text_key)
+SPOKEN = ("pick", " Pick", "Up", "-up", " (", ", ", ").", ".", "b1", " b2,b3", "\n", " ", "é", " ÉÉ", "a:b;", "look ar")
+SPOKEN_VOCABULARY = [None, *(bytes([i]) for i in range(256)), *(piece.encode() for piece in SPOKEN), b""]
+SPOKEN_NUMBER = {piece: 257 + i for i, piece in enumerate(SPOKEN)}
+WORDS = word_table(SPOKEN_VOCABULARY)
+PHRASE = phrase_table(SPOKEN_VOCABULARY, "look around")
+_words, _says = jax.jit(words), jax.jit(says)
 
 
 def padded(rows: list[list[int]], width: int = WIDTH) -> Text:
@@ -70,3 +90,46 @@ def test_a_list_reads_as_people_write_it():
     again = listing(mask, by_row, piece(4), piece(5), piece(6))
     again = compose(again.tokens, again.length, 12)
     np.testing.assert_array_equal(again.tokens, text.tokens)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(pieces=st.lists(st.sampled_from(SPOKEN), max_size=10))
+def test_words_are_those_of_the_text_in_lower_case(pieces):
+    by_piece = [SPOKEN_NUMBER[piece] for piece in pieces]
+    with_gaps = [i for piece in by_piece for i in (piece, len(SPOKEN_VOCABULARY) - 1)]  # tokens that say nothing
+    keys, there = (np.asarray(x) for x in _words(WORDS, padded([by_piece, with_gaps])))
+    wanted = [key_of(word).tolist() for word in WORD.findall("".join(pieces).lower())]
+    for row in range(2):
+        assert keys[row][there[row]].tolist() == wanted
+
+
+def test_words_may_be_cut_anywhere_and_control_tokens_end_them():
+    ids = [1 + byte for byte in b"Pick-Up b1."]
+    keys, there = (np.asarray(x) for x in _words(WORDS, padded([ids, [SPOKEN_NUMBER["b1"], 0, SPOKEN_NUMBER["b1"]]])))
+    assert keys[0][there[0]].tolist() == [key_of("pick-up").tolist(), key_of("b1").tolist()]
+    assert keys[1][there[1]].tolist() == [key_of("b1").tolist()] * 2
+
+
+def test_a_token_of_many_words_says_its_first_ones():
+    table = word_table([b"a b c d", b"e"])
+    keys, there = jax.jit(words)(table, padded([[0, 1]]))
+    assert np.asarray(keys)[np.asarray(there)].tolist() == [key_of(word).tolist() for word in "abe"]
+
+
+def test_a_phrase_is_found_in_any_case_and_within_words():
+    said = ["look around", "LOOK Around!", "xlook aroundx", "llook around", "look look around"]
+    spell_out = lambda text: [1 + byte for byte in text.encode()]  # noqa: E731
+    rows = [spell_out(text) for text in [*said, "look  around", "look aroun"]]
+    rows.append([SPOKEN_NUMBER["look ar"], *spell_out("ound")])
+    assert np.asarray(_says(PHRASE, padded(rows))).tolist() == [True] * 5 + [False] * 2 + [True]
+
+
+def test_texts_of_a_pool_are_spelt_by_their_numbers():
+    rows = [pool([[], [7, 5], [9]], 4, 6, 5), pool([[5, 5, 5], [], [70000], [1]], 4, 6, 5)]
+    both = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    text = jax.jit(spell, static_argnums=2)(jnp.array([[1, 0, 2, 1, 3], [2, 0, 1, 3, 0]]), both, 6)
+    np.testing.assert_array_equal(text.tokens, [[7, 5, 9, 7, 5, 0], [70000, 5, 5, 5, 1, 5]])
+    np.testing.assert_array_equal(text.length, [5, 6])
+    text = spell(jnp.zeros((2, 3), jnp.int32), both, 4)
+    np.testing.assert_array_equal(text.tokens, [[0] * 4, [5] * 4])
+    np.testing.assert_array_equal(text.length, [0, 4])

@@ -6,8 +6,10 @@ their bytes are the text's.
 
 Two texts are the same if their keys are: a polynomial over their bytes without the blanks at both ends, modulo a prime,
 in two bases (memory/equality.py). That of a text follows from those of its parts, in whatever tokens it is written.
+So do those of its words, in lower case (`words`), and whether it says a phrase (`says`).
 """
 
+import re
 from collections.abc import Sequence
 
 import jax
@@ -21,6 +23,8 @@ from agemem_jax.memory.equality import join_pieces, polynomial
 from agemem_jax.types import PAD_ID, Text
 
 BLANKS = b" \t\n\r\x0b\x0c"  # what is not compared at the ends of a text
+WORD = re.compile(r"""[^\s.,:;?!()\[\]{}<>"#$%&@`«»“”‘’„]+""")  # hyphens and apostrophes are in words
+WORDS_OF_TOKEN = 2  # of one token no more words are read
 
 
 @struct.dataclass
@@ -31,6 +35,15 @@ class ByteTable:
     opened: jax.Array  # [V, 2, 2] of the token without the blanks at its end
     after: jax.Array  # [V, 2, 2] of the blanks at its end: of the whole token, if it is blank
     says: jax.Array  # [V] bool: it is not blank
+
+
+@struct.dataclass
+class Pool:
+    """Texts of each row, one behind the other, for `spell`."""
+
+    tokens: jax.Array  # [B, n] uint16 numbers within the alphabet
+    start: jax.Array  # [B, m + 1] int32 where each text begins; it ends where the next one does
+    alphabet: jax.Array  # [B, a] int32 the tokens that occur
 
 
 def byte_table(token_bytes: Sequence[bytes | None]) -> ByteTable:
@@ -46,6 +59,53 @@ def byte_table(token_bytes: Sequence[bytes | None]) -> ByteTable:
         table.body[i], table.opened[i] = polynomial(text.strip(BLANKS)), polynomial(opened)
         table.after[i], table.says[i] = polynomial(text[len(opened) :]), bool(opened)
     return table
+
+
+@struct.dataclass
+class WordTable:
+    """What each token adds to the words of a text."""
+
+    words: jax.Array  # [V, WORDS_OF_TOKEN, 2, 2] uint32 `polynomial`s of its words, or parts of words, in lower case
+    count: jax.Array  # [V] uint8 how many there are
+    opens: jax.Array  # [V] bool: the word before it ends where it begins
+    closes: jax.Array  # [V] bool: its last word ends with it
+
+
+def word_table(token_bytes: Sequence[bytes | None]) -> WordTable:
+    """The table of a vocabulary, on the host: `token_bytes` are the UTF-8 bytes of each token.
+
+    A token without text (None) ends words. A separator whose bytes are split between tokens is part of the word.
+    """
+    size = len(token_bytes)
+    blank = np.broadcast_to(np.array(polynomial(b""), np.uint32), (size, WORDS_OF_TOKEN, 2, 2))
+    table = WordTable(blank.copy(), np.zeros(size, np.uint8), *(np.zeros(size, bool) for _ in range(2)))
+    for i, piece in enumerate(token_bytes):
+        text = _lower(b" " if piece is None else piece)
+        found = list(WORD.finditer(text))
+        for k, word in enumerate(found[:WORDS_OF_TOKEN]):
+            table.words[i, k] = polynomial(word[0].encode("utf-8", "surrogateescape"))
+        table.count[i] = min(len(found), WORDS_OF_TOKEN)
+        table.opens[i] = text != "" and (not found or found[0].start() > 0)
+        table.closes[i] = text != "" and (len(found) > WORDS_OF_TOKEN or not found or found[-1].end() < len(text))
+    return table
+
+
+def phrase_table(token_bytes: Sequence[bytes | None], phrase: str) -> np.ndarray:
+    """Of a phrase in lower case: [V, n + 1] uint8, the bytes found after a token, by those found before; n is all."""
+    wanted = phrase.encode()
+    n = len(wanted)
+    longest = lambda data: max(k for k in range(n + 1) if data.endswith(wanted[:k]))  # noqa: E731
+    step = np.array([[longest(wanted[:k] + bytes([b])) for b in range(256)] for k in range(n)] + [[n] * 256], np.uint8)
+    texts = [_lower(piece or b"\0").encode("utf-8", "surrogateescape") for piece in token_bytes]
+    found = np.tile(np.arange(n + 1, dtype=np.uint8), (len(texts), 1))
+    for place in range(max(map(len, texts), default=0)):
+        rows = np.array([i for i, text in enumerate(texts) if len(text) > place])
+        found[rows] = step[found[rows], np.array([texts[i][place] for i in rows])[:, None]]
+    return found
+
+
+def _lower(piece: bytes) -> str:
+    return piece.decode("utf-8", "surrogateescape").lower()
 
 
 def key_of(text: str | bytes) -> np.ndarray:
@@ -78,6 +138,76 @@ def text_key(table: ByteTable, text: Text) -> jax.Array:
     tokens = real, *(x[text.tokens] for x in (table.body, table.opened, table.after, table.says))
     by_place = jax.tree.map(lambda x: jnp.moveaxis(x, text.tokens.ndim - 1, 0), tokens)
     return lax.scan(add, (nothing[..., 0, :], jnp.zeros(text.length.shape, bool), nothing), by_place)[0][0]
+
+
+def words(table: WordTable, text: Text) -> tuple[jax.Array, jax.Array]:
+    """Keys of the words of texts, in lower case: `[..., W]` -> [..., n, 2] uint32, and where there is a word [..., n].
+
+    The words are in their order, with gaps: n = W * WORDS_OF_TOKEN + 1. `key_of` is the key of a word.
+    """
+    table = jax.tree.map(jnp.asarray, table)
+    shape, axis = text.length.shape, text.tokens.ndim - 1
+    real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
+    there = real[..., None] & (jnp.arange(WORDS_OF_TOKEN) < table.count[text.tokens][..., None])
+    closes = jnp.pad(real & table.closes[text.tokens], [(0, 0)] * axis + [(1, 0)])[..., :-1]  # of the token before
+    first = real & (table.opens[text.tokens] | closes)
+    begins = there.at[..., 0].set(first)  # every word of a token but its first begins there
+    parts = jnp.where(there[..., None, None], table.words[text.tokens], jnp.array(polynomial(b""), jnp.uint32))
+    flat = lambda x: x.reshape(*shape, -1, *x.shape[axis + 2 :])  # noqa: E731
+    there, begins, parts = flat(there), flat(begins), flat(parts)
+
+    def extend(one, two):
+        begun, said, word = two
+        whole = jnp.where(begun[..., None, None], word, join_pieces(one[2], word))
+        return one[0] | begun, jnp.where(begun, said, one[1] | said), whole
+
+    _, said, running = lax.associative_scan(extend, (begins, there, parts), axis=axis)
+    before = lambda x: jnp.pad(x, [(0, 0)] * axis + [(1, 0)] + [(0, 0)] * (x.ndim - axis - 1))  # noqa: E731
+    ends = jnp.concatenate([begins, jnp.ones((*shape, 1), bool)], axis=-1)  # the word before a place ends there
+    return before(running[..., 0, :]), before(said) & ends
+
+
+def says(table: jax.Array, text: Text) -> jax.Array:
+    """Whether texts `[..., W]` say the phrase of a table, in any case, within words too: [...] bool."""
+    table = jnp.asarray(table)
+    real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
+
+    def add(found, token):
+        there, number = token
+        return jnp.where(there, table[number, found], found), None
+
+    by_place = tuple(jnp.moveaxis(x, -1, 0) for x in (real, text.tokens))
+    return lax.scan(add, jnp.zeros(text.length.shape, table.dtype), by_place)[0] == table.shape[1] - 1
+
+
+def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> Pool:
+    """The pool of one row, on the host: texts as tokens, in fields of the given sizes, which must hold them."""
+    flat = [token for text in texts for token in text]
+    alphabet = sorted({*flat})
+    start = np.full(most + 1, len(flat), np.int32)
+    start[: len(texts)] = np.cumsum([0, *map(len, texts[:-1])])
+    number = {token: i for i, token in enumerate(alphabet)}
+    pad = lambda values, size, dtype: np.pad(np.array(values, dtype), (0, size - len(values)))  # noqa: E731
+    return Pool(pad([number[t] for t in flat], tokens, np.uint16), start, pad(alphabet, kinds, np.int32))
+
+
+def spell(ids: jax.Array, pool: Pool, width: int) -> Text:
+    """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
+    pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
+    begin = pick(pool.start, ids)
+    length = pick(pool.start, ids + 1) - begin
+    ends = jnp.cumsum(length, axis=1)
+    start = ends - length
+    # A text's number stands where it starts, and reaches to where the next one does.
+    mark = lambda row, at, number: row.at[at].max(number, mode="drop")  # noqa: E731
+    at = jnp.where(length > 0, start, width)
+    text = jax.vmap(mark, (0, 0, None))(jnp.zeros((len(ids), width), jnp.int32), at, jnp.arange(ids.shape[1]))
+    text = lax.associative_scan(jnp.maximum, text, axis=1)
+    place = jnp.arange(width) + pick(begin - start, text)
+    total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
+    real = jnp.arange(width) < total[:, None]
+    letters = pick(pool.tokens, jnp.where(real, place, 0)).astype(jnp.int32)
+    return Text(jnp.where(real, pick(pool.alphabet, letters), PAD_ID), total)
 
 
 def compose(tokens: jax.Array, lengths: jax.Array, width: int) -> Text:

@@ -1,0 +1,177 @@
+"""Games of PDDL as AgentBoard plays them, on the device (benchmarks/pddl/__init__.py says what that means)."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from agemem_jax.envs import strips
+from agemem_jax.envs.base import Outcome
+from agemem_jax.envs.strips import Strips
+from agemem_jax.envs.text import Pool, WordTable, says, spell, words
+from agemem_jax.types import Text
+
+MOST_TERMS = 7  # of an action: its code has a byte for each, and one for the verb
+NO_OBJECT = 255
+
+
+class Piece(IntEnum):
+    """The first texts of a game's pool."""
+
+    NOTHING = 0
+    VALID = 1
+    CHECK = 2
+    CHECK_OR_LOOK = 3
+    NO_EFFECT = 4
+    UNKNOWN = 5
+    SATISFIED = 6
+
+
+@struct.dataclass
+class Shared:
+    """Tables of a vocabulary."""
+
+    words: WordTable
+    check: jax.Array  # [V, 6] uint8 phrase_table of "check"
+    look: jax.Array  # [V, 12] uint8 of "look around"
+
+
+@struct.dataclass
+class Game:
+    """What one game is. Facts and actions are in the order of their sentences."""
+
+    strips: Strips
+    # Each Piece, each fact with the space before it, each fact as a text begins with it, and each action with the comma
+    # behind it (in a list it is always followed by something).
+    texts: Pool
+    letters: jax.Array  # [B, a, n] uint8 UTF-8 of the pool's alphabet, for people
+    code: jax.Array  # [B, A, 2] uint32 an action as its verb and its objects
+    verb_key: jax.Array  # [B, Vb, 2] uint32 keys of its actions' names
+    verb_terms: jax.Array  # [B, Vb] int32 how many objects they have
+    verb_actions: jax.Array  # [B, Vb, Aw] uint32 bits of its actions
+    name_key: jax.Array  # [B, O, 2] uint32
+    tells_new: jax.Array  # [B] bool: only what is new is told, and looking around is listed
+
+
+@struct.dataclass
+class State:
+    """What play changes."""
+
+    facts: jax.Array  # [B, Fw] uint32
+    best: jax.Array  # [B] int32 most conditions of the goal that held after an action
+    steps: jax.Array  # [B] int32 actions, those without effect included
+
+
+@dataclass(frozen=True)
+class Pddl:
+    """The engine. `tasks.fit` finds the sizes that hold given games."""
+
+    sizes: strips.Sizes
+    objects: int  # O
+    verbs: int  # Vb
+    text_tokens: int  # tokens of all texts of a game
+    alphabet: int  # a, how many different ones there are
+    letters: int  # n, the most bytes of one
+    listed: int  # the most facts or actions that an answer tells; those after them are left out
+    seen_tokens: int
+    action_tokens: int
+    limit: int = 30  # actions of an episode
+
+    def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
+        facts = jnp.asarray(game.strips.init)
+        zero = jnp.zeros(len(facts), jnp.int32)
+        none = strips.pack(jnp.zeros(game.strips.there.shape, bool))
+        seen = self._tell(game, facts, none, zero, zero)
+        return State(facts, zero, zero), seen
+
+    def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
+        live = strips.applicable(game.strips, state.facts)
+        asks = says(shared.check, action)
+        looks = ~asks & says(shared.look, action)
+        live_bits = strips.pack(live)
+        parsed, code = self._parse(shared, game, action, live_bits)
+        acts = on & parsed & ~asks & ~looks
+        meant = live & (jnp.asarray(game.code) == code[:, None]).all(-1)
+        number = jnp.where(meant, jnp.arange(meant.shape[1]), -1).max(1)  # there is one at most
+        after = strips.apply(game.strips, state.facts, jnp.maximum(number, 0), acts & (number >= 0))
+        moved = (after != state.facts).any(1)
+        met = strips.met(game.strips, after)
+        won = met == game.strips.goals
+        best = jnp.where(moved, jnp.maximum(state.best, met), state.best)
+        new = State(after, best, state.steps + on)
+
+        shown = jnp.where((moved & game.tells_new)[:, None], after & ~state.facts, after)
+        shown = jnp.where((on & (moved | looks))[:, None], shown, 0)
+        refused = jnp.where(parsed, Piece.NO_EFFECT, Piece.UNKNOWN)
+        head = jnp.where(asks, Piece.VALID, jnp.where(moved | looks, Piece.NOTHING, refused))
+        checks = jnp.where(game.tells_new, Piece.CHECK_OR_LOOK, Piece.CHECK)
+        tail = jnp.where(asks, checks, jnp.where(moved & won, Piece.SATISFIED, Piece.NOTHING))
+        head, tail = (jnp.where(on, piece, Piece.NOTHING) for piece in (head, tail))
+        seen = self._tell(game, shown, jnp.where((asks & on)[:, None], live_bits, 0), head, tail)
+        return new, Outcome(
+            seen=seen,
+            progress=best / jnp.maximum(game.strips.goals, 1).astype(jnp.float32),
+            success=won,
+            terminated=won,
+            truncated=~won & (new.steps >= self.limit),
+            understood=on & (asks | looks | moved),
+        )
+
+    def render(self, shared: Shared, game: Game, state: State, row: int) -> str:
+        game = jax.tree.map(lambda x: np.asarray(x)[row], game)
+        texts, facts = game.texts, self.sizes.words * strips.BITS
+
+        def told(i: int) -> str:
+            start = texts.start[len(Piece) + i :][:2]
+            letters = game.letters[texts.tokens[start[0] : start[1]]]
+            return bytes(letters[letters > 0]).decode(errors="replace").strip()
+
+        holds, wanted = (np.asarray(strips.unpack(x)) for x in (jnp.asarray(state.facts)[row], game.strips.goal))
+        goal = [f"[{'x' if holds[i] else ' '}] {told(i)}" for i in np.flatnonzero(wanted)]
+        lines = [f"step {np.asarray(state.steps)[row]} of {self.limit}", *goal, ""]
+        return "\n".join([*lines, *(told(i) for i in range(facts) if holds[i])])
+
+    def _parse(self, shared: Shared, game: Game, action: Text, live: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether texts [B, A] name an action and enough objects [B], and its code [B, 2]; live: [B, Aw] uint32.
+
+        The action is the first word that is one of those which can be taken now, and its objects are the first words
+        that name any, wherever they stand.
+        """
+        key, is_word = words(shared.words, action)
+
+        def which(keys: jax.Array, open_: jax.Array) -> jax.Array:
+            """Number of the one that each word names, -1 if none; of those that are open [B, n]."""
+            same = (key[:, :, None] == jnp.asarray(keys)[:, None]).all(-1) & open_[:, None]
+            return jnp.where(is_word, jnp.where(same, jnp.arange(keys.shape[1]), -1).max(-1), -1)
+
+        verbs = which(game.verb_key, (game.verb_actions & live[:, None] != 0).any(-1))
+        place = jnp.where(verbs >= 0, jnp.arange(verbs.shape[1]), verbs.shape[1]).min(1, keepdims=True)
+        verb = jnp.take_along_axis(verbs, place, 1, mode="fill", fill_value=-1)
+        terms = jnp.take_along_axis(jnp.asarray(game.verb_terms), jnp.maximum(verb, 0), 1)
+
+        named = which(game.name_key, jnp.ones(game.name_key.shape[:2], bool))
+        rank = jnp.where(named >= 0, jnp.cumsum(named >= 0, 1) - 1, MOST_TERMS)  # which object this word is
+        slot = jnp.arange(MOST_TERMS)
+        objects = jnp.where(rank[:, :, None] == slot, named[:, :, None], 0).sum(1)
+        parsed = (verb[:, 0] >= 0) & ((named >= 0).sum(1) >= terms[:, 0])
+        return parsed, code_of(verb[:, 0], jnp.where(slot < terms, objects, NO_OBJECT))
+
+    def _tell(self, game: Game, facts: jax.Array, actions: jax.Array, head: jax.Array, tail: jax.Array) -> Text:
+        """Sentences of facts [B, Fw] uint32 or of actions [B, Aw], in their order, between two pieces [B]."""
+        room = facts.shape[1] * strips.BITS
+        number, there = strips.first(jnp.concatenate([facts, actions], 1), self.listed)
+        opens = (jnp.arange(self.listed) == 0) & (head == Piece.NOTHING)[:, None]
+        number += jnp.where(opens | (number >= room), room, 0)  # the pool has facts twice
+        items = jnp.where(there, len(Piece) + number, Piece.NOTHING)
+        ids = jnp.concatenate([head[:, None], items, tail[:, None]], 1)
+        return spell(ids, game.texts, self.seen_tokens)
+
+
+def code_of(verb, objects):
+    """Codes [..., 2] uint32 of actions: verbs [...] and objects [..., MOST_TERMS]."""
+    array = jnp if isinstance(verb, jax.Array) else np
+    each = array.concatenate([verb[..., None], objects], -1).astype(array.uint32).reshape(*verb.shape, 2, 4)
+    return (each << array.arange(0, 32, 8, dtype=array.uint32)).sum(-1, dtype=array.uint32)
