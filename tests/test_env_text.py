@@ -11,12 +11,11 @@ from agemem_jax.envs.text import (
     byte_table,
     compose,
     key_of,
-    listing,
     phrase_table,
     piece_of,
     pool,
     says,
-    spell,
+    spell_pool,
     text_key,
     word_table,
     words,
@@ -77,21 +76,6 @@ def test_pieces_are_put_one_behind_the_other_and_cut_at_the_end():
     np.testing.assert_array_equal(text.length, [5, 7])
 
 
-def test_a_list_reads_as_people_write_it():
-    words = ["", "x", "y", "z", ", ", ", and ", "nothing"]
-    piece = lambda i: Text(jnp.array([i]), jnp.int32(1))  # noqa: E731
-    items = Text(jnp.array([[1], [2], [3]]), jnp.ones(3, jnp.int32))
-    mask = jnp.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
-    parts = listing(mask, items, piece(4), piece(5), piece(6))
-    text = compose(parts.tokens, parts.length, 12)
-    read = ["".join(words[t] for t in row[:n]) for row, n in zip(np.asarray(text.tokens), text.length, strict=True)]
-    assert read == ["nothing", "y", "x, and z", "x, y, and z"]
-    by_row = Text(jnp.broadcast_to(items.tokens, (4, 3, 1)), jnp.ones((4, 3), jnp.int32))
-    again = listing(mask, by_row, piece(4), piece(5), piece(6))
-    again = compose(again.tokens, again.length, 12)
-    np.testing.assert_array_equal(again.tokens, text.tokens)
-
-
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(pieces=st.lists(st.sampled_from(SPOKEN), max_size=10))
 def test_words_are_those_of_the_text_in_lower_case(pieces):
@@ -127,9 +111,9 @@ def test_a_phrase_is_found_in_any_case_and_within_words():
 def test_texts_of_a_pool_are_spelt_by_their_numbers():
     rows = [pool([[], [7, 5], [9]], 4, 6, 5), pool([[5, 5, 5], [], [70000], [1]], 4, 6, 5)]
     both = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-    text = jax.jit(spell, static_argnums=2)(jnp.array([[1, 0, 2, 1, 3], [2, 0, 1, 3, 0]]), both, 6)
+    text = jax.jit(spell_pool, static_argnums=2)(both, jnp.array([[1, 0, 2, 1, 3], [2, 0, 1, 3, 0]]), 6)
     np.testing.assert_array_equal(text.tokens, [[7, 5, 9, 7, 5, 0], [70000, 5, 5, 5, 1, 5]])
     np.testing.assert_array_equal(text.length, [5, 6])
-    text = spell(jnp.zeros((2, 3), jnp.int32), both, 4)
+    text = spell_pool(both, jnp.zeros((2, 3), jnp.int32), 4)
     np.testing.assert_array_equal(text.tokens, [[0] * 4, [5] * 4])
     np.testing.assert_array_equal(text.length, [0, 4])

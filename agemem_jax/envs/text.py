@@ -191,7 +191,7 @@ def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> 
     return Pool(pad([number[t] for t in flat], tokens, np.uint16), start, pad(alphabet, kinds, np.int32))
 
 
-def spell(ids: jax.Array, pool: Pool, width: int) -> Text:
+def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
     """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
     pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
     begin = pick(pool.start, ids)
@@ -224,30 +224,6 @@ def compose(tokens: jax.Array, lengths: jax.Array, width: int) -> Text:
     flat = tokens.shape[0], -1
     out = jax.vmap(put)(out, place.reshape(flat), tokens.reshape(flat).astype(jnp.int32))
     return Text(out, jnp.minimum(ends[:, -1], width).astype(jnp.int32))
-
-
-def listing(mask: jax.Array, items: Text, between: Text, last: Text, none: Text) -> Text:
-    """The pieces of "a, b, and c": for `compose`, [B, 2n + 1, w] and [B, 2n + 1].
-
-    Args:
-      mask: [B, n] bool, which items are listed, in their order.
-      items: [n, w] or [B, n, w].
-      between, last, none: [w'] what stands between two items (", "), before the last of several (", and "), and in
-        place of an empty list ("nothing").
-    """
-    batch, n = mask.shape
-    width = max(items.tokens.shape[-1], *(t.tokens.shape[-1] for t in (between, last, none)))
-    fit = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])  # noqa: E731
-    rank, total = jnp.cumsum(mask, axis=1), mask.sum(1, keepdims=True)
-    is_last = mask & (rank == total)
-    apart = jnp.where(is_last[..., None], fit(last.tokens), fit(between.tokens))
-    apart_length = jnp.where(is_last, last.length, between.length) * (mask & (rank > 1))
-    item = jnp.broadcast_to(fit(items.tokens), (batch, n, width))
-    item_length = jnp.broadcast_to(items.length, (batch, n)) * mask
-    both = lambda a, b, *shape: jnp.stack([a, b], 2).reshape(batch, 2 * n, *shape)  # noqa: E731
-    empty = jnp.broadcast_to(fit(none.tokens), (batch, 1, width))
-    tokens = jnp.concatenate([empty, both(apart, item, width)], 1)
-    return Text(tokens, jnp.concatenate([none.length * (total == 0), both(apart_length, item_length)], 1))
 
 
 def covering(ends: jax.Array, width: int) -> jax.Array:

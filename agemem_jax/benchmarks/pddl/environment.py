@@ -11,7 +11,7 @@ from flax import struct
 from agemem_jax.envs import strips
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.strips import Strips
-from agemem_jax.envs.text import Pool, WordTable, says, spell, words
+from agemem_jax.envs.text import Pool, WordTable, says, spell_pool, words
 from agemem_jax.types import Text
 
 MOST_TERMS = 7  # of an action: its code has a byte for each, and one for the verb
@@ -167,7 +167,7 @@ class Pddl:
         number += jnp.where(opens | (number >= room), room, 0)  # the pool has facts twice
         items = jnp.where(there, len(Piece) + number, Piece.NOTHING)
         ids = jnp.concatenate([head[:, None], items, tail[:, None]], 1)
-        return spell(ids, game.texts, self.seen_tokens)
+        return spell_pool(game.texts, ids, self.seen_tokens)
 
 
 def code_of(verb, objects):
