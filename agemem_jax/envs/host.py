@@ -151,8 +151,8 @@ class HostEnvironment:
         like = lambda dtype, *more: jax.ShapeDtypeStruct((len(on), *more), dtype)  # noqa: E731
         i, f = jnp.int32, jnp.float32
         shapes = like(i, self.seen_tokens), like(i), like(f), like(i), like(i)
-        host = lambda given: self.bridge.answer(function, self.seen_tokens, *map(_whole, given))  # noqa: E731
-        call = lambda *given: tuple(io_callback(host, shapes, list(map(_pieces, given))))  # noqa: E731
+        host = lambda given: self.bridge.answer(function, self.seen_tokens, *map(whole, given))  # noqa: E731
+        call = lambda *given: tuple(io_callback(host, shapes, list(map(in_pieces, given))))  # noqa: E731
         silent = lambda *_: tuple(jnp.zeros(x.shape, x.dtype) for x in shapes)  # noqa: E731
         if not self.layout.is_spread:
             return lax.cond(on.any(), call, silent, *arrays)
@@ -160,7 +160,7 @@ class HostEnvironment:
         return lax.psum(lax.cond(asks, call, silent, *arrays), "tensor")
 
 
-def _pieces(x: jax.Array) -> list[jax.Array]:
+def in_pieces(x: jax.Array) -> list[jax.Array]:
     """An argument of a callback, cut into pieces of a few rows.
 
     The CPU client copies what is larger than 100 KiB by its pool of threads. These may all be waiting for the callback
@@ -170,7 +170,8 @@ def _pieces(x: jax.Array) -> list[jax.Array]:
     return [x[i : i + rows] for i in range(0, len(x), rows)]
 
 
-def _whole(pieces: list) -> np.ndarray:
+def whole(pieces: list) -> np.ndarray:
+    """What `in_pieces` has cut, on the host."""
     return np.concatenate([np.asarray(piece) for piece in pieces])
 
 

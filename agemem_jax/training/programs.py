@@ -20,6 +20,7 @@ from flax import struct
 from jax.experimental import io_callback
 
 from agemem_jax import sharding
+from agemem_jax.envs.host import in_pieces, whole
 from agemem_jax.models import kv_cache, lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses, rewards
@@ -217,7 +218,8 @@ def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) 
 
     def ask(index, tokens, length):
         shape = jax.ShapeDtypeStruct(index.shape, jnp.float32)
-        call = lambda *answers: io_callback(judge, shape, *answers)  # noqa: E731
+        host = lambda given: judge(*map(whole, given))  # noqa: E731
+        call = lambda *answers: io_callback(host, shape, list(map(in_pieces, answers)))  # noqa: E731
         if not layout.is_spread:
             return call(index, tokens, length)
         silent = lambda *_: jnp.zeros(shape.shape, shape.dtype)  # noqa: E731
