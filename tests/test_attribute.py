@@ -147,7 +147,7 @@ def test_each_credit_and_seed_is_trained_in_a_folder_of_its_own(tmp_path, monkey
         return {one: {"f1": [score, score + 0.2]} for one in only}
 
     monkeypatch.setattr(compare_credit, "train", train)
-    monkeypatch.setattr(compare_credit, "build", lambda config: config)
+    monkeypatch.setattr(compare_credit, "build", lambda config, like: config)
     monkeypatch.setattr(compare_credit.out, "write", lambda figures: None)
     monkeypatch.setattr(compare_credit, "SEEDS", type("Flag", (), {"value": 2}))
     configs = [compare_credit.of_credit(base, credit) for credit in ("broadcast", "hindsight")]

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sent
 
 from agemem_jax import sharding
 from agemem_jax.benchmarks.hotpotqa import questions
+from agemem_jax.benchmarks.hotpotqa.tasks import HotpotQA
 from agemem_jax.config import difference, from_json
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
@@ -157,7 +159,8 @@ def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
     (folder / "seed_0" / identities.FILE).write_text(identities.to_json(identity, {}))
     numbers = {"f1": [0.25, 0.75], "reward": [1.0, 2.0], "kind": [0.0, 1.0]}
     passes = [one for method in METHODS for one in passes_of(config, method)]
-    write_summary(folder, config, {0: dict.fromkeys(passes, numbers)}, "a command")
+    run = SimpleNamespace(source=SimpleNamespace(tasks=HotpotQA))
+    write_summary(folder, config, run, {0: dict.fromkeys(passes, numbers)}, "a command")
     return jax.device_get(params)
 
 

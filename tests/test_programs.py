@@ -115,7 +115,7 @@ def fake_answers(run, answers: list[str]):
     """Rows and tasks of which judge_answers reads the answers, turns and indices only."""
     spec = dataclasses.replace(run.spec.rollout, batch=len(answers))
     text = pad_texts([run.source.encode(a) if a else [] for a in answers], len(answers), spec.width)
-    return new_rows(spec).replace(answer=text), run.source.rows([(i, 0) for i in (3, 1, 2)])
+    return new_rows(spec).replace(action=text), run.source.rows([(i, 0) for i in (3, 1, 2)])
 
 
 def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
