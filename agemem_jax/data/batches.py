@@ -105,11 +105,8 @@ class TaskSource:
         return index % self.config.task.owners + self.config.task.owners * speaker
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of text; a mark of chat or tools in it is text too.
-
-        In the tiny vocabulary a word's piece begins with its space (benchmarks/vocabulary.py).
-        """
-        return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
+        """Token ids of a piece of text (`encoded`)."""
+        return encoded(self.tokenizer, text)
 
     def _measure(self) -> dict[str, dict]:
         """The `cut_texts` of records spread evenly over all splits."""
@@ -206,6 +203,14 @@ class TaskSource:
     def _key_tokens(self, words: list[str]) -> list[int]:
         """Distinct token ids of the words as they appear inside a sentence, after a space."""
         return list(dict.fromkeys(token for word in words for token in self.tokenizer.encode(" " + word)))
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a piece of text; a mark of chat or tools in it is text too.
+
+    In the tiny vocabulary a word's piece begins with its space (benchmarks/vocabulary.py).
+    """
+    return list(tokenizer.encode(" " + text if tokenizer.is_small else text))
 
 
 def pad_text(ids: list[int], width: int) -> Text:

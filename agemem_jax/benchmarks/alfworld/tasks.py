@@ -32,11 +32,11 @@ from agemem_jax.benchmarks.alfworld.environment import (
     Spelling,
 )
 from agemem_jax.benchmarks.alfworld.wording import appliances, sexpr, wording
+from agemem_jax.data.batches import pad_text, pad_texts
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.text import byte_table, key_of, piece_of
 from agemem_jax.errors import InputError
 from agemem_jax.memory.equality import PRIME
-from agemem_jax.types import PAD_ID, Text
 
 FILE_NAME = "game.tw-pddl"
 REMEDY = "take the games of json_2.1.1 or json_2.1.3 as alfworld-download fetches them"
@@ -288,17 +288,10 @@ def shared(tokenizer: Tokenizer, sizes: Sizes) -> Shared:
     del sizes  # that of the pieces follows from the vocabulary
     encoded = [tokenizer.encode(text) for text in PIECES]
     return Shared(
-        pieces=_padded(encoded, max(len(ids) for ids in encoded)),
+        pieces=pad_texts(encoded, len(encoded), max(len(ids) for ids in encoded)),
         bytes=byte_table(tokenizer.token_bytes()),
         spelling=Spelling(tokenizer.path, tuple(tokenizer.token_bytes())),
     )
-
-
-def _padded(encoded: Sequence[Sequence[int]], width: int) -> Text:
-    tokens = np.full((len(encoded), width), PAD_ID, np.int32)
-    for row, ids in zip(tokens, encoded, strict=True):
-        row[: len(ids)] = ids
-    return Text(tokens, np.array([len(ids) for ids in encoded], np.int32))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -339,7 +332,6 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
             raise InputError(f"{game.path} needs {needed} {name}, and {limit} are allowed; raise {name}")
 
     r, o, w = sizes.receptacles, sizes.objects, sizes.words
-    told = _padded([task], sizes.task_tokens)
     rows = [ids for row, n in zip(encoded, (r, r, o), strict=True) for ids in row + [[]] * (n - len(row))]
 
     def table(rows: Sequence[np.ndarray], n: int, *shape: int) -> np.ndarray:
@@ -366,8 +358,8 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
     _, places, things = spaced
     goal = game.goal
     return Game(
-        names=_padded(rows, sizes.name_tokens),
-        task=Text(told.tokens[0], told.length[0]),
+        names=pad_texts(rows, len(rows), sizes.name_tokens),
+        task=pad_text(task, sizes.task_tokens),
         is_moves=np.bool_(game.is_moves),
         place=padded(game.place, r, fill=NOWHERE),
         together=groups,

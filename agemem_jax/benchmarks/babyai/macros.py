@@ -26,7 +26,7 @@ from agemem_jax.benchmarks.babyai import wording as say
 from agemem_jax.benchmarks.babyai.tasks import EMPTY, FIRST, WALL, Game
 from agemem_jax.benchmarks.babyai.wording import AT, PLACES, Shared
 from agemem_jax.envs.base import Outcome
-from agemem_jax.envs.text import text_key
+from agemem_jax.envs.text import says, text_key
 from agemem_jax.types import Text
 
 _BOX = 12  # looks from here to engine.CARRIED are boxes
@@ -99,7 +99,7 @@ class Macros:
         scene = self._look(game, play, view)
         ways = _ways(scene, view, play.direction)
         verb, name, number = say.meaning(shared, text_key(shared.lower, action)).T
-        verb = jnp.where(say.asks_for_actions(shared, action), say.CHECK, verb)
+        verb = jnp.where(says(shared.check, action), say.CHECK, verb)
         target, can = _target(scene, ways, verb, name, number)
         play, view, finished, success, idle = _play(game, play, view, ways, verb, target, on & can)
         acts = can & ~idle

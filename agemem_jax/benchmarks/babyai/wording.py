@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
 from agemem_jax.benchmarks.babyai.tasks import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs.text import ByteTable, byte_table, key_of
+from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table
 from agemem_jax.types import PAD_ID, Text
 
 CARRIED_NAMES = [f"{colour} {thing}" for thing in ("key", "ball", "box") for colour in COLOURS]
@@ -29,7 +28,7 @@ PICK_UP, GO_TO, GO_THROUGH, TOGGLE_THROUGH, CHECK, SILENCE = range(6, 12)
 _ALONE = {"": SILENCE, "turn left": TURN_LEFT, "turn right": TURN_RIGHT, "move forward": MOVE, "drop": DROP,
           "toggle": TOGGLE}  # fmt: skip
 _OF_OBJECTS = {PICK_UP: "pickup", GO_TO: "go to", GO_THROUGH: "go through", TOGGLE_THROUGH: "toggle and go through"}
-_CHECK = b"check"  # whatever holds this word asks for the actions
+_CHECK = "check"  # whatever holds this word asks for the actions
 
 
 def _place(row: int, column: int) -> str:
@@ -92,7 +91,7 @@ class Shared:
     lower: ByteTable  # of the vocabulary in lower case
     keys: Any  # [C, 2] uint32 of the actions, in ascending order
     means: Any  # [C, 3] int32 verb, name and number
-    spells: Any  # [V, len("check") + 1] uint8 letters of "check" that stand before and after a token
+    check: Any  # [V, len("check") + 1] uint8 phrase_table of "check"
 
 
 def shared(tokenizer: Tokenizer) -> Shared:
@@ -110,7 +109,7 @@ def shared(tokenizer: Tokenizer) -> Shared:
         lower=byte_table(small),
         keys=keys[order],
         means=np.array(list(said.values()), np.int32)[order],
-        spells=np.array([[_spells(token or b"\xff", n) for n in range(len(_CHECK) + 1)] for token in small], np.uint8),
+        check=phrase_table(tokenizer.token_bytes(), _CHECK),
     )
 
 
@@ -122,28 +121,6 @@ def commands() -> dict[str, tuple[int, int, int]]:
             if not (verb == PICK_UP and i >= len(CARRIED_NAMES)):
                 said |= {f"{word} {name} {n}": (verb, i, n) for n in range(1, NUMBERS + 1)}
     return said
-
-
-def _spells(token: bytes, letters: int) -> int:
-    """How many letters of "check" stand at the end of a text, or all if they stood before, when a token follows."""
-    for byte in token:
-        if letters == len(_CHECK):
-            break
-        text = _CHECK[:letters] + bytes([byte])
-        letters = max(n for n in range(len(text) + 1) if text.endswith(_CHECK[:n]))
-    return letters
-
-
-def asks_for_actions(tables: Shared, action: Text) -> jax.Array:
-    """Whether texts [B, A] hold the word "check", in any case: [B] bool."""
-
-    def add(letters, token):
-        there, one = token
-        return jnp.where(there, jnp.asarray(tables.spells)[one, letters], letters), None
-
-    real = jnp.arange(action.tokens.shape[1])[:, None] < action.length
-    begin = jnp.zeros(action.length.shape, jnp.uint8)
-    return lax.scan(add, begin, (real, action.tokens.T))[0] == len(_CHECK)
 
 
 def meaning(tables: Shared, key: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.hotpotqa import questions, records
 from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, Question, QuestionAnswering, question_of
 from agemem_jax.config import refuse
+from agemem_jax.data.batches import encoded
 from agemem_jax.data.staged import SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer, check_spelling
 from agemem_jax.envs import scoring
@@ -79,11 +80,8 @@ class HotpotQA:
 
     def sizes(self, record: dict, staged: StagedRecord) -> dict[str, int]:
         """What `limits` are about."""
-        tokens, words = len(self.encode(staged.answer)), int(question_of(staged.answer).num_words)
+        tokens, words = len(encoded(self.tokenizer, staged.answer)), int(question_of(staged.answer).num_words)
         return {"answers": max(words, tokens), "supporting facts of a record": len(record["supporting_facts"])}
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(" " + text if self.tokenizer.is_small else text))
 
     def _file_of(self, split: str) -> tuple[str, str]:
         """The file that a split comes from ("" of generated questions), and the config's field that names it."""
