@@ -25,12 +25,14 @@ CHOICES = {
     "policy.attention": ("xla", "splash", "cudnn"),
     "policy.remat": ("none", "minimal", "full"),
     "tools.format": ("paper", "hermes"),
+    "tools.turn": ("either", "both"),
+    "tools.action_tag": ("answer", "action"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
     "store.encoder": ("lexical", "policy", "policy_hidden", "model"),
     "store.encoder_pooling": ("mean", "last"),
     "reward.terms": ("strict", "paper"),
-    "reward.task_metric": ("f1", "exact_match", "judge"),
+    "reward.task_metric": ("progress", "success", "judge"),
     "mesh.learner": ("fsdp", "tensor"),
     "rl.schedule": ("chained", "sequential"),
     "rl.credit": ("broadcast", "per_stage", "return_to_go", "turn_to_go", "hindsight"),
@@ -75,6 +77,7 @@ AT_LEAST = {
     "task.facts": 2,  # a question takes two hops
     "task.chatter": 0,
     "task.distractors": 1,
+    "task.seen_tokens": 0,
     "task.message_tokens": 1,
     "task.answer_tokens": 1,
     "task.share_recall": 0,
@@ -139,6 +142,7 @@ AT_MOST = {
     "task.test_size": 1_000_000,
     "task.facts": 1000,
     "task.distractors": 1000,
+    "task.seen_tokens": 4096,
     "rollout.history_widths": 64,
     "rl.widths": 64,
 }
@@ -217,7 +221,7 @@ def derive(config: ConfigDict) -> Derived:
     rows = config.rl.tasks_per_update * config.rl.group_size
     sequences = rows * config.context.max_segments
     shown = tools.max_calls * tools.max_top_k + task.auto_top_k
-    observation = task.message_tokens + shown * config.store.entry_tokens
+    observation = task.message_tokens + task.seen_tokens + shown * config.store.entry_tokens
     summaries = tools.summary_by == "policy" and rollout.summary_slots > 0
     return Derived(
         rows=rows,
@@ -416,37 +420,13 @@ def check_task(config: ConfigDict) -> None:
             f"with task.facts = {t.facts} messages there is no place for two supporting facts; set task.chatter <= "
             f"{t.facts - 2} or task.facts >= {t.chatter + 2}",
         )  # fmt: skip
-    check_splits(config)
     if not t.path and config.train.eval_tasks > t.test_size:
         refuse(
             "train.eval_tasks", config.train.eval_tasks,
-            f"only task.test_size = {t.test_size} test questions are generated; ask for at most as many, or raise "
+            f"only task.test_size = {t.test_size} test tasks are generated; ask for at most as many, or raise "
             "task.test_size",
         )  # fmt: skip
     check_judge(r)
-
-
-def check_splits(config: ConfigDict) -> None:
-    """Where training, validation and test records come from."""
-    t = config.task
-    if not t.path:
-        for field in ("validation_path", "test_path"):
-            if t[field]:
-                refuse(f"task.{field}", t[field], "a file of its own, and task.path, the training records, names none")
-        return
-    taken = 0.0
-    for split, path in (("test", t.test_path), ("validation", t.validation_path)):
-        fraction, needed = t[f"{split}_fraction"], split == "test" or config.train.eval_every
-        if path:
-            continue
-        taken += fraction
-        if taken >= 1 or (needed and not fraction):
-            refuse(
-                f"task.{split}_fraction", fraction,
-                "must lie between 0 and 1, so that no split of task.path is empty, with task.test_fraction = "
-                f"{t.test_fraction} and task.validation_fraction = {t.validation_fraction} of its records; or give "
-                f"task.{split}_path",
-            )  # fmt: skip
 
 
 def check_judge(r: ConfigDict) -> None:

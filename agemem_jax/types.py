@@ -44,7 +44,7 @@ class Op(enum.IntEnum):
     RETRIEVE = 3
     SUMMARY = 4
     FILTER = 5
-    ANSWER = 6  # <answer>: the task action of a question-answering task
+    ACT = 6  # the task action, for the environment; of a question its answer
     PASS = 7  # no call: nothing to do this turn
     WRITE_SUMMARY = 8  # the text of a generation slot under the summarising prompt
 
@@ -89,7 +89,7 @@ class StopReason(enum.IntEnum):
     """Why a row's stage is over."""
 
     NONE = 0  # it is not
-    ANSWERED = 1
+    FINISHED = 1  # its episode is over; in stages 1 and 2: the agent took a task action
     TURNS = 2  # all turns are made
     CONTEXT = 3  # the next turn does not fit, although everything that may go has gone
     SEGMENTS = 4  # the next turn does not fit, and no segment is left in which to go on without the older messages
@@ -131,7 +131,7 @@ class Task:
     stale: Text  # [B, R, W] what stage 1 tells and then revises
     present: Text  # [B, R, W] what holds instead; length 0 = it was taken back, and nothing does
     num_revisions: jax.Array  # [B] int32
-    kind: jax.Array  # [B] int32 part of the mix (benchmarks/hotpotqa/questions.py: KINDS), -1 of a file's records
+    kind: jax.Array  # [B] int32 which of the benchmark's kinds of task (data/batches.py: Tasks), -1 of none
     cut: jax.Array  # [B] float32 share of its messages, the query with them, that were cut to their limit
     index: jax.Array  # [B] int32 row of the record in its file, for traces
 
@@ -141,7 +141,7 @@ class ToolCalls:
     """One parsed turn. Calls are in the order written; `op` is Op.NONE after the last."""
 
     op: jax.Array  # [B, J] int32
-    content: Text  # [B, J, A] content, query, criteria, answer or summary
+    content: Text  # [B, J, A] content, query, criteria, task action or summary
     tags: Text  # [B, J, G, 2, Lt] (key, value) pairs; slot 0 is memory_type; length 0 = absent; a filter for RETRIEVE
     memory_id: jax.Array  # [B, J] int32, NO_ID if absent
     top_k: jax.Array  # [B, J] int32, 0 if absent
@@ -191,18 +191,19 @@ class EpisodeStats:
     relevance_count: jax.Array  # [B, 3] int32
     reduced_in_time: jax.Array  # [B, 3] bool: FILTER or SUMMARY succeeded while the context was within its limit
     prevented: jax.Array  # [B, 3] bool: edits kept the context from being too full (rollout/turn.py: prevented)
-    acted: jax.Array  # [B] bool: the environment was given an action
-    success: jax.Array  # [B] float32, of a question exact match
+    actions: jax.Array  # [B] int32 that the environment was given
+    understood: jax.Array  # [B] int32 of these, those that could be taken
+    success: jax.Array  # [B] float32 0 or 1, of a question exact match
     progress: jax.Array  # [B] float32, of a question token F1
     in_view: jax.Array  # [B] float32: how much of what stage 2 told to be kept in view is so when it ends
     preservation: jax.Array  # [B] float32: share of the query's key tokens in the context at the end
-    context_tokens: jax.Array  # [B] int32 context length (prefix included) at the answer, or at the end
+    context_tokens: jax.Array  # [B] int32 context length (prefix included) at the end
     peak_context_tokens: jax.Array  # [B] int32
     memory_coverage: jax.Array  # [B] float32: gold facts found in the store after stage 1
     memory_precision: jax.Array  # [B] float32: stored entries that hold a gold fact
     memory_quality: jax.Array  # [B] float32: harmonic mean of the two
     turns: jax.Array  # [B] int32 generations of all stages
-    over_turns: jax.Array  # [B] bool: stage 3 ran out of turns without an answer
+    over_turns: jax.Array  # [B] bool: stage 3 ran out of turns before its episode was over
     over_context: jax.Array  # [B, 3] bool: the context passed its limit
     stop: jax.Array  # [B, 3] int32 StopReason of each stage
     malformed: jax.Array  # [B, 3] int32 turns that did not parse
@@ -220,10 +221,10 @@ def empty_stats(batch: int) -> EpisodeStats:
     return EpisodeStats(
         calls=ops(), calls_ok=ops(), added=i(), added_good=i(), kept=f(), stale_held=i(), revised=f(),
         maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
-        reduced_in_time=stages(bool), prevented=stages(bool), acted=b(), success=f(), progress=f(), in_view=f(),
-        preservation=f(), context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(), memory_precision=f(),
-        memory_quality=f(), turns=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32),
-        malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),
+        reduced_in_time=stages(bool), prevented=stages(bool), actions=i(), understood=i(), success=f(), progress=f(),
+        in_view=f(), preservation=f(), context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(),
+        memory_precision=f(), memory_quality=f(), turns=i(), over_turns=b(), over_context=stages(bool),
+        stop=stages(jnp.int32), malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),
     )  # fmt: skip
 
 

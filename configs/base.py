@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.policy.lora_alpha = 16.0  # adapters count alpha / rank times
     c.policy.lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-    # The turn format: <think>, then calls, or an answer.
+    # The turn format: <think>, then calls, or a task action.
     c.tools = ConfigDict()
     c.tools.format = "paper"  # "paper" (one JSON array of calls) or "hermes" (Qwen's own: one block for each call)
     c.tools.constrained = True  # False: free sampling; a malformed turn is an observation and a penalty
@@ -56,6 +56,9 @@ def get_config() -> ConfigDict:
         "Summary_context",
         "Filter_context",
     )
+    c.tools.turn = "either"  # "either" (the paper: calls or a task action) or "both" (calls, then a task action)
+    c.tools.action_tag = "answer"  # task actions are <answer> (questions) or <action>
+    c.tools.action_brief = ""  # what the system prompt says of these actions: the commands that the task knows
     c.tools.max_calls = 3  # calls in one turn
     c.tools.min_calls = 1  # 0 also admits a turn without a call: an empty array; in "hermes", the think block alone
     c.tools.max_tags = 2  # pairs in metadata and in metadata_filter
@@ -115,9 +118,11 @@ def get_config() -> ConfigDict:
     # cost memory, and no time.
     c.context.max_segments = 4
 
-    # The task: HotpotQA records into three stages.
+    # The task: records of a benchmark into three stages.
     c.task = ConfigDict()
     c.task.benchmark = "hotpotqa"  # a folder of agemem_jax/benchmarks
+    c.task.parts = ()  # of the benchmark: PDDL's domains, BabyAI's levels, ScienceWorld's tasks; () = all
+    c.task.official = False  # True: nothing is told in stages 1 and 2, as the benchmark was published
     # HotpotQA records in either published layout: a JSON or JSON lines file, also gzipped, or tfds:NAME:SPLIT@FOLDER, a
     # prepared tfds data set (data/files.py). "" = questions generated from `task.seed`.
     c.task.path = ""
@@ -141,7 +146,8 @@ def get_config() -> ConfigDict:
     c.task.validation_size = 256
     c.task.test_size = 512
     # Of a file's records: the share of which a changed copy of a supporting fact is told before the true one, and the
-    # share told by somebody else than who asks, so that the answer is "unknown".
+    # share told by somebody else than who asks, so that the answer is "unknown". Of worlds: the share of the tasks in
+    # which something that was told changes before stage 1 ends.
     c.task.revised = 0.0
     c.task.strangers = 0.0
     c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter
@@ -149,6 +155,7 @@ def get_config() -> ConfigDict:
     c.task.distractors = 4  # stage-2 messages
     c.task.message_tokens = 64  # longer messages, questions and supporting facts are cut, and counted
     c.task.answer_tokens = 16  # longer gold answers are cut, and counted
+    c.task.seen_tokens = 0  # of an environment's answer to a task action, at most; 0 of questions, which give none
     c.task.auto_top_k = 3  # stage 1: entries put before the agent with each message; 0 = none
     c.task.auto_min_score = 0.0  # cosine below which automatic retrieval shows nothing
     c.task.owners = 1  # rows are spread over this many owners
@@ -174,7 +181,7 @@ def get_config() -> ConfigDict:
     c.reward.task = 1.0
     c.reward.context = 1.0
     c.reward.memory = 1.0
-    c.reward.task_metric = "f1"  # "f1", "exact_match" or "judge" (host judge)
+    c.reward.task_metric = "progress"  # "progress", "success" or "judge" (host judge)
     c.reward.no_answer = -1.0
     c.reward.compression = 1 / 3  # within context
     c.reward.preventive = 1 / 3

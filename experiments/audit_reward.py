@@ -30,7 +30,7 @@ def main(config) -> None:
         raise InputError("task.path: the honest player knows the generated questions alone; leave it empty")
     config.policy.weights = ""  # nothing is generated
     if config.reward.task_metric == "judge":
-        config.reward.task_metric = "f1"  # scripts answer in the words of the gold answer, or wrongly
+        config.reward.task_metric = "progress"  # scripts answer in the words of the gold answer, or wrongly
     results = measure(Stage(build(config)), QUESTIONS.value)
     for kind in sorted(results["terms"], key=lambda kind: kind != config.reward.terms):
         print(table(results["terms"][kind], f'reward.terms = "{kind}"'))

@@ -31,7 +31,7 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "seeds of each, from the config's seed 
 
 PASSES = tuple(Pass("agemem", way) for way in WAYS)
 SHARE = 0.7  # of the best credit's final training score, the same bar for all
-RECORDED = {"f1": "f1", "exact_match": "exact_match", "judge": "term/task"}  # the task score in metrics.jsonl
+RECORDED = {"progress": "progress", "success": "success", "judge": "term/task"}  # the task score in metrics.jsonl
 
 
 def main(config) -> None:

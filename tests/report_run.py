@@ -10,7 +10,7 @@ GOLD = ("Silver River was written by Ada Keller", "Ada Keller was born in Halden
 OTHERS = ("Golden River was written by Ada Novak", "Hugo Keller was born in Old Brindle", "we liked warm soup again")
 QUESTION = "Where was the author of Silver River born"
 ANSWER = "Halden"
-TOOLS = ("add", "update", "delete", "retrieve", "summary", "filter", "answer", "pass")
+TOOLS = ("add", "update", "delete", "retrieve", "summary", "filter", "act", "pass")
 TERMS = (
     "task", "compression", "preventive", "preservation", "storage", "maintenance", "relevance", "over_turns",
     "over_context", "malformed",
@@ -36,7 +36,7 @@ class TraceWriter:
         self.method, self.task, self.size = method, task, size
         self.stage, self.turn, self.next_id = 1, 0, 1
         self.store, self.context, self.turns, self.pending = [], [], [], []
-        self.said_answer, self.malformed, self.stop = None, 0, "turns"
+        self.action, self.malformed, self.stop = None, 0, "turns"
 
     def to_stage(self, stage: int) -> None:
         self.stage, self.turn, self.pending = stage, 0, []
@@ -87,15 +87,15 @@ class TraceWriter:
 
     def answer(self, text: str, user: str | None = None) -> None:
         self.step(user, said=f"<think></think><answer> {text}</answer>")
-        self.said_answer, self.stop = text, "answered"
+        self.action, self.stop = text, "finished"
 
     def trace(self) -> dict:
-        exact = float(self.said_answer == ANSWER)
+        exact = float(self.action == ANSWER)
         return {
             "method": self.method, "when": "after" if self.method == "agemem" else "before", "task": self.task,
-            "question": QUESTION, "answer": ANSWER, "gold": list(GOLD), "said_answer": self.said_answer,
+            "question": QUESTION, "answer": ANSWER, "gold": list(GOLD), "action": self.action,
             "reward": exact + 0.4, "terms": dict.fromkeys(TERMS, 0.0) | {"task": exact, "malformed": self.malformed},
-            "exact_match": exact, "f1": exact, "turns": self.turns, "diagnosis": "",
+            "success": exact, "progress": exact, "turns": self.turns, "diagnosis": "",
             "stops": {"1": "turns", "2": "turns", "3": self.stop},
         }  # fmt: skip
 
@@ -138,14 +138,15 @@ def ending(kind: str, method: str = "agemem", task: int = 0) -> dict:
         if kind == "malformed":
             writer.malformed = 1
             writer.step(None, call("", "MALFORMED"), said="<think>I would say</think> Halden <tool_call>")
-    elif kind in ("from_memory", "wrong_answer"):
+    elif kind in ("from_memory", "wrong_answer", "not_reached"):
         writer.step(QUESTION, retrieve("Silver River was written by"))
         writer.step(None, retrieve("Ada Keller was born in"))
         writer.answer(ANSWER if kind == "from_memory" else "Old Brindle")
     else:
         writer.step(QUESTION, retrieve("Silver River"))
         writer.answer(ANSWER if kind == "unsupported" else "Old Brindle")
-    return writer.trace()
+    trace = writer.trace()
+    return trace | {"answer": "", "progress": 0.5} if kind == "not_reached" else trace  # a goal has no answer
 
 
 def metrics(rng: random.Random, updates: int) -> list[dict]:
@@ -159,7 +160,7 @@ def metrics(rng: random.Random, updates: int) -> list[dict]:
         row |= {"entropy": 0.9 - 0.5 * learned + noise(0.03), "clip_fraction": abs(noise(0.01)), "grad_norm": None}
         row |= {"tokens_per_s": 400 if update == 1 else 3100 + noise(120), "segments": 3.1 - 0.4 * learned + noise(0.1)}
         f1 = min(1.0, max(0.0, 0.09 + 0.42 * learned + noise(0.05)))
-        row |= {"task/f1": f1, "task/exact_match": 0.9 * f1, "memory/quality": 0.3 + 0.35 * learned + noise(0.03)}
+        row |= {"task/progress": f1, "task/success": 0.9 * f1, "memory/quality": 0.3 + 0.35 * learned + noise(0.03)}
         for term in TERMS:
             row[f"term/{term}"] = min(1.0, abs(0.15 + 0.5 * learned * rng.random() + noise(0.04)))
         row |= {"reward/task": f1, "reward/context": 0.2, "reward/memory": 0.2 * learned}
@@ -180,7 +181,7 @@ def summary(scores=((0.081, 0.012), (0.124, 0.021), (0.487, 0.034)), seeds: int 
             return {"mean": mean, "ci95": ci95, "seeds": [mean + 0.01 * (s - 1) for s in range(seeds)]}
 
         numbers = {
-            "task_score": entry(mean, ci95), "exact_match": entry(0.9 * mean), "f1": entry(mean, ci95),
+            "task_score": entry(mean, ci95), "success": entry(0.9 * mean), "progress": entry(mean, ci95),
             "memory_quality": entry(0.1 + 0.25 * place), "context_tokens": entry(212.0 - 31 * place, 4.2),
             "reward": entry(mean + 0.2), "turns": entry(12.5 - place, 0.3),
             "generated_tokens": entry(310.0 + 7 * place, 8.0),
@@ -194,6 +195,7 @@ def summary(scores=((0.081, 0.012), (0.124, 0.021), (0.487, 0.034)), seeds: int 
     evaluated = {"methods": methods, "by_kind": dict.fromkeys(methods, kinds), "masked": masked}
     return {
         "name": "tiny", "command": "python -m experiments.train --config=configs/tiny.py --workdir=runs/tiny",
+        "scores": {"success": "exact match", "progress": "token F1"},
         "seeds": list(range(seeds)), "test_tasks": 512, **evaluated, "sampled": evaluated,
         "one_policy": ["no_memory", "agemem_norl"],
         "environment": {"python": "3.11.9", "jax": "0.10.2", "devices": ["cpu:0"], "cpu": "a processor", "cores": 2},

@@ -21,6 +21,7 @@ from agemem_jax.training.state import new_state
 from agemem_jax.types import Op
 from configs import tiny
 
+TURN_FORMAT = ("summary_by", "optional_arguments", "format", "turn", "action_tag")  # of config.tools
 SHARPER = 5.0  # matrices are made so much larger than fresh ones: each token then depends on the whole context
 EDITS = 1 << Op.SUMMARY | 1 << Op.FILTER
 WIDTHS = 2  # lengths to which the learner cuts its micro-batches; a run has twice as many
@@ -78,16 +79,17 @@ def small_config(**changes) -> ConfigDict:
     c.train.eval_tasks = 8
     c.train.traces = 8
     c.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    c.policy.tokenizer = vocabulary_file(c.tools.summary_by, c.tools.optional_arguments, c.tools.format)
+    c.policy.tokenizer = vocabulary_file(**{name: c.tools[name] for name in TURN_FORMAT})
     return c
 
 
 @lru_cache
-def vocabulary_file(summary_by: str = "policy", optional_arguments: bool = False, format: str = "paper") -> str:
-    """A sentencepiece model whose symbols are the literals of the small config's grammar."""
+def vocabulary_file(**changes) -> str:
+    """A sentencepiece model whose symbols are the literals of the small config's grammar, with changes in `tools`."""
     tools = tiny.get_config().tools
-    tools.summary_by, tools.optional_arguments, tools.format = summary_by, optional_arguments, format
-    path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{summary_by}-{optional_arguments}-{format}-{vocabulary.FILE_NAME}"
+    tools.update(changes)
+    named = "-".join(str(tools[name]) for name in TURN_FORMAT)
+    path = Path(os.environ["AGEMEM_TEST_FOLDER"]) / f"{named}-{vocabulary.FILE_NAME}"
     if not path.exists():
         unfinished = path.with_stem(f"{path.stem}-{os.getpid()}")
         vocabulary.build(str(unfinished), tools)

@@ -142,9 +142,9 @@ def test_each_credit_and_seed_is_trained_in_a_folder_of_its_own(tmp_path, monkey
         trained.append((config.rl.credit, config.seed, str(folder.relative_to(tmp_path))))
         folder.mkdir(parents=True)
         score = 0.2 + 0.1 * (config.rl.credit == "hindsight")
-        lines = [{"update": i, "f1": score * i} for i in range(1, 4)] + [{"update": 3, "eval/f1": 0.1}]
+        lines = [{"update": i, "progress": score * i} for i in range(1, 4)] + [{"update": 3, "eval/progress": 0.1}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return {one: {"f1": [score, score + 0.2]} for one in only}
+        return {one: {"progress": [score, score + 0.2]} for one in only}
 
     monkeypatch.setattr(compare_credit, "train", train)
     monkeypatch.setattr(compare_credit, "build", lambda config, like: config)

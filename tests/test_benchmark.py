@@ -102,7 +102,7 @@ def test_turns_are_parsed_from_their_text():
     assert calls == [(Op.ADD, {"content": " a b"}), (Op.DELETE, {"memory_id": "3", "confirmation": True})]
     assert host_loop.parse("<think></think><tool_call>[]</tool_call><|im_end|>", False, "<|im_end|>") == [(Op.PASS, {})]
     assert host_loop.parse("<answer> Rome</answer><|im_end|>", False, "<|im_end|>") == [
-        (Op.ANSWER, {"content": " Rome"})
+        (Op.ACT, {"content": " Rome"})
     ]
     assert host_loop.parse(" all quiet<|im_end|>", True, "<|im_end|>") == [
         (Op.WRITE_SUMMARY, {"content": " all quiet"})

@@ -157,7 +157,7 @@ def save_run(folder: Path, config, params: dict, update: int = 7) -> dict:
         (folder / "seed_0" / name).write_text("{}")
     identity = dict.fromkeys(identities.PARTS, identities.FRESH)
     (folder / "seed_0" / identities.FILE).write_text(identities.to_json(identity, {}))
-    numbers = {"f1": [0.25, 0.75], "reward": [1.0, 2.0], "kind": [0.0, 1.0]}
+    numbers = {"progress": [0.25, 0.75], "reward": [1.0, 2.0], "kind": [0.0, 1.0]}
     passes = [one for method in METHODS for one in passes_of(config, method)]
     run = SimpleNamespace(source=SimpleNamespace(tasks=HotpotQA))
     write_summary(folder, config, run, {0: dict.fromkeys(passes, numbers)}, "a command")

@@ -100,7 +100,7 @@ def expected_calls(text: str, config) -> list[dict]:
     assert thought and text.endswith(END), text
     body, blocks = text[thought.end() : -len(END)], BLOCK.findall(text)
     if not blocks and (answer := ANSWER.fullmatch(body)):
-        return [{"op": Op.ANSWER, "content": answer[1]}]
+        return [{"op": Op.ACT, "content": answer[1]}]
     read = [json.loads(block, object_pairs_hook=Pairs) for block in blocks]
     if config.format == "hermes":
         assert body == "\n".join(f"<tool_call>{block}</tool_call>" for block in blocks)
@@ -179,7 +179,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
 def random_turns(grammar, config, seed: int, rows: int = ROWS):
     """Random turns under random budgets and operation masks, as numpy arrays."""
     rng = np.random.default_rng(seed)
-    enabled = [TOOL_NAMES.index(name) for name in config.enabled] + [Op.ANSWER] + [Op.PASS] * (config.min_calls == 0)
+    enabled = [TOOL_NAMES.index(name) for name in config.enabled] + [Op.ACT] + [Op.PASS] * (config.min_calls == 0)
     lowest = max(grammar_lib.max_distance(grammar, op) for op in Op if op != Op.NONE)
     some = rng.random((rows, NUM_OPS)) < 0.6
     some[np.arange(rows), rng.choice(enabled, rows)] = True
@@ -234,7 +234,7 @@ def test_sampled_turns_parse_to_what_the_device_extracted(kind, variant, tmp_pat
     played = [check_turns(grammar, config, tokenizer, seed, rows) for seed in range(3)]
     seen, texts = set().union(*(ops for ops, _ in played)), "".join(text for _, text in played)
     tools = {TOOL_NAMES.index(name) for name in config.enabled}
-    writable = tools | {Op.ANSWER} | ({Op.PASS} if config.min_calls == 0 else set())
+    writable = tools | {Op.ACT} | ({Op.PASS} if config.min_calls == 0 else set())
     assert seen <= writable if kind == "weights" else seen == writable
     if kind != "tiny":
         assert '"' in texts and "\\" in texts and "<" in texts
@@ -534,7 +534,7 @@ def test_tiny_literals_are_single_forced_tokens(tmp_path):
     config = tools_config(think=False, max_calls=2, min_calls=0, optional_arguments=False)
     tokenizer = load("tiny", config, tmp_path)
     grammar = grammar_lib.build_grammar(config, tokenizer)
-    shortest = [grammar_lib.max_distance(grammar, op) for op in (Op.ADD, Op.SUMMARY, Op.FILTER, Op.ANSWER, Op.PASS)]
+    shortest = [grammar_lib.max_distance(grammar, op) for op in (Op.ADD, Op.SUMMARY, Op.FILTER, Op.ACT, Op.PASS)]
     assert shortest == [2, 3, 2, 2, 1]
     assert len(grammar_lib.literals(config, END)) == len(set(grammar_lib.literals(config, END))) < 60
     close = tokenizer.encode_markup('"}}]</tool_call>' + END)

@@ -9,7 +9,10 @@ import pytest
 from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
 from agemem_jax.benchmarks.hotpotqa.environment import question_of
+from agemem_jax.benchmarks.hotpotqa.tasks import check_splits
+from agemem_jax.config import ConfigError
 from agemem_jax.errors import InputError
+from configs import base
 
 OFFICIAL = {
     "_id": "a1",
@@ -314,3 +317,21 @@ def test_a_published_file():
         staged = hotpotqa.stages(record, random.Random(number), facts=8, chatter=1, distractors=4, casual=True)
         assert any(staged.is_gold) and staged.gold and staged.query and staged.answer
         assert len(staged.facts) <= 8 and len(staged.distractors) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"test_fraction": 1.0, "path": "x.json"}, "between 0 and 1"),
+        ({"test_fraction": 0.0, "path": "x.json"}, "or give task.test_path"),
+        ({"validation_fraction": 0.0, "path": "x.json"}, "or give task.validation_path"),
+        ({"validation_fraction": 0.8, "path": "x.json"}, "no split of task.path is empty"),
+        ({"test_path": "x.json"}, "task.path, the training records, names none"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(changes, words):
+    config = base.get_config()
+    config.train.eval_every = 5
+    config.task.update(changes)
+    with pytest.raises(ConfigError, match=words):
+        check_splits(config)

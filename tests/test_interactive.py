@@ -20,6 +20,7 @@ from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.rollout.turn import NO_CALL
 from agemem_jax.training.programs import ALL_TOOLS
+from agemem_jax.training.traces import render_calls
 from agemem_jax.types import Op, StopReason, Text
 
 END = "<|im_end|>"
@@ -71,11 +72,11 @@ class Toy:
         return f"{state.done[row]} of {game[row]}"
 
 
-def act(text: str) -> str:
-    return write_turn(None, [], text) + END
+def act(text: str) -> tuple:
+    return [], text
 
 
-ADD = [(Op.ADD, {"content": f" {FACT}"})]
+ADD = ([(Op.ADD, {"content": f" {FACT}"})],)
 SCRIPTS = {  # what is said in stage 3, and how often "Halden" has to be said
     "wins at once": ([act("Halden")], 1),
     "wins in two": ([act("Halden"), act("Halden"), act("Halden")], 2),
@@ -89,23 +90,31 @@ SCRIPTS = {  # what is said in stage 3, and how often "Halden" has to be said
 @pytest.fixture(scope="module")
 def played():
     """(run, rows after stage 3, trace of stage 3, {name of script: row})."""
+    return play(SCRIPTS)
+
+
+def play(scripts: dict, **changes):
+    """Stage 3 of the toy by scripts, each of which has a row."""
     run = build_small(
         rl__tasks_per_update=2, rl__group_size=4, train__traces=8, policy__num_layers=1, rollout__stage3_turns=TURNS,
         rollout__action_tokens=40, context__capacity=160, context__limit=160, store__entry_tokens=9, task__chatter=0,
-        tools__min_calls=0,
+        tools__min_calls=0, **changes,
     )  # fmt: skip
+    tools = run.config.tools
     spec = dataclasses.replace(run.spec.rollout, env=Toy())
     tokenizer, encode = run.tokenizer, run.source.encode
     said = pad_texts([tokenizer.encode(text) for text in (WELCOME, DONE, WRONG)], 3, 16)
     shared = Shared(byte_table(tokenizer.token_bytes()), jnp.asarray(key_of("Halden")), said)
     world = run.world.replace(env=shared)
-    names = {name: row for row, name in enumerate(SCRIPTS)}
-    lines, wanted = zip(*(*SCRIPTS.values(), *[([], 1)] * (spec.batch - len(SCRIPTS))), strict=True)
+    names = {name: row for row, name in enumerate(scripts)}
+    lines, wanted = zip(*(*scripts.values(), *[([], 1)] * (spec.batch - len(scripts))), strict=True)
 
     def turns(told) -> Text:
-        texts = [line if isinstance(line, str) else write_turn(run.config.tools, line) + END for line in told]
-        texts += [write_turn(run.config.tools, []) + END] * (TURNS - len(told))
+        """Turns of calls, then an action or none."""
+        texts = [write_turn(tools, *turn) + END for turn in [*told, *[([],)] * (TURNS - len(told))]]
         return pad_texts([tokenizer.encode_markup(text) for text in texts], TURNS, spec.width)
+
+    summary = tokenizer.encode_markup(f" Ada Keller{END}")
 
     def same(text):
         return jax.tree.map(lambda x: np.stack([x] * spec.batch), text)
@@ -113,7 +122,7 @@ def played():
     task = run.source.rows([(0, 0)] * spec.batch).replace(
         query=same(pad_text(encode(QUERY), run.config.task.message_tokens)), game=np.array(wanted, np.int32)
     )
-    script, summaries = stack([turns(told) for told in lines]), same(pad_texts([[]], 1, spec.width))
+    script, summaries = stack([turns(told) for told in lines]), same(pad_texts([summary], 1, spec.width))
 
     @jax.jit
     def stage3(task, script, summaries, world):
@@ -156,9 +165,9 @@ def test_a_row_ends_with_its_episode_and_not_before(played):
     for name in SCRIPTS:
         won = name not in ("runs out of steps", "never acts")
         assert stats.success[of(name)] == won and stats.progress[of(name)] == won
-        assert stats.acted[of(name)] == (name != "never acts")
+        assert (stats.actions[of(name)] > 0) == (name != "never acts")
         assert rows.finished[of(name)] == (name != "never acts")
-        stop = StopReason.TURNS if name == "never acts" else StopReason.ANSWERED
+        stop = StopReason.TURNS if name == "never acts" else StopReason.FINISHED
         assert stats.stop[of(name), 2] == stop and stats.over_turns[of(name)] == (name == "never acts")
 
 
@@ -168,6 +177,30 @@ def test_progress_is_kept_and_an_action_is_cut_to_what_is_understood(played):
     # Three tokens are what a cut action has; "Halden" has fewer, so that a longer one is no "Halden".
     assert rows.env.steps[names["says more"]] == 2 and rows.env.done[names["says more"]] == 1
     assert (rows.env.steps[len(SCRIPTS) :] == 0).all()
+
+
+def test_a_turn_may_hold_calls_and_then_an_action():
+    """What the environment answers comes with the tools' results; after a summary the action is still to be taken."""
+    summary = [(Op.SUMMARY, {"span": "1"})]
+    scripts = {
+        "both": ([(*ADD, "Marnby"), (*ADD, "Halden")], 1),
+        "action alone": ([act("Halden")], 1),
+        "calls alone": ([ADD, ADD], 1),
+        "after a summary": ([(summary, "Halden")], 1),
+    }
+    found = play(scripts, tools__turn="both", tools__action_tag="action")
+    run, rows, trace, names = found
+    first, second = seen(found, "both")
+    assert "done" in second and second.count("Marnby") == 1  # the first ADD, and the toy's answer
+    turns = {name: [t for t in range(len(trace.ran)) if trace.ran[t, row]] for name, row in names.items()}
+    assert list(map(len, turns.values())) == [2, 1, TURNS, 2]  # a summary has a slot of its own
+    stats = rows.stats
+    assert stats.actions[:4].tolist() == [2, 1, 0, 1] and stats.understood[:4].tolist() == [1, 1, 0, 1]
+    assert stats.success[:4].tolist() == [True, True, False, True] and (stats.malformed == 0).all()
+    assert stats.calls[:4, Op.ADD].tolist() == [2, 0, 2, 0] and stats.calls_ok[0, Op.ADD] == 1  # one says the same
+    said = run.tokenizer.decode(trace.said.tokens[0, 0][: trace.said.length[0, 0]].tolist())
+    shown = render_calls(said, trace.op[0, 0], trace.status[0, 0])
+    assert [call["op"] for call in shown] == ["Add_memory", "act"] and shown[1]["arguments"] == {"text": "Marnby"}
 
 
 def test_a_question_is_an_environment_of_one_step():

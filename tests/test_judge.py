@@ -271,7 +271,7 @@ def test_a_key_that_is_none_is_refused_unseen(monkeypatch, key):
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value) and key not in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", ["judge", "f1"])
+@pytest.mark.parametrize("metric", ["judge", "progress"])
 @pytest.mark.parametrize(
     "url",
     ["http://user:hidden@host/v1", "https://hidden@host", "http://host/v1?key=hidden", "http://host/v1#hidden",

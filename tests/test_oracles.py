@@ -99,6 +99,6 @@ def test_farmers_do_what_they_are_named_for(stage):
     assert extra("summarise small talk", Op.SUMMARY, 1) > 0 and extra("fill and empty", Op.SUMMARY, 1) > 0
     assert extra("retrieve everything", Op.RETRIEVE) > extra("fill and empty", Op.RETRIEVE) > 0
     assert extra("answer at once", Op.RETRIEVE) == -len(indices)
-    assert not calls["never answer"][2].acted.any() and calls[PLAIN][2].acted.all()
+    assert not calls["never answer"][2].actions.any() and calls[PLAIN][2].actions.all()
     for trick in ("near duplicates", "scrambled words"):
         assert extra(trick, Op.ADD, 1) == 0 and calls[trick][2].kept.mean() <= calls[PLAIN][2].kept.mean()

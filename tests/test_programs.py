@@ -139,7 +139,7 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
         state, numbers, _ = evaluate(run, state, run.frozen, one, 8)
         assert {len(values) for values in numbers.values()} == {8}
         if not METHODS[one.method].tools:  # an answer, and nothing else
-            assert (numbers["turns"] == 1).all() and (numbers["calls_answer"] == 1).all()
+            assert (numbers["turns"] == 1).all() and (numbers["calls_act"] == 1).all()
             assert (numbers["peak_context_tokens"] <= run.config.context.limit).all()
         assert one.without in ("", "Add_memory") and (not one.without or (numbers["calls_add"] == 0).all())
     state, outcome = train_update(run, state, run.frozen, 3, task, "no_memory_rl")
@@ -226,7 +226,7 @@ def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
     assert {len(values) for values in numbers.values()} == {11}
-    assert set(traces) == {1, 2, 3} and len(rows["f1"]) == 8
+    assert set(traces) == {1, 2, 3} and len(rows["progress"]) == 8
     assert (task.index >= run.source.num_train).all()
     assert numbers["kind"][:8].tolist() == task.kind.tolist() and set(numbers["kind"]) <= set(range(len(KINDS)))
     _, again, _ = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
@@ -396,7 +396,7 @@ def test_a_changed_weight_compiles_nothing():
     heavier = asked.replace(reward=asked.reward | {"task": jnp.float32(3.0), "no_answer": jnp.float32(-2.0)})
     second = play(run, task, heavier)[2][-1]["rows"]
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == compiled
-    task_term = np.where(first["answered"], first["term_task"], -2.0)
+    task_term = np.where(first["acted"], first["term_task"], -2.0)
     np.testing.assert_allclose(second["term_task"], task_term, rtol=1e-6)
     expected = first["reward"] - run.config.reward.task * first["term_task"] + 3.0 * task_term
     np.testing.assert_allclose(second["reward"], expected, rtol=1e-4, atol=1e-5)
@@ -484,5 +484,5 @@ def test_sequential_training_runs_stage_by_stage():
         change = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), state.params, before)
         moved = max(jax.tree.leaves(change)) > 0
         assert moved == (metrics["grad_norm"] > 0)
-        assert "rollout/f1" not in metrics  # nothing is answered yet
+        assert "rollout/progress" not in metrics  # nothing is answered yet
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == {1: 1, 2: 1, 3: 0}

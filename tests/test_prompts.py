@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from vocabularies import write_bpe
 
-from agemem_jax.data.prompts import EXAMPLE_CALLS, build_pieces, example, system_message, system_prompt
+from agemem_jax.data.prompts import build_pieces, example, example_calls, system_message, system_prompt
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools.schemas import STATUS_TEXT, read_calls, validate_call
 from agemem_jax.types import TOOL_NAMES, Op, Status
@@ -83,10 +83,11 @@ def test_the_example_shows_results_as_the_agent_will_see_them(tmp_path):
     def text(piece, *index) -> str:
         return tokenizer.decode(np.asarray(piece.tokens)[index][: int(np.asarray(piece.length)[index])].tolist())
 
-    number, entry = text(pieces.numbers, 1), EXAMPLE_CALLS[0][2]["arguments"]["content"]
+    calls = example_calls(base.get_config().tools)
+    number, entry = text(pieces.numbers, 1), calls[0][2]["arguments"]["content"]
     added = text(pieces.statuses, Op.ADD, Status.OK) + number
     found = text(pieces.statuses, Op.RETRIEVE, Status.OK)
     found += text(pieces.line_break) + entry + text(pieces.id_mark) + number
-    assert not pieces.id_first and [shown for *_, shown in EXAMPLE_CALLS] == [added, found]
+    assert not pieces.id_first and [shown for *_, shown in calls] == [added, found]
     refused = text(pieces.statuses, Op.ADD, Status.STORE_FULL)
     assert refused == f"Add_memory: {STATUS_TEXT[Status.STORE_FULL]}"

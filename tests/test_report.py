@@ -79,7 +79,7 @@ def test_every_section_is_there(html):
         "0.10.2", "group_size", "Texts cut to their limits: 3.4 % of messages.",
         "changed (212)", "sampled as in training", "changed: 212 tasks", "21.2", "misled: 0 tasks",
         "evaluated once, and its interval is over the tasks alone",
-        "Stage 1 ended: all turns made.", "Stage 3 ended: answered.",
+        "Stage 1 ended: all turns made.", "Stage 3 ended: the task was over.",
     ):  # fmt: skip
         assert text in reader.text, text
     for outcome in ("Learned", "Still wrong", "Unlearned"):
@@ -98,7 +98,7 @@ def test_texts_are_escaped(tmp_path):
     make_run(tmp_path, seeds=1, updates=3)
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
     trace = ending("wrong_answer")
-    trace |= {"question": evil, "answer": evil, "said_answer": evil, "gold": [evil]}
+    trace |= {"question": evil, "answer": evil, "action": evil, "gold": [evil]}
     trace["turns"][0] |= {"said": f"<think>{evil}</think><tool_call>", "saw": [{"role": "user", "text": evil}]}
     trace["turns"][0]["calls"] = [add(evil)]
     trace["turns"][0]["store"] = [{"id": 1, "text": evil, "tags": {evil: evil}, "hits": 0}]
@@ -121,7 +121,7 @@ def test_texts_are_escaped(tmp_path):
 def test_odd_and_long_texts_make_a_page(tmp_path, odd):
     make_run(tmp_path, seeds=1, updates=3)
     trace = ending("wrong_answer")
-    trace |= {"question": odd, "answer": odd, "said_answer": odd, "gold": [odd]}
+    trace |= {"question": odd, "answer": odd, "action": odd, "gold": [odd]}
     message = {"role": "user", "text": odd, "pinned": False}
     trace["turns"][0] |= {"said": odd, "saw": [message], "context": [message], "calls": [add(odd)]}
     (tmp_path / "seed_0/traces.json").write_text(json.dumps([trace]))
@@ -170,7 +170,7 @@ def test_a_tool_is_worth_what_its_absence_costs():
 
 
 def test_the_task_score_is_named_and_not_shown_twice(run):
-    named = summary() | {"task_metric": "f1"}
+    named = summary() | {"task_metric": "progress"}
     assert page.score_metric(named) == "token F1" and page.score_metric(summary()) == ""
     headings = [
         label for label, _ in page.contents(dataclasses.replace(page.load(run), summary=named))["result_columns"]
@@ -198,10 +198,10 @@ def test_sequential_schedule_shows_the_stages(tmp_path):
 
 def test_records_of_the_same_update_are_put_together(tmp_path):
     make_run(tmp_path, seeds=1, updates=2)
-    lines = [{"update": 2, "reward": 0.1}, {"update": 1, "reward": 0.0}, {"step": 2, "eval/f1": 0.5}]
+    lines = [{"update": 2, "reward": 0.1}, {"update": 1, "reward": 0.0}, {"step": 2, "eval/progress": 0.5}]
     (tmp_path / "seed_0/metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     rows = page.load(tmp_path).metrics[0]
-    assert rows == [{"update": 1, "reward": 0.0}, {"update": 2, "reward": 0.1, "step": 2, "eval/f1": 0.5}]
+    assert rows == [{"update": 1, "reward": 0.0}, {"update": 2, "reward": 0.1, "step": 2, "eval/progress": 0.5}]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +250,7 @@ def test_the_diagnosis_names_the_first_broken_link(kind):
         ("dropped", ("back in view in stage 3, turn 1, but removed",)),
         ("no_answer", ("Both gold facts had come into view",)),
         ("no_room", ("ended without an answer", "no segment was left (context.max_segments)")),
+        ("not_reached", ("progress 0.50", "The last action was “Old Brindle”.")),
         ("wrong_answer", ("both gold facts in view, but “Old Brindle” differs from “Halden”",)),
     ],
 )
@@ -271,8 +272,8 @@ def test_a_deleted_fact_that_is_stored_again_is_not_lost():
 def test_a_fact_that_was_never_told_and_an_empty_trace():
     trace = ending("wrong_answer") | {"gold": ["Green Door was written by Milo Varga"]}
     assert examine(trace).kind == "not_told"
-    assert examine({"turns": [], "said_answer": None}).kind == "no_answer"
-    assert examine({"turns": [], "exact_match": 1}).kind == "unsupported"
+    assert examine({"turns": [], "action": None}).kind == "no_answer"
+    assert examine({"turns": [], "success": 1}).kind == "unsupported"
 
 
 def test_a_fact_is_held_by_one_entry_not_by_several():

@@ -16,7 +16,7 @@ NEVER = [False] * 3
 def episodes():
     """Row 0 did everything right, row 1 nothing, row 2 a bit of each with every fault."""
     return empty_stats(3).replace(
-        acted=jnp.array([True, False, True]),
+        actions=jnp.array([1, 0, 3]),
         progress=jnp.array([1.0, 0.0, 0.4]),
         success=jnp.array([1.0, 0.0, 0.0]),
         context_tokens=jnp.array([0, 100, 130]),
@@ -101,7 +101,7 @@ def test_the_papers_weights():
 
 def test_task_metrics():
     cfg = settings()
-    cfg.task_metric = "exact_match"
+    cfg.task_metric = "success"
     np.testing.assert_allclose(scored(cfg)[1]["task"], [1.0, -1.0, 0.0])
     cfg.task_metric = "judge"
     cfg.no_answer = -0.5

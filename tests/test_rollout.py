@@ -294,7 +294,7 @@ def test_no_tools_means_plain_replies():
     assert rows.stats.malformed.sum() == 0
     for outcome in outcomes:
         ops = outcome["trace"].op[outcome["trace"].ran]
-        assert np.isin(ops, [Op.NONE, Op.PASS, Op.ANSWER]).all()
+        assert np.isin(ops, [Op.NONE, Op.PASS, Op.ACT]).all()
 
 
 def test_contexts_stay_within_their_bounds():
@@ -302,14 +302,15 @@ def test_contexts_stay_within_their_bounds():
     for tools, step in BATCHES.values():
         _, after, outcomes = played(tools, step)
         stats = after[-1].stats
-        np.testing.assert_array_equal(stats.stop[:, 2], np.where(stats.acted, StopReason.ANSWERED, StopReason.TURNS))
-        assert (stats.stop != StopReason.NONE).all() and (stats.over_turns == ~stats.acted).all()
+        acted = stats.actions > 0
+        np.testing.assert_array_equal(stats.stop[:, 2], np.where(acted, StopReason.FINISHED, StopReason.TURNS))
+        assert (stats.stop != StopReason.NONE).all() and (stats.over_turns == ~acted).all()
         for rows, outcome in zip(after, outcomes, strict=True):
             assert (rows.context.length <= run.spec.rollout.capacity).all()
             assert (rows.cached <= rows.context.length).all()
             inside = np.arange(rows.context.tokens.shape[1]) < rows.context.length[:, None]
             assert (rows.context.tokens[~inside] == PAD_ID).all()
             trace = outcome["trace"]
-            assert np.isin(trace.stop, (StopReason.NONE, StopReason.ANSWERED, StopReason.TURNS)).all()
+            assert np.isin(trace.stop, (StopReason.NONE, StopReason.FINISHED, StopReason.TURNS)).all()
             limits = (trace.status == Status.EDIT_LIMIT) & trace.ran[..., None]
             assert ((trace.op == Op.SUMMARY) | (trace.op == Op.FILTER))[limits & (trace.op != Op.NONE)].all()

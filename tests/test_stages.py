@@ -31,6 +31,7 @@ from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.setup import Run, build
 from agemem_jax.types import Mode, Op, Role, Status, StopReason, Task, Text
+from configs import tiny
 
 ADA_HALDEN = "Ada Keller was born in Halden"
 ADA_YEAR = "Ada Keller was born in 1984"
@@ -119,7 +120,7 @@ def criteria(text: str) -> tuple:
 
 
 def answer(text: str) -> str:
-    return write_turn(None, [], text) + END
+    return write_turn(tiny.get_config().tools, [], text) + END
 
 
 @lru_cache
@@ -266,7 +267,7 @@ def test_who_only_answers_reads_in_silence_what_stays_in_the_context():
             ]  # fmt: skip
             assert agent.traces[stage - 1].said.length.sum() == 0
         assert len(agent.slots(3)) == 1 and agent.rows[2].stats.success == 1
-        assert agent.rows[2].stats.turns == 1 and agent.rows[2].stats.calls[: Op.ANSWER].sum() == 0
+        assert agent.rows[2].stats.turns == 1 and agent.rows[2].stats.calls[: Op.ACT].sum() == 0
         assert not agent.store(3, 0) and agent.rows[2].stats.malformed.sum() == 0
         assert agent.rows[2].segments.count == 1
     told = [*LONG_FACTS, DISTRACTOR, QUERY]
@@ -346,10 +347,10 @@ def test_answers_end_the_last_stage_and_are_scored_in_their_context():
     assert [len(a.slots(3)) for a in (right, wrong, none, half)] == [2, 1, TURNS, 1]
     stats = [a.rows[2].stats for a in (right, wrong, none, half)]
     assert [(float(s.success), round(float(s.progress), 4)) for s in stats] == [(1, 1), (0, 0), (0, 0), (0, 0.6667)]
-    assert [bool(s.acted) for s in stats] == [True, True, False, True]
+    assert [int(s.actions) for s in stats] == [1, 1, 0, 1]
     assert [bool(s.over_turns) for s in stats] == [False, False, True, False]
     # Answers are not allowed in stage 1 here: the grammar writes none, and a turn that has one counts as malformed.
-    assert len(none.slots(1)) == 3 and stats[2].calls[Op.ANSWER] == 0 and stats[2].malformed.sum() == 1
+    assert len(none.slots(1)) == 3 and stats[2].calls[Op.ACT] == 0 and stats[2].malformed.sum() == 1
     ends = right.traces[2].context_length[1] + right.run.spec.rollout.prefix_tokens
     assert stats[0].context_tokens == ends and stats[0].preservation == 1
     assert right.rows[2].mode == Mode.DONE
@@ -363,8 +364,8 @@ def test_an_answer_ends_the_first_stage_by_config_and_only_for_its_row():
     )[:2]
     assert [len(a.slots(1)) for a in (early, late)] == [2, 3]
     assert early.store(2, 0) == {1: ADA_HALDEN} and late.store(2, 0) == {1: ADA_HALDEN, 2: RIVER}
-    assert not early.rows[0].stats.acted and early.rows[0].stats.progress == 0  # it is no answer to the question
-    assert early.rows[0].stats.calls[Op.ANSWER] == 1
+    assert not early.rows[0].stats.actions and early.rows[0].stats.progress == 0  # it is no answer to the question
+    assert early.rows[0].stats.calls[Op.ACT] == 1
     assert len(early.slots(2)) == 1 and len(early.slots(3)) == TURNS
 
 
@@ -520,7 +521,7 @@ def test_fifty_turns_fit_a_table_of_32_messages():
     answers, never = play(
         "long", Script(one=[calls(add(ADA_HALDEN))], three=[*looks, answer("Halden")]), Script(three=[[]] * 50)
     )[:2]
-    for agent, turns, end in ((answers, 50, StopReason.ANSWERED), (never, 50, StopReason.TURNS)):
+    for agent, turns, end in ((answers, 50, StopReason.FINISHED), (never, 50, StopReason.TURNS)):
         assert len(agent.slots(3)) == turns
         stats = agent.rows[2].stats
         assert stats.stop.tolist() == [StopReason.TURNS, StopReason.TURNS, end] == [
@@ -547,7 +548,7 @@ def test_a_row_that_a_size_ends_says_which():
     stats = many.rows[2].stats
     assert stats.stop[2] == StopReason.SEGMENTS and 15 < len(many.slots(3)) < 50
     assert many.rows[2].segments.count == many.run.spec.rollout.segments
-    assert not stats.over_turns and not stats.acted
+    assert not stats.over_turns and not stats.actions
     # Six entries at once are more than the context holds beside the query, whatever goes.
     stats = much.rows[2].stats
     assert stats.stop[2] == StopReason.CONTEXT and len(much.slots(3)) == 2

@@ -33,7 +33,7 @@ def results(seeds: int = 2) -> dict:
     kinds = [float(KINDS.index(name)) for name in ("changed", "recall", "changed", "recall")]
 
     def numbers(f1: list[float]) -> dict:
-        return {"f1": f1, "exact_match": [0.0] * 4, "context_tokens": [9, 11, 9, 11], "kind": kinds}
+        return {"progress": f1, "success": [0.0] * 4, "context_tokens": [9, 11, 9, 11], "kind": kinds}
 
     one = {}
     for way, off in (("greedy", 0.0), ("sampled", 0.25)):
@@ -44,10 +44,11 @@ def results(seeds: int = 2) -> dict:
 
 
 def test_methods_kinds_and_what_a_masked_tool_costs():
-    greedy = summarise(results(), "f1", "greedy", HotpotQA)
-    assert greedy["methods"]["agemem"]["task_score"] == greedy["methods"]["agemem"]["f1"]
-    assert greedy["methods"]["agemem"]["f1"]["seeds"] == [0.75, 0.75] and "kind" not in greedy["methods"]["agemem"]
-    assert greedy["methods"]["no_memory"]["f1"]["seeds"] == [0.0]  # evaluated once: no spread of seeds to speak of
+    greedy = summarise(results(), "progress", "greedy", HotpotQA)
+    trained, plain = greedy["methods"]["agemem"], greedy["methods"]["no_memory"]
+    assert trained["task_score"] == trained["progress"]
+    assert trained["progress"]["seeds"] == [0.75, 0.75] and "kind" not in trained
+    assert plain["progress"]["seeds"] == [0.0]  # evaluated once: no spread of seeds to speak of
     kinds = greedy["by_kind"]["agemem"]
     assert {name: (value["mean"], value["tasks"]) for name, value in kinds.items()} == {
         "changed": (0.75, 2), "recall": (0.75, 2)
@@ -56,20 +57,20 @@ def test_methods_kinds_and_what_a_masked_tool_costs():
     assert list(greedy["masked"]) == ["Update_memory"] and lost["kinds"] == list(MADE_FOR["Update_memory"])
     assert (lost["mean"], lost["tasks"], lost["overall"]["mean"]) == (0.5, 2, 0.25)
     assert lost["ci95"] == pytest.approx(interval([[0.75, 0.25]] * 2)["ci95"])  # of differences, task by task
-    sampled = summarise(results(), "f1", "sampled", HotpotQA)
+    sampled = summarise(results(), "progress", "sampled", HotpotQA)
     assert sampled["masked"]["Update_memory"]["mean"] == pytest.approx(0.625)
 
 
 def test_tasks_without_a_kind_have_no_part_made_for_a_tool():
     of_a_file = {0: {one: numbers | {"kind": [-1.0] * 4} for one, numbers in results(1)[0].items()}}
-    found = summarise(of_a_file, "f1", "greedy", HotpotQA)
+    found = summarise(of_a_file, "progress", "greedy", HotpotQA)
     assert found["by_kind"] == {"no_memory": {}, "agemem": {}}
     lost = found["masked"]["Update_memory"]
     assert "mean" not in lost and lost["tasks"] == 0 and lost["overall"]["mean"] == 0.25
 
 
 def test_table_has_a_row_for_each_method_greedy_and_sampled_and_for_each_tool():
-    greedy, sampled = (summarise(results(), "f1", way, HotpotQA) for way in ("greedy", "sampled"))
+    greedy, sampled = (summarise(results(), "progress", way, HotpotQA) for way in ("greedy", "sampled"))
     text = table({**greedy, "sampled": sampled, "one_policy": ["no_memory"]})
     first, tools, kinds = (part.splitlines() for part in text.split("\n\n"))
     assert len(first) == 6 and first[5].startswith("* the same weights for every seed")

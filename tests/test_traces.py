@@ -88,8 +88,8 @@ def test_turns_without_a_call_are_shown():
     assert render_calls("<tool_call>[1, oops</tool_call>", nothing, [Status.NOT_RUN]) == []  # malformed
     for said in ("<think></think>", "<think></think><tool_call>[]</tool_call>"):
         assert render_calls(said, passed, [Status.OK]) == [{"op": "pass", "arguments": {}, "status": "OK"}]
-    answered = render_calls("<think></think><answer> 1 < 2</answer>", [Op.ANSWER], [Status.OK])
-    assert answered == [{"op": "answer", "arguments": {"answer": "1 < 2"}, "status": "OK"}]
+    answered = render_calls("<think></think><answer> 1 < 2</answer>", [Op.ACT], [Status.OK])
+    assert answered == [{"op": "act", "arguments": {"text": "1 < 2"}, "status": "OK"}]
 
 
 @pytest.mark.heavy
@@ -110,7 +110,7 @@ def test_hermes_turns_of_several_blocks_are_run_block_by_block():
             assert body == "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
             assert [(c["op"], c["arguments"]) for c in shown] == [(c["name"], c["arguments"]) for c in calls]
         else:
-            assert [call["op"] for call in shown] == (["pass"] if body == "" else ["answer"])
+            assert [call["op"] for call in shown] == (["pass"] if body == "" else ["act"])
         said = trace.said.tokens[slot, row, : trace.said.length[slot, row]]
         assert any(said.tobytes() in tokens.astype(said.dtype).tobytes() for tokens in rows.segments.tokens[row])
         for call in shown:

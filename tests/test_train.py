@@ -101,11 +101,11 @@ def test_summary_holds_every_method_and_metric(whole, folder):
         for lost in part["masked"].values():
             assert len(lost["overall"]["seeds"]) == 2 and ("mean" in lost) == (lost["tasks"] > 0)
     for method, metrics in (*greedy.items(), *sampled.items()):
-        assert {"task_score", "exact_match", "memory_quality", "context_tokens", "calls_add", "reward"} <= set(metrics)
+        assert {"task_score", "success", "memory_quality", "context_tokens", "calls_add", "reward"} <= set(metrics)
         for value in metrics.values():
             assert set(value) == {"mean", "ci95", "seeds"} and len(value["seeds"]) == 2
             assert np.isfinite([value["mean"], value["ci95"]]).all()
-        assert metrics["task_score"] == metrics["f1"]
+        assert metrics["task_score"] == metrics["progress"]
         assert method in printed
     no_memory = summary["methods"]["no_memory"]
     assert all(no_memory[f"calls_{op}"]["mean"] == 0 for op in ("add", "update", "delete", "retrieve", "summary"))

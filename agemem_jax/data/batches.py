@@ -32,6 +32,7 @@ class Tasks(Protocol):
     kinds: tuple[str, ...]  # that a task may be of
     made_for: dict[str, tuple[str, ...]]  # of each tool, the kinds that are made for it
     most_gold: int  # supporting facts of a record, at most
+    scores: dict[str, str]  # what "success" and "progress" are called
     limits: dict[str, tuple[str, bool]]  # of its own sizes, as LIMITS
 
     def tell(self, record: Any, rng: random.Random, always: random.Random) -> StagedRecord:

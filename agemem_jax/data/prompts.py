@@ -1,6 +1,7 @@
 """Every fixed string that an agent reads: the system prompt and the pieces that observations are composed of."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,62 +19,97 @@ SHORT_SUMMARY_PROMPT = " summarise"
 RELATED = " related memories"
 SUMMARY_OPEN = " summary"
 
-SYSTEM_PROMPT = """You are an agent that manages its own memory. You have a long-term store, which survives when the \
-conversation is emptied, and a working context of limited length.
+SYSTEM_PROMPT = """You are an agent that manages its own memory{acts}. You have a long-term store, which survives when \
+the conversation is emptied, and a working context of limited length.
 
 # Tools
 {tools}
 
 # Workflow
 - A message tells a fact: store what is worth keeping; correct or delete what is outdated; let the rest pass.
-- A message asks a question: retrieve what you stored.
-- What you need is in view: write the answer.
+{workflow}
 - The context grows long or holds irrelevant messages: summarise or filter it.
 
 # Format
 Always begin with a <think> block of one short sentence, then write exactly one of
 {call_format}
-or <answer> your short final answer</answer>
+or {action}
 Nothing may stand outside these tags. Strings are JSON: write \\" for a quotation mark and \\\\ for a backslash. They \
-hold no line breaks and no tags.
+hold no line breaks and no tags.{brief}
 
 # Example
 {example}"""
 
-# Of an agent that only answers (training/evaluate.py: METHODS).
-PLAIN_PROMPT = """You are an agent that answers a question about the conversation before it.
+# Of an agent without tools (training/evaluate.py: METHODS).
+PLAIN_PROMPT = """You are an agent that {does}.
 
 # Workflow
-- A message tells something: it needs no reply.
-- A message asks a question: write the answer, from what is in view.
+{workflow}
 
 # Format
 Always begin with a <think> block of one short sentence, then write
-<answer> your short final answer</answer>
-Nothing may stand outside these tags. They hold no tags.
+{action}
+Nothing may stand outside these tags. They hold no tags.{brief}
 
 # Example
 {example}"""
 
-# What is said, thought, called and returned; turns of tools that are not enabled are left out. Byte-level BPE merges
+
+@dataclass(frozen=True)
+class TaskWords:
+    """What a prompt says of the task."""
+
+    acts: str  # beside its memory, what the agent does
+    does: str  # without tools
+    workflow: str
+    plain_workflow: str
+    action: str  # how one is written
+    asked: str  # the example's last message
+    found: str  # the thought before it is searched for
+    query: str
+    thought: str  # before the action
+    plain_thought: str
+    example: str  # the action
+
+
+TASKS = {  # by tools.action_tag
+    "answer": TaskWords(
+        acts="",
+        does="answers a question about the conversation before it",
+        workflow="- A message asks a question: retrieve what you stored.\n"
+        "- What you need is in view: write the answer.",
+        plain_workflow="- A message tells something: it needs no reply.\n"
+        "- A message asks a question: write the answer, from what is in view.",
+        action="<answer> your short final answer</answer>",
+        asked="When was the Eiffel Tower completed?",
+        found=" The user asks a question, so I search my memory",
+        query="Eiffel Tower completed",
+        thought=" The memory that I found answers the question",
+        plain_thought=" The first message answers the question",
+        example=" 1889",
+    ),
+    "action": TaskWords(
+        acts=" and acts in a world that answers in text",
+        does="acts in a world that answers in text",
+        workflow="- A message gives a goal: retrieve what you stored about it.\n"
+        "- You know what to do next: write one action, and read what comes of it.",
+        plain_workflow="- A message tells something: it needs no reply.\n"
+        "- A message gives a goal: write one action at a time, and read what comes of it.",
+        action="<action> one action</action>",
+        asked="Your goal: go to where the Eiffel Tower is.",
+        found=" The user gives a goal, so I search my memory",
+        query="Eiffel Tower",
+        thought=" The memory that I found says where it is",
+        plain_thought=" The first message says where it is",
+        example=" go to Paris",
+    ),
+}
+
+# The example; turns of tools that are not enabled are left out. Byte-level BPE merges
 # ">The" and ".</" into tokens that the grammar keeps apart, and a policy that reads them merged avoids such beginnings
 # and ends in what it writes: hence the space after a mark and no full stop before one.
-EXAMPLE_CALLS = (
-    (
-        "By the way: The Eiffel Tower is a tower in Paris, which was completed in 1889.",
-        " The user tells me a fact, so I store it",
-        {"name": "Add_memory", "arguments": {"content": "The Eiffel Tower in Paris was completed in 1889"}},
-        "Add_memory: done, memory_id=1",
-    ),
-    (
-        "When was the Eiffel Tower completed?",
-        " The user asks a question, so I search my memory",
-        {"name": "Retrieve_memory", "arguments": {"query": "Eiffel Tower completed"}},
-        "Retrieve_memory: done\nThe Eiffel Tower in Paris was completed in 1889 | memory_id=1",
-    ),
-)
-PLAIN_EXAMPLE_ANSWER = (" The first message answers the question", " 1889")
-EXAMPLE_ANSWER = (" The memory that I found answers the question", " 1889")
+TOLD = "By the way: The Eiffel Tower is a tower in Paris, which was completed in 1889."
+STORED = "The Eiffel Tower in Paris was completed in 1889"
 
 PAPER_CALLS = """<tool_call>[{"name": tool name, "arguments": {...}}, ...]</tool_call> with COUNT"""
 HERMES_CALLS = """<tool_call>
@@ -95,15 +131,39 @@ def system_message(tokenizer: Tokenizer, tools, plain: bool = False) -> str:
 
 def plain_prompt(tools) -> str:
     """What an agent without tools is told."""
-    thought, answer = PLAIN_EXAMPLE_ANSWER
-    said = [f"user: {said}" for said, *_ in EXAMPLE_CALLS]
-    return PLAIN_PROMPT.format(example="\n".join([*said, example_turn(thought, f"<answer>{answer}</answer>", tools)]))
+    task = TASKS[tools.action_tag]
+    lines = [f"user: {TOLD}", f"user: {task.asked}", example_turn(task.plain_thought, _example_action(tools), tools)]
+    return PLAIN_PROMPT.format(
+        does=task.does, workflow=task.plain_workflow, action=task.action, brief=_brief(tools), example="\n".join(lines)
+    )
 
 
 def system_prompt(tools) -> str:
     """The paper's system prompt in our words: tools, workflow, strict format. `tools` is config.tools."""
-    schemas = "\n".join(json.dumps(schema) for schema in tool_schemas(tools))
-    return SYSTEM_PROMPT.format(tools=schemas, call_format=call_format(tools), example=example(tools))
+    task, schemas = TASKS[tools.action_tag], "\n".join(json.dumps(schema) for schema in tool_schemas(tools))
+    return SYSTEM_PROMPT.format(
+        acts=task.acts, tools=schemas, workflow=task.workflow, call_format=call_format(tools), action=task.action,
+        brief=_brief(tools), example=example(tools),
+    )  # fmt: skip
+
+
+def _brief(tools) -> str:
+    return f"\n\n# Actions\n{tools.action_brief}" if tools.action_brief else ""
+
+
+def _example_action(tools) -> str:
+    return f"<{tools.action_tag}>{TASKS[tools.action_tag].example}</{tools.action_tag}>"
+
+
+def example_calls(tools) -> list[tuple[str, str, dict, str]]:
+    """What is said, thought, called and returned."""
+    task = TASKS[tools.action_tag]
+    add = {"name": "Add_memory", "arguments": {"content": STORED}}
+    search = {"name": "Retrieve_memory", "arguments": {"query": task.query}}
+    return [
+        (TOLD, " The user tells me a fact, so I store it", add, "Add_memory: done, memory_id=1"),
+        (task.asked, task.found, search, f"Retrieve_memory: done\n{STORED} | memory_id=1"),
+    ]
 
 
 def call_format(tools) -> str:
@@ -115,18 +175,19 @@ def call_format(tools) -> str:
         text = PAPER_CALLS
     else:
         text = HERMES_CALLS + (HERMES_ONE if most == 1 else HERMES_SEVERAL)
-    return text.replace("COUNT", count) + (NO_CALLS[tools.format] if tools.min_calls == 0 else "")
+    text = text.replace("COUNT", count) + (NO_CALLS[tools.format] if tools.min_calls == 0 else "")
+    if tools.turn == "both":
+        text += f"\nor calls with {TASKS[tools.action_tag].action} behind them"
+    return text
 
 
 def example(tools) -> str:
     """A short conversation in the configured format; small policies follow it where they miss the instructions."""
-
     lines = []
-    for said, thought, call, result in EXAMPLE_CALLS:
+    for said, thought, call, result in example_calls(tools):
         if call["name"] in tools.enabled:
             lines += [f"user: {said}", example_turn(thought, write_calls([call], tools), tools), f"tool: {result}"]
-    thought, answer = EXAMPLE_ANSWER
-    return "\n".join([*lines, example_turn(thought, f"<answer>{answer}</answer>", tools)])
+    return "\n".join([*lines, example_turn(TASKS[tools.action_tag].thought, _example_action(tools), tools)])
 
 
 def example_turn(thought: str, body: str, tools) -> str:

@@ -35,13 +35,11 @@ class Lines:
     summaries: tuple[list[str], list[str], list[str]] = field(default_factory=lambda: ([], [], []))
 
 
-def write_turn(tools, calls: list[tuple[Op, dict]], answer: str | None = None) -> str:
-    """A turn in the format of the grammar: an answer, or calls."""
-    think = "<think></think>"
-    if answer is not None:
-        return f"{think}<answer> {answer}</answer>"
-    made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
-    return think + write_calls(made, tools)
+def write_turn(tools, calls: list[tuple[Op, dict]], action: str | None = None) -> str:
+    """A turn in the format of the grammar: calls, a task action, or (`tools.turn` "both") calls and then an action."""
+    think, made = "<think></think>", [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
+    called = write_calls(made, tools) if calls or action is None else ""
+    return think + called + ("" if action is None else f"<{tools.action_tag}> {action}</{tools.action_tag}>")
 
 
 class Writer:

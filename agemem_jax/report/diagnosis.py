@@ -3,8 +3,8 @@
 An answer needs every supporting (gold) fact to pass the same chain of links: told in stage 1, stored, kept, brought
 back into the context of stage 3, still there when the answer is written. The first broken link is the diagnosis.
 
-A trace is one element of a run's traces.json: {"method", "question", "answer", "gold": [text], "said_answer": text or
-null, "exact_match", "f1", "terms": {name: value}, "turns": [turn]}, and a turn is {"stage", "turn", "saw": [message],
+A trace is one element of a run's traces.json: {"method", "question", "answer", "gold": [text], "action": text or
+null, "success", "progress", "terms": {name: value}, "turns": [turn]}, and a turn is {"stage", "turn", "saw": [message],
 "said", "calls": [{"op", "arguments", "status", "status_text"}], "store": [{"id", "text", "tags", "hits"}],
 "context": [message], "context_tokens"}, store and context as they are after the turn. "stops" is {stage: why it ended}.
 """
@@ -43,9 +43,10 @@ KINDS = {
     "no_answer": "Ran out of turns without an answer",
     "no_room": "A size ran out before the answer",
     "wrong_answer": "All facts in view, but the answer differs",
+    "not_reached": "All facts in view, but the goal was not reached",
 }
 STOPS = {  # why a stage ended (types.StopReason)
-    "answered": "answered",
+    "finished": "the task was over",
     "turns": "all turns made",
     "context": "the next turn did not fit the context",
     "segments": "the context was full and no segment was left (context.max_segments)",
@@ -118,7 +119,7 @@ def examine(trace: dict) -> Diagnosis:
 
 def is_correct(trace: dict) -> bool:
     """The answer matches exactly."""
-    return bool(trace.get("exact_match"))
+    return bool(trace.get("success"))
 
 
 @lru_cache(maxsize=1 << 16)  # a message stays in the context for many turns
@@ -216,10 +217,10 @@ def _success(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
 
 
 def _failure(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
-    said, wanted = trace.get("said_answer"), trace.get("answer", "")
+    said, wanted = trace.get("action"), trace.get("answer", "")
     broken = [fact for fact in facts if fact.broken]
     malformed = _malformed(trace)
-    ending = f" It answered {_quote(said)}; right is {_quote(wanted)}." if said else ""
+    ending = f" It answered {_quote(said)}; right is {_quote(wanted)}." if said and wanted else ""
     if str(trace.get("method")).startswith("no_memory") and (broken or not facts):
         guess = f" {_quote(said)} could only be a guess; right is {_quote(wanted)}." if said else " It gave no answer."
         gone = enumerated(_quote(fact.text) for fact in broken) or "The facts"
@@ -240,7 +241,10 @@ def _failure(trace: dict, facts: tuple[FactPath, ...]) -> tuple[str, str]:
         full = first.broken == "not_stored" and _refusal(trace, first) == "STORE_FULL"
         return "store_full" if full else first.broken, why + ending
     also = f" ({malformed} turns did not parse)" if malformed else ""
-    partly = f" in part (F1 {trace['f1']:.2f})" if trace.get("f1") else ""
+    if not wanted:
+        share = f"; progress {trace['progress']:.2f}" if trace.get("progress") else ""
+        return "not_reached", f"The goal was not reached{share}. The last action was {_quote(said)}{also}."
+    partly = f" in part (F1 {trace['progress']:.2f})" if trace.get("progress") else ""
     known = f"with {_count(facts)} in view" if facts else "from an unknown set of facts"
     matches = f"matches {_quote(wanted)} only{partly}" if partly else f"differs from {_quote(wanted)}"
     return "wrong_answer", f"Answered {known}, but {_quote(said)} {matches}{also}."

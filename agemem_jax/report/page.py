@@ -46,11 +46,11 @@ TOOLS = (
     ("summary", "Summary_context"),
     ("filter", "Filter_context"),
 )
-ACTIONS = (("answer", "Answer"), ("pass", "No call"))
+ACTIONS = (("act", "Task action"), ("pass", "No call"))
 RESULTS = (  # metric, heading, factor it is shown with, digits
     ("task_score", "Task score", 100, 1),
-    ("exact_match", "Exact match", 100, 1),
-    ("f1", "Token F1", 100, 1),
+    ("success", "Success", 100, 1),
+    ("progress", "Progress", 100, 1),
     ("memory_quality", "Memory quality", 1, 3),
     ("context_tokens", "Context tokens", 1, 0),
     ("reward", "Reward", 1, 3),
@@ -81,15 +81,17 @@ CURVES = (
     )),
     ("Reward terms", "Each term on its own, unweighted, with the stage whose behaviour it judges.", "terms"),
     ("Task and memory", "Of the rollouts trained on (sampled, training tasks).", (
-        ("Token F1", ("task/f1", "f1"), SHARE),
-        ("Exact match", ("task/exact_match", "exact_match"), SHARE),
+        ("Progress", ("task/progress", "progress"), SHARE),
+        ("Success", ("task/success", "success"), SHARE),
         ("Memory quality", ("memory/quality", "memory_quality"), SHARE),
         ("Gold facts stored", ("memory/coverage",), SHARE),
         ("Context tokens", ("context_tokens", "context/tokens"), None),
         ("Turns", ("turns",), None),
+        ("Task actions", ("actions",), None),
+        ("Task actions without effect", ("misunderstood",), None),
         ("Answered, without the judge's verdict", ("judge_failed",), SHARE),
-        ("Validation tasks: F1", ("eval/f1",), SHARE),
-        ("Validation tasks: exact match", ("eval/exact_match",), SHARE),
+        ("Validation tasks: progress", ("eval/progress",), SHARE),
+        ("Validation tasks: success", ("eval/success",), SHARE),
         ("Messages cut to their limit", ("cut_messages",), SHARE),
     )),
     ("Calls per trajectory", "How often each tool is called.", tuple(
@@ -268,7 +270,12 @@ def contents(run: RunFiles) -> dict:
     weights = term_weights(run.config.get("reward") or {})
     variants, totals, endings = count_endings(run.traces)
     # The task score is one of the others by its own name: not twice.
-    results = [column for column in RESULTS if column[0] != summary.get("task_metric")]
+    called = score_names(summary)
+    results = [
+        (metric, capital(called.get(metric, heading)), *rest)
+        for metric, heading, *rest in RESULTS
+        if metric != summary.get("task_metric")
+    ]
     tasks = choose(run.traces, SHOWN_TASKS, weights)
     updates = max((len(rows) for rows in run.metrics.values()), default=0)
     sampled = summary.get("sampled") or {"methods": {}}
@@ -402,8 +409,17 @@ def interval_note(summary: dict) -> str:
 
 def score_metric(summary: dict) -> str:
     """What the task score is, in words; "" if the summary does not say."""
-    headings = {metric: heading.lower().replace("f1", "F1") for metric, heading, _, _ in RESULTS}
-    return headings.get(summary.get("task_metric"), "")
+    metric = summary.get("task_metric")
+    return score_names(summary).get(metric) or next((h.lower() for name, h, _, _ in RESULTS if name == metric), "")
+
+
+def score_names(summary: dict) -> dict[str, str]:
+    """What success and progress are to the run's benchmark, in words."""
+    return {"success": "success", "progress": "progress"} | (summary.get("scores") or {})
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def value_of(summary: dict, method: str, metric: str, factor: float = 1, digits: int = 2) -> Value | None:
@@ -498,11 +514,14 @@ def tool_bars(summary: dict) -> list[dict]:
 
 def curves(run: RunFiles, weights: dict[str, float]) -> list[tuple[str, str, list[Chart]]]:
     """The charts by heading: (heading, remark, charts). Metrics without a place of their own come last."""
-    bands = stage_bands(run.metrics)
+    bands, called = stage_bands(run.metrics), score_names(run.summary)
     used = set(NOT_CURVES)
 
     def chart(title: str, names: tuple[str, ...], bounds, note: str = "") -> Chart | None:
         used.update(names)
+        before, _, last = title.rpartition(": ")
+        if last.lower() in called:
+            title = f"{before}: {called[last.lower()]}" if before else capital(called[last.lower()])
         return line_chart(title, [curve_of(rows, names) for rows in run.metrics.values()], note, bounds, bands)
 
     sections = []
@@ -567,8 +586,8 @@ def term_weights(reward: dict) -> dict[str, float]:
 
 
 def task_score_curves(run: RunFiles) -> list[Curve]:
-    """Token F1 of the training rollouts over updates, one curve a seed."""
-    found = [curve_of(rows, ("task/f1", "f1")) for rows in run.metrics.values()]
+    """Progress (of questions token F1) of the training rollouts over updates, one curve a seed."""
+    found = [curve_of(rows, ("task/progress", "progress")) for rows in run.metrics.values()]
     return [curve for curve in found if curve]
 
 

@@ -5,7 +5,16 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from agemem_jax.report.page import METHODS, TOOLS, RunFiles, smoothed_mean, task_score_curves, value_of
+from agemem_jax.report.page import (
+    METHODS,
+    TOOLS,
+    RunFiles,
+    capital,
+    score_names,
+    smoothed_mean,
+    task_score_curves,
+    value_of,
+)
 
 INK, MUTED, GRID = "#1f2933", "#6b7683", "#e6e4df"
 COLOURS = dict.fromkeys((name for name, _, _ in METHODS), "#b9b6ae")
@@ -32,7 +41,7 @@ def draw(run: RunFiles, path: Path) -> Path:
 
 
 def _curves(axes: Axes, run: RunFiles) -> None:
-    axes.set_title("Token F1 of training rollouts", **TITLE)
+    axes.set_title(f"{capital(score_names(run.summary)['progress'])} of training rollouts", **TITLE)
     axes.set_xlabel("update", color=MUTED, fontsize=8)
     axes.set_ylim(0, 1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

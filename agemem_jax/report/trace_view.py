@@ -23,7 +23,7 @@ OUTCOMES = {  # (correct before, correct after) -> how the tasks of that outcome
     (True, True): "Right both times",
     (True, False): "Unlearned",
 }
-TURN_PARTS = re.compile(r"(</?(?:think|tool_call|answer)>)")
+TURN_PARTS = re.compile(r"(</?(?:think|tool_call|answer|action)>)")
 GIST_CHARACTERS = 110
 KEPT_CHARACTERS = 160  # shown of a context message that was there before: it was shown in full when it came
 
@@ -82,7 +82,7 @@ class TurnView:
 
     @property
     def answers(self) -> bool:
-        return ("tag", "<answer>") in self.said
+        return bool({("tag", "<answer>"), ("tag", "<action>")} & {*self.said})
 
     @property
     def removed(self) -> int:
@@ -109,9 +109,9 @@ class VariantView:
     method: str
     label: str
     correct: bool
-    f1: float | None
+    progress: float | None
     reward: float | None
-    said_answer: str | None
+    action: str | None
     diagnosis: Diagnosis
     terms: list[TermView]
     stages: list[tuple[int, str, list[TurnView]]]
@@ -214,9 +214,9 @@ def _variant(trace: dict, label: str, weights: dict[str, float]) -> VariantView:
         method=trace.get("method", ""),
         label=label,
         correct=is_correct(trace),
-        f1=trace.get("f1"),
+        progress=trace.get("progress"),
         reward=trace.get("reward"),
-        said_answer=trace.get("said_answer"),
+        action=trace.get("action"),
         diagnosis=diagnosis,
         terms=terms,
         stages=stages,

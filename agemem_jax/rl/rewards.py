@@ -31,7 +31,7 @@ STAGE_TERMS = {
 # Terms that are 1 or 0, however often their reason arises: a trajectory has them from the first stage that earned them.
 ONCE = ("preventive", "maintenance", "over_context")
 
-Factors = dict[str, jax.Array]  # [] float32 by term, of its sum in R; and "no_answer", the task term without an answer
+Factors = dict[str, jax.Array]  # [] float32 by term, of its sum in R; and "no_answer", the task term without an action
 
 
 def factors(reward: ConfigDict) -> Factors:
@@ -56,7 +56,7 @@ def earned(
 
     With `reward.terms` "paper" (the paper's Reward section; the stage is that in which it happened, or (1), (2), (3)):
 
-    - task (3): `task_metric` of the answer ("f1", "exact_match", or `judged`), in [0, 1]; `no_answer` without an answer
+    - task (3): `task_metric` of the task ("progress", "success", or `judged`), in [0, 1]; `no_answer` without an action
     - compression (2): max(0, 1 - T_used / T_max), T_used the context tokens at the answer (prefix included)
     - preventive: 1 if FILTER or SUMMARY succeeded while the context was within its limit
     - preservation (3): share of the query's key tokens still in the context at the answer
@@ -85,7 +85,7 @@ def earned(
     Raises:
       ValueError: an unknown `terms` or `task_metric`, or "judge" without `judged`.
     """
-    metrics = {"f1": stats.progress, "exact_match": stats.success, "judge": judged}
+    metrics = {"progress": stats.progress, "success": stats.success, "judge": judged}
     if reward.task_metric not in metrics:
         raise ValueError(f"reward.task_metric is {reward.task_metric!r}; it must be one of {', '.join(metrics)}")
     metric = metrics[reward.task_metric]
@@ -107,7 +107,7 @@ def earned(
         }
     else:
         raise ValueError(f"reward.terms is {reward.terms!r}; it must be 'strict' or 'paper'")
-    task = jnp.where(stats.acted, metric, jnp.asarray(factors["no_answer"], jnp.float32))
+    task = jnp.where(stats.actions > 0, metric, jnp.asarray(factors["no_answer"], jnp.float32))
     values = chosen | {
         "task": in_stage(task, 3),
         "compression": in_stage(jnp.maximum(0.0, 1.0 - stats.context_tokens / context_limit), 2),

@@ -47,7 +47,7 @@ class RolloutSpec:
     prefix_tokens: int
     action_tokens: int
     summary_tokens: int
-    max_calls: int
+    max_calls: int  # of a turn, a task action included
     tag_slots: int
     tag_tokens: int
     default_top_k: int
@@ -76,6 +76,7 @@ class RolloutSpec:
     columns: tuple[int, ...]  # history columns that the decode loop is compiled for, beside all of them
     trace_rows: int
     result_tokens: int
+    rule_top_k: int  # entries shown by rule with the query: as many as a turn of an agent can be shown
     facts: int
     distractors: int
     env: Environment
@@ -92,11 +93,6 @@ class RolloutSpec:
     def width(self) -> int:
         """Columns of a generation slot."""
         return max(self.action_tokens, self.summary_tokens)
-
-    @property
-    def rule_top_k(self) -> int:
-        """Entries that are shown by rule with the question: as many as a turn of an agent can be shown."""
-        return min(self.max_calls * self.max_top_k, self.entries)
 
     def turns(self, stage: int) -> int:
         """Most turns of a stage."""

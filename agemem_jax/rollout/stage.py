@@ -101,20 +101,20 @@ def scripted_writer(world: World, spec: RolloutSpec, script: Text, summaries: Te
 
 
 def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array, answers_only: jax.Array | bool = False) -> jax.Array:
-    """Bit mask of a stage's operations: the method's tools, the empty turn, an answer where one may be given.
+    """Bit mask of a stage's operations: the method's tools, the empty turn, a task action where one may be taken.
 
-    `answers_only`: of Rules; then an answer is all that may be given.
+    `answers_only`: of Rules; then a task action is all that may be written.
     """
     mask = tools | (1 << Op.WRITE_SUMMARY)
     if spec.pass_allowed:
         mask = mask | (1 << Op.PASS)
     if stage == 3:
-        return jnp.where(answers_only, 1 << Op.ANSWER, mask | (1 << Op.ANSWER))
+        return jnp.where(answers_only, 1 << Op.ACT, mask | (1 << Op.ACT))
     if spec.early_answer_ends:
-        return mask | (1 << Op.ANSWER)
+        return mask | (1 << Op.ACT)
     # Without tools and empty turns, a plain reply is the only thing left to say.
     speechless = (mask & ~(1 << Op.WRITE_SUMMARY)) == 0
-    return jnp.where(speechless, mask | (1 << Op.ANSWER), mask)
+    return jnp.where(speechless, mask | (1 << Op.ACT), mask)
 
 
 @jax.named_scope("rollout")
@@ -199,10 +199,10 @@ def run_stage(
             now = standing_now(rows, task, world, spec, stage)
             rows = rows.replace(standing=jnp.where(since[..., None], now[:, None], rows.standing))
         turn = rows.turn + over
-        answered = op[:, 0] == Op.ANSWER
-        early = answered if spec.early_answer_ends else jnp.zeros_like(answered)
+        acted = (rows.calls.op == Op.ACT).any(1)
+        early = acted if spec.early_answer_ends else jnp.zeros_like(acted)
         ends = rows.finished if stage == 3 else early
-        why = jnp.where(ends, StopReason.ANSWERED, StopReason.TURNS)
+        why = jnp.where(ends, StopReason.FINISHED, StopReason.TURNS)
         rows = stop(rows, over & (ends | (turn >= last_turn)), why, stage)
         return rows.replace(turn=turn, round=rows.round + over)
 

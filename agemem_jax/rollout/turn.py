@@ -535,10 +535,10 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         rows, s = jax.lax.cond(summing.any(), sum_up, lambda rows: (rows, none + Status.NOT_RUN), rows)
         status = jnp.where(summing, s, status)
 
-    answering = is_op(Op.ANSWER)
-    status = jnp.where(answering | is_op(Op.PASS), Status.OK, status)
+    acting = is_op(Op.ACT)
+    status = jnp.where(acting | is_op(Op.PASS), Status.OK, status)
     if stage == 3:
-        rows = take_action(rows, world, task, spec, answering, content)
+        rows = take_action(rows, world, task, spec, acting, content)
 
     stats = count_call(rows.stats, op, run, jnp.where(waiting, Status.NOT_RUN, status))
     here = run[:, None] & (jnp.arange(spec.max_calls) == j)
@@ -547,7 +547,7 @@ def run_call(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int
         status=jnp.where(here, status[:, None], rows.status),
         pointer=jnp.where(run, j + 1, rows.pointer),
     )
-    speaks = run & ~waiting & (op < Op.ANSWER)
+    speaks = run & ~waiting & (op < Op.ACT)
     i = jnp.clip(new_id, 0, world.pieces.numbers.length.shape[0] - 1)
     number = Text(world.pieces.numbers.tokens[i], jnp.where(added, world.pieces.numbers.length[i], 0))
     return say(rows, world, speaks, jnp.maximum(op, 0), status, [number, *memory_lines(world, found)])
@@ -567,7 +567,8 @@ def take_action(rows: Rows, world: World, task: Task, spec: RolloutSpec, on: jax
         state, out = spec.env.step(world.env, task.game, rows.env, cut, on)
         stats = rows.stats
         stats = stats.replace(
-            acted=stats.acted | on,
+            actions=stats.actions + on,
+            understood=stats.understood + (on & out.understood),
             success=jnp.where(on, out.success, stats.success),
             progress=jnp.where(on, out.progress, stats.progress),
         )

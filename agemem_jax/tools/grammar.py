@@ -1,13 +1,15 @@
 """The turn format as a token automaton: built on the host, run on the device.
 
 A turn is a think block, then one JSON array of calls (format "paper") or one block for each call, joined by a line end
-(format "hermes"), or an answer:
+(format "hermes"), or a task action, of a question its answer:
 
     <think>...</think><tool_call>[{"name": "Add_memory", "arguments": {"content": "..."}}, ...]</tool_call><|im_end|>
     <think>...</think><tool_call>\\n{"name": "Add_memory", "arguments": {"content": "..."}}\\n</tool_call><|im_end|>
     <think>...</think><answer>...</answer><|im_end|>
+    <think>...</think><action>...</action><|im_end|>
 
-A turn without a call is an empty array, or nothing at all after the think block ("hermes").
+A turn without a call is an empty array, or nothing at all after the think block ("hermes"). With `tools.turn` "both" a
+task action may also follow the calls.
 
 It is a chain of *literals* (everything up to where the policy writes next) and *fields* (what it writes). Each literal
 has one canonical token sequence; where several may follow, their sequences form a trie. A field admits tokens whose
@@ -68,7 +70,7 @@ class ToolGrammar:
     start_summary: int = struct.field(pytree_node=False)  # state before a summary: plain text, then the end of the turn
     end: int = struct.field(pytree_node=False)  # state after a turn
     dead: int = struct.field(pytree_node=False)  # state outside the language (reached only by unconstrained turns)
-    max_calls: int = struct.field(pytree_node=False)
+    max_calls: int = struct.field(pytree_node=False)  # a task action counts as one
     tag_slots: int = struct.field(pytree_node=False)  # 1 + max_tags
     constrained: bool = struct.field(pytree_node=False)
 
@@ -85,6 +87,11 @@ def build_grammar(config, tokenizer: Tokenizer) -> ToolGrammar:
       InputError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
     """
     return _Builder(config, tokenizer).build()
+
+
+def calls_of_a_turn(config) -> int:
+    """J, the calls that a turn of `config.tools` may hold, a task action beside them included."""
+    return config.max_calls + (config.turn == "both")
 
 
 def literals(config, end: str) -> list[str]:
@@ -173,9 +180,9 @@ def parse(
         operation tells by `length > Lt` that a tag does not fit.
 
     Returns:
-      ToolCalls [B, J = max_calls], their texts without escapes. No calls are one call PASS, an answer is one call
-      ANSWER, a summary one call WRITE_SUMMARY. A turn that is not in the language, or not at its end, is malformed and
-      has no calls.
+      ToolCalls [B, J = max_calls], their texts without escapes. No calls are one call PASS, a task action is
+      one call ACT, a summary one call WRITE_SUMMARY. A turn that is not in the language, or not at its end, is
+      malformed and has no calls.
     """
     batch, width = tokens.shape
     columns = jnp.arange(width)
@@ -364,7 +371,7 @@ class _Builder:
 
     def _kind(self, place: Place) -> str:
         """What is written at a place: "text", "string", "digits", or nothing ("choice")."""
-        if place.name in ("think", "answer", "summary"):
+        if place.name in ("think", "action", "summary"):
             return "text"
         if place.name != "argument":
             return "choice"
@@ -532,7 +539,7 @@ class _Builder:
             start_summary=index[_entry(SUMMARY)],
             end=index[_entry(END)],
             dead=len(index),
-            max_calls=self.config.max_calls,
+            max_calls=calls_of_a_turn(self.config),
             tag_slots=1 + self.config.max_tags,
             constrained=self.config.constrained,
         )

@@ -26,7 +26,7 @@ class Part(enum.IntEnum):
 class Place(NamedTuple):
     """Where the policy writes or chooses next."""
 
-    name: str  # "start", "think", "answer", "summary", "argument" or "end"
+    name: str  # "start", "think", "action", "summary", "argument" or "end"
     call: int = -1
     op: Op = Op.NONE
     argument: int = 0  # index among the tool's arguments
@@ -42,7 +42,7 @@ class Exit(NamedTuple):
     op: Op | None  # the operation that it begins
 
 
-START, THINK, ANSWER = Place("start"), Place("think"), Place("answer", 0, Op.ANSWER)
+START, THINK = Place("start"), Place("think")
 SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
 _LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
 
@@ -83,8 +83,8 @@ class Layout:
             return [Exit("<think>", THINK, None)] if self.config.think else self._bodies("<think></think>")
         if place == THINK:
             return self._bodies("</think>")
-        if place == ANSWER:
-            return [Exit(f"</answer>{self.end}", END, None)]
+        if place.name == "action":
+            return [Exit(f"</{self.config.action_tag}>{self.end}", END, None)]
         if place == SUMMARY:
             return [Exit(self.end, END, None)]
         if place == END:
@@ -104,7 +104,10 @@ class Layout:
         exits = [self._call(before + self.open, tool, 0) for tool in self.tools.values()]
         if self.config.min_calls == 0:
             exits.append(Exit(before + self.no_calls + self.end, END, Op.PASS))
-        return [*exits, Exit(before + "<answer>", ANSWER, Op.ANSWER)]
+        return [*exits, self._action(before, 0)]
+
+    def _action(self, before: str, place: int) -> Exit:
+        return Exit(f"{before}<{self.config.action_tag}>", Place("action", place, Op.ACT), Op.ACT)
 
     def _call(self, before: str, tool: Tool, call: int) -> Exit:
         opening = before + f'{{"name": "{tool.name}", "arguments": {{' + self._key(tool.arguments[0])
@@ -122,6 +125,8 @@ class Layout:
             exits += [self._call(close + "}}" + self.between, tool, following) for tool in self.tools.values()]
         if following >= self.config.min_calls:
             exits.append(Exit(f"{close}}}}}{self.close}{self.end}", END, None))
+            if self.config.turn == "both":
+                exits.append(self._action(f"{close}}}}}{self.close}", following))
         return exits
 
     def _key(self, argument: Argument) -> str:
@@ -137,7 +142,7 @@ class Layout:
 
     def part(self, place: Place) -> int:
         """The Part that a place belongs to; a choice that is still to be made belongs to none."""
-        if place.name in ("think", "answer", "summary"):
+        if place.name in ("think", "action", "summary"):
             return Part.THINK if place == THINK else Part.CONTENT
         if place.name != "argument":
             return Part.NONE

@@ -45,7 +45,7 @@ def attribute(run: Run, state: TrainState, one: Pass, tasks: int, metric: str) -
       run: built with as many traces as rows (`train.traces`).
       state: its parameters act; its buffers are given away.
       one: whose evaluation, and how its turns are decoded.
-      metric: number of a row that is its score, such as "f1".
+      metric: number of a row that is its score, such as "progress".
 
     Returns:
       (calls; trajectories that came out otherwise although nothing was left out, which is 0 if the noise is the same).

@@ -232,7 +232,7 @@ def evaluate_between(
         record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}
         for kind, name in enumerate(run.source.tasks.kinds):
             if (kinds == kind).any():
-                record[f"eval/f1/{name}"] = float(numbers["f1"][kinds == kind].mean())
+                record[f"eval/progress/{name}"] = float(numbers["progress"][kinds == kind].mean())
         if writer:
             writer.metrics.write(update, record)
     return state
@@ -268,7 +268,7 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
             write_json(workdir / f"traces_{one.method}.json", render_traces(run, traced, one.method, when))
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
         write_json(path, kept)
-    shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("f1", "memory_quality", "reward"))
+    shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("progress", "memory_quality", "reward"))
     say(f"{name}: {one.name}: {shown}")
     return state
 

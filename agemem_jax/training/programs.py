@@ -240,8 +240,8 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
     calls = {f"calls_{op.name.lower()}": s.calls[:, op] for op in Op if 0 <= op < NUM_OPS and op != Op.WRITE_SUMMARY}
     return {
         "reward": total,
-        "exact_match": s.success,
-        "f1": s.progress,
+        "success": s.success,
+        "progress": s.progress,
         "memory_quality": s.memory_quality,
         "memory_coverage": s.memory_coverage,
         "memory_precision": s.memory_precision,
@@ -249,7 +249,9 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "peak_context_tokens": s.peak_context_tokens,
         "turns": s.turns,
         "effective_turns": rows.effective.sum(1),
-        "answered": s.acted,
+        "acted": s.actions > 0,
+        "actions": s.actions,
+        "misunderstood": s.actions - s.understood,
         "generated_tokens": s.generated_tokens,
         "sampled_tokens": s.sampled_tokens,
         "malformed_turns": s.malformed.sum(1),

@@ -298,7 +298,9 @@ def roomy_config(config: ConfigDict, pieces: Pieces, reach: int | None) -> Confi
     messages = task.facts + task.distractors
     marks = int(pieces.user_open.length + pieces.close.length)
     turn = int(pieces.assistant_open.length + pieces.close.length) + config.rollout.action_tokens
-    need = max((messages + 1) * (task.message_tokens + marks) + turn, config.context.capacity)
+    acting = (config.rollout.stage3_turns - 1) * (turn + marks + task.seen_tokens) + task.seen_tokens
+    acting = acting if task.seen_tokens else 0  # a question is answered in one turn
+    need = max((messages + 1) * (task.message_tokens + marks) + turn + acting, config.context.capacity)
     most = need if reach is None else min(need, reach - int(pieces.prefix.length.sum()))
     if most < need:
         warnings.warn(
@@ -306,7 +308,8 @@ def roomy_config(config: ConfigDict, pieces: Pieces, reach: int | None) -> Confi
             f"made for {reach} positions",
             stacklevel=3,
         )
-    room.context.update({"capacity": most, "messages": max(config.context.messages, messages + 4)})
+    turns = 2 * config.rollout.stage3_turns if task.seen_tokens else 2
+    room.context.update({"capacity": most, "messages": max(config.context.messages, messages + 2 + turns)})
     room.store.entries = max(config.store.entries, messages)
     room.store.entry_tokens = max(config.store.entry_tokens, task.message_tokens)
     return room
@@ -326,7 +329,7 @@ def check_budget(config: ConfigDict, grammar) -> None:
 def check_lengths(config: ConfigDict, pieces: Pieces, grammar) -> None:
     """Raises ConfigError if the segments cannot hold the turns that are asked for (config.check_turns)."""
     size = lambda *texts: sum(int(text.length) for text in texts)  # noqa: E731
-    p, ops = pieces, [n for op, n in enumerate(grammar.shortest) if n and op not in (Op.ANSWER, Op.WRITE_SUMMARY)]
+    p, ops = pieces, [n for op, n in enumerate(grammar.shortest) if n and op not in (Op.ACT, Op.WRITE_SUMMARY)]
     around = size(p.assistant_open, p.close)
     prompt = size(p.user_open, p.summary_prompt, p.close) + around
     check_turns(
@@ -334,7 +337,7 @@ def check_lengths(config: ConfigDict, pieces: Pieces, grammar) -> None:
         told=size(p.user_open, p.close) + config.task.message_tokens,
         around=around,
         summary=prompt + config.rollout.summary_tokens if derive(config).summaries else 0,
-        shortest=min(ops, default=grammar.shortest[Op.ANSWER]),
+        shortest=min(ops, default=grammar.shortest[Op.ACT]),
     )
 
 
@@ -466,7 +469,7 @@ def rollout_spec(
         prefix_tokens=int(pieces.prefix.length.sum()),
         action_tokens=r.action_tokens,
         summary_tokens=r.summary_tokens,
-        max_calls=t.max_calls,
+        max_calls=world.grammar.max_calls,
         tag_slots=1 + t.max_tags,
         tag_tokens=config.store.tag_tokens,
         default_top_k=t.default_top_k,
@@ -497,6 +500,7 @@ def rollout_spec(
         trace_rows=min(config.train.traces, sizes.rows),
         # A summary finished in between adds a status of its own.
         result_tokens=(t.max_calls + 1) * call,
+        rule_top_k=min(t.max_calls * t.max_top_k, config.store.entries),
         facts=config.task.facts,
         distractors=config.task.distractors,
         env=env,
@@ -514,10 +518,9 @@ def host_judge(config: ConfigDict, source: TaskSource, tokenizer: Tokenizer):
     judge.check()
 
     def score(index: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
-        records = [source.records[int(i)] for i in index]
-        expected = [source.staged(int(i)).answer for i in index]
+        asked = [source.staged(int(i)) for i in index]
         rows = zip(np.asarray(tokens), np.asarray(length), strict=True)
         answers = [tokenizer.decode(row[:n].tolist()) for row, n in rows]
-        return judge.score([r["question"] for r in records], expected, answers)
+        return judge.score([one.query for one in asked], [one.answer for one in asked], answers)
 
     return score

@@ -22,8 +22,8 @@ PACKAGES = ("jax", "flax", "optax", "orbax.checkpoint", "transformers", "sentenc
 # 97.5 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
 STUDENT_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 NORMAL_975 = 1.96
-TASK_METRICS = {"f1": "f1", "exact_match": "exact_match", "judge": "term_task"}  # the numbers behind task_score
-COLUMNS = ("task_score", "exact_match", "memory_quality", "context_tokens", "calls_add", "calls_update", "calls_delete",
+TASK_METRICS = {"progress": "progress", "success": "success", "judge": "term_task"}  # the numbers behind task_score
+COLUMNS = ("task_score", "success", "memory_quality", "context_tokens", "calls_add", "calls_update", "calls_delete",
            "calls_retrieve", "calls_summary", "calls_filter")  # fmt: skip
 
 
@@ -127,7 +127,8 @@ def write_summary(workdir: Path, config, run: Run, results: dict[int, dict[Pass,
         "command": command,
         "seeds": list(results),
         "task_metric": metric,
-        "test_tasks": len(next(iter(next(iter(results.values())).values()))["f1"]),
+        "scores": run.source.tasks.scores,
+        "test_tasks": len(next(iter(next(iter(results.values())).values()))["progress"]),
         **greedy,
         "sampled": sampled,
         "one_policy": [method for method in greedy["methods"] if shares_weights(config, method)],

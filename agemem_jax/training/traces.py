@@ -1,9 +1,13 @@
 """Device traces as readable records: what the agent saw, said and called, and its store and context after each slot."""
 
+import re
+
 import numpy as np
 
 from agemem_jax.tools.schemas import read_calls
 from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status, StopReason
+
+ACTION = re.compile(r"<(answer|action)>(.*)</\1>", re.DOTALL)
 
 
 def render_traces(run, traced, method: str, when: str) -> list[dict]:
@@ -23,8 +27,8 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
     decode = lambda tokens, length: run.tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
     marks = Marks(run.tokenizer, run.world.pieces)
     index = int(task.index[row])
-    record = run.source.records[index]
-    turns, stops, said_answer, gold = [], {}, None, task.gold
+    staged = run.source.staged(index)
+    turns, stops, action, gold = [], {}, None, task.gold
     for stage, trace in traces.items():
         stops[str(stage)] = why_ended(trace.stop[:, row])
         for slot in range(trace.ran.shape[0]):
@@ -32,18 +36,18 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
                 continue
             turn = render_slot(decode, marks, trace, slot, row)
             turns.append({"stage": stage, **turn})
-            answers = [call["arguments"].get("answer") for call in turn["calls"] if call["op"] == "answer"]
-            said_answer = answers[-1] if answers and stage == 3 else said_answer
+            actions = [call["arguments"].get("text") for call in turn["calls"] if call["op"] == "act"]
+            action = actions[-1] if actions and stage == 3 else action
     return {
         "task": index,
-        "question": record["question"],
-        "answer": run.source.staged(index).answer,
+        "question": staged.query,
+        "answer": staged.answer,
         "gold": [decode(gold.tokens[row, i], gold.length[row, i]).strip() for i in range(int(task.num_gold[row]))],
-        "said_answer": said_answer,
+        "action": action,
         "reward": float(numbers["reward"][row]),
         "terms": {n.removeprefix("term_"): float(v[row]) for n, v in numbers.items() if n.startswith("term_")},
-        "exact_match": float(numbers["exact_match"][row]),
-        "f1": float(numbers["f1"][row]),
+        "success": float(numbers["success"][row]),
+        "progress": float(numbers["progress"][row]),
         "stops": stops,
         "turns": turns,
     }
@@ -152,10 +156,9 @@ def render_tags(decode, tokens, length) -> dict[str, str]:
 def render_calls(said: str, ops, statuses) -> list[dict]:
     """The calls of a turn with their arguments, read back from the text that the policy wrote; none if malformed."""
     live = [(Op(int(op)), Status(int(status))) for op, status in zip(ops, statuses, strict=True) if op != Op.NONE]
-    if any(op == Op.ANSWER for op, _ in live):
-        arguments = [{"answer": said.split("<answer>")[1].split("</answer>")[0].strip()}]
-    else:
-        arguments = [call["arguments"] for call in read_calls(said)] if live else []
+    arguments = [call["arguments"] for call in read_calls(said)] if live else []
+    if action := ACTION.search(said) if live else None:
+        arguments.append({"text": action[2].strip()})
     calls = []
     for i, (op, status) in enumerate(live):
         name = TOOL_NAMES[op] if op < len(TOOL_NAMES) else op.name.lower()

@@ -132,7 +132,7 @@ def parse(text: str, summing: bool, end: str) -> list[tuple[Op, dict]]:
     if summing:
         return [(Op.WRITE_SUMMARY, {"content": text.removesuffix(end)})]
     if answer := ANSWER.search(text):
-        return [(Op.ANSWER, {"content": answer[1]})]
+        return [(Op.ACT, {"content": answer[1]})]
     calls = json.loads(CALLS.search(text)[1])
     return [(Op(TOOL_NAMES.index(call["name"])), call["arguments"]) for call in calls] or [(Op.PASS, {})]
 
@@ -342,10 +342,10 @@ class Rollout:
         if self.mode == Mode.ACT:
             self.turn += 1
             self.round += 1
-            answered = not summing and self.calls[0][0] == Op.ANSWER
+            answered = not summing and self.calls[0][0] == Op.ACT
             ends = answered and (self.stage == 3 or self.spec.early_answer_ends)
             if ends or self.turn >= self.last_turn:
-                self.stop(StopReason.ANSWERED if ends else StopReason.TURNS)
+                self.stop(StopReason.FINISHED if ends else StopReason.TURNS)
 
     # Tools.
 
@@ -378,15 +378,16 @@ class Rollout:
             status = self.filter(arguments["criteria"])
         elif op == Op.SUMMARY:
             status = self.ask_for_summary(arguments["span"])
-        elif op == Op.ANSWER and self.stage == 3:
-            self.stats["acted"] = True
+        elif op == Op.ACT and self.stage == 3:
+            self.stats["actions"] += 1
+            self.stats["understood"] += 1
             self.stats["success"], self.stats["progress"] = answer_scores(arguments["content"], self.gold_answer)
         waiting = self.mode == Mode.SUMMARIZE
         if op in (Op.UPDATE, Op.DELETE) and status == Status.OK:
             self.stats["maintained"][self.stage - 1] = True
         self.stats["calls"][op] += 1
         self.stats["calls_ok"][op] += status == Status.OK and not waiting
-        if op < Op.ANSWER and not waiting:
+        if op < Op.ACT and not waiting:
             self.say(op, status, extra)
 
     def check_text(self, ids: list[int]) -> Status:

@@ -3,6 +3,8 @@
 import random
 import warnings
 
+from ml_collections import ConfigDict
+
 from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.hotpotqa import questions, records
 from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, Question, QuestionAnswering, question_of
@@ -15,7 +17,8 @@ from agemem_jax.errors import InputError
 
 
 def load(config, tokenizer: Tokenizer) -> Benchmark:
-    """Questions, and what scores their answers. Raises InputError and ConfigError as `HotpotQA`."""
+    """Questions, and what scores their answers. Raises InputError and ConfigError as `check_splits` and `HotpotQA`."""
+    check_splits(config)
     return Benchmark(
         tasks=HotpotQA(config, tokenizer),
         env=QuestionAnswering(action_tokens=WIDTHS * config.task.answer_tokens),
@@ -40,6 +43,7 @@ class HotpotQA:
 
     kinds = questions.KINDS
     made_for = questions.MADE_FOR
+    scores = {"success": "exact match", "progress": "token F1"}
     limits = {"answers": ("task.answer_tokens", True), "supporting facts of a record": ("task.facts", False)}
 
     def __init__(self, config, tokenizer: Tokenizer):
@@ -130,6 +134,29 @@ class HotpotQA:
                     stacklevel=5,
                 )
         return kept
+
+
+def check_splits(config: ConfigDict) -> None:
+    """Where training, validation and test records come from."""
+    t = config.task
+    if not t.path:
+        for field in ("validation_path", "test_path"):
+            if t[field]:
+                refuse(f"task.{field}", t[field], "a file of its own, and task.path, the training records, names none")
+        return
+    taken = 0.0
+    for split, path in (("test", t.test_path), ("validation", t.validation_path)):
+        fraction, needed = t[f"{split}_fraction"], split == "test" or config.train.eval_every
+        if path:
+            continue
+        taken += fraction
+        if taken >= 1 or (needed and not fraction):
+            refuse(
+                f"task.{split}_fraction", fraction,
+                "must lie between 0 and 1, so that no split of task.path is empty, with task.test_fraction = "
+                f"{t.test_fraction} and task.validation_fraction = {t.validation_fraction} of its records; or give "
+                f"task.{split}_path",
+            )  # fmt: skip
 
 
 def texts_of(found: list[dict]) -> list[str]:
