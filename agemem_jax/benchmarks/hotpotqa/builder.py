@@ -19,8 +19,8 @@ PUBLISHED = {
 }
 TEXTS = ("_id", "question", "answer", "type", "level")
 NESTED = ("supporting_facts", "context")
-# The distractor setting's records have the paragraphs of all their supporting facts, those of the fullwiki setting what
-# a search found: Yang et al. count 56 % among its first ten.
+# Share of records. Those of the distractor setting have the paragraphs of all their supporting facts, those of the
+# fullwiki setting only what a search found.
 MOST_LACKING = 0.1
 HOME = "https://hotpotqa.github.io"
 
