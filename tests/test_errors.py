@@ -160,6 +160,12 @@ CASES = {
     "recall: vocabulary": (("encoder_recall", ["--path={}/a_file"]), ["--path needs --weights"]),
     "recall: weights": (("encoder_recall", ["--weights={}/nowhere"]), ["nowhere", "do not exist"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
+    "data: nothing": (("prepare_data", ["--folder=d"]), ["give either --train and --validation, or --runs"]),
+    "data: both": (("prepare_data", ["--folder=d", "--train=t", "--runs=r"]), ["give either --train and"]),
+    "data: folder": (("prepare_data", ["--folder={}/a_file", "--runs=r"]), ["a_file is a file; give a folder"]),
+    "data: nowhere": (("prepare_data", ["--folder=d", "--train={}/no.json"]), ["train: there is no file", "no.json"]),
+    "data: damaged": (("prepare_data", ["--folder=d", "--train={}/a_file"]), ["a_file", "hotpot_train_v1.1.json of"]),
+    "data: no run": (("prepare_data", ["--folder=d", "--runs={}"]), ["has no traces*.json"]),
     # Files of a model.
     "weights: nowhere": (weights("nowhere"), ["models/nowhere' do not exist"]),
     "weights: sizes": (weights("sizes"), ["models/sizes/config.json: num_hidden_layers = '4': must be a whole number"]),
