@@ -15,8 +15,10 @@ from alfworld_games import HOUSEHOLDS, domain, grammar, problem, vocabulary, wal
 from alfworld_textworld import chosen
 from alfworld_twin import Twin
 
-from agemem_jax.benchmarks.alfworld import expert, tasks
-from agemem_jax.benchmarks.alfworld.environment import PIECES, AlfWorld, Sizes, admissible_text, commands
+from agemem_jax.benchmarks.alfworld import arrays, expert, games
+from agemem_jax.benchmarks.alfworld.environment import AlfWorld
+from agemem_jax.benchmarks.alfworld.play import Sizes
+from agemem_jax.benchmarks.alfworld.texts import PIECES, admissible_text, commands
 from agemem_jax.envs.text import compose, spell
 from agemem_jax.errors import InputError
 from agemem_jax.types import Text
@@ -53,11 +55,11 @@ class Played:
     """The engine with a batch of games, in strings."""
 
     def __init__(self, paths: list[Path], tokenizer, sizes: Sizes = SIZES, listed_tokens: int = 900):
-        self.households = [tasks.read(path) for path in paths]
+        self.households = [games.read(path) for path in paths]
         self.engine, self.encode, self.listed_tokens = AlfWorld(sizes), tokenizer.encode, listed_tokens
-        rows = [tasks.arrays(game, tokenizer, sizes) for game in self.households]
+        rows = [arrays.arrays(game, tokenizer, sizes) for game in self.households]
         self.game = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)
-        self.shared = tasks.shared(tokenizer, sizes)
+        self.shared = arrays.shared(tokenizer, sizes)
         self.said, self.other_tokens = 0, []  # answers so far, and those with other tokens than their whole text
 
     def told(self, text: Text) -> list[str]:
@@ -141,7 +143,7 @@ def test_play_is_the_twins_padded_or_not(paths, tokenizer):
     some = [*paths.values()]
     random_walks = walked(some, seed=3, steps=40)
     assert assert_same(Played(some, tokenizer), random_walks) > 250
-    game = tasks.read(paths["bedroom-moves"])
+    game = games.read(paths["bedroom-moves"])
     together = int(np.bincount(game.place).max())
     tight = Sizes(len(game.objects), len(game.receptacles), together, 12, 24, 160, 32)
     assert_same(Played([paths["bedroom-moves"]], tokenizer, tight), [random_walks[[*paths].index("bedroom-moves")]])
@@ -261,7 +263,7 @@ def test_quirk_6_the_room_is_seen_at_the_start_alone(paths, tokenizer):
 
 def test_quirk_7_names(paths, tokenizer):
     """Basins, numbers from the last id on, and names that end in a blank, which no command can."""
-    bath = tasks.read(paths["bathroom"])
+    bath = games.read(paths["bathroom"])
     assert bath.receptacles == ("bathtubbasin 1", "cabinet 1", "sinkbasin 1", "toilet 1")
     assert bath.objects == ("cloth ", "soapbar 2", "soapbar 1")
     _, seen = walk(paths["bathroom"], tokenizer, "take cloth  from toilet 1", "examine cloth ", "inventory")
@@ -290,7 +292,7 @@ def test_both_wordings(paths, tokenizer):
 def test_the_domain_says_where_things_are_cleaned(folder, tokenizer):
     made = HOUSEHOLDS["scullery"]
     without = write(folder, "no_sink", made, pddl_domain=domain(False, sink=False))
-    assert not tasks.read(without).appliance.any()
+    assert not games.read(without).appliance.any()
     _, seen = walk(without, tokenizer, "take pan 1 from sink 1", "clean pan 1 with sink 1")
     assert seen[1] == "Nothing happens."
 
@@ -328,18 +330,18 @@ def test_pieces_are_spelt_as_they_are_composed():
      ("action_tokens", 8)],
 )  # fmt: skip
 def test_a_game_that_is_too_large_is_refused_by_name(paths, tokenizer, field, least):
-    game = tasks.read(paths["kitchen"])
+    game = games.read(paths["kitchen"])
     sizes = {name: getattr(SIZES, name) for name in SIZES.__dataclass_fields__}
     with pytest.raises(InputError, match=rf"kitchen.*needs \d+ {field}, and 1 are allowed; raise {field}"):
-        tasks.arrays(game, tokenizer, Sizes(**{**sizes, field: 1}))
+        arrays.arrays(game, tokenizer, Sizes(**{**sizes, field: 1}))
     needed = next(n for n in range(1, 300) if _fits(game, tokenizer, Sizes(**{**sizes, field: n})))
     assert needed >= least
-    tasks.arrays(game, tokenizer, Sizes(**{**sizes, field: needed}))
+    arrays.arrays(game, tokenizer, Sizes(**{**sizes, field: needed}))
 
 
 def _fits(game, tokenizer, sizes: Sizes) -> bool:
     try:
-        tasks.arrays(game, tokenizer, sizes)
+        arrays.arrays(game, tokenizer, sizes)
     except InputError:
         return False
     return True
@@ -378,16 +380,16 @@ def test_a_file_that_is_not_played_is_refused_by_name(folder, name):
     files, message = BAD_FILES[name]
     path = write(folder, f"bad_{name}", HOUSEHOLDS["hall"], **files)
     with pytest.raises(InputError, match=f"bad_{name}.*{message}.*take the games of json_2.1.1"):
-        tasks.read(path)
+        games.read(path)
 
 
 def test_a_folder_without_games_and_a_cut_file_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: there is no game.tw-pddl in it"):
-        tasks.files(str(tmp_path))
+        games.files(str(tmp_path))
     (tmp_path / "game.tw-pddl").write_text('{"pddl_domain": "')
-    (path,) = tasks.files(str(tmp_path))
+    (path,) = games.files(str(tmp_path))
     with pytest.raises(InputError, match="game.tw-pddl is no ALFWorld game"):
-        tasks.read(path)
+        games.read(path)
 
 
 # What is compared with the published games and with TextWorld itself.
@@ -397,7 +399,7 @@ def test_a_folder_without_games_and_a_cut_file_are_refused_by_name(tmp_path):
 def published() -> list[Path]:
     if "AGEMEM_DATA" not in os.environ:
         pytest.skip("AGEMEM_DATA, the folder with alfworld/, is not set")
-    return tasks.files(str(Path(os.environ["AGEMEM_DATA"]) / "alfworld"))
+    return games.files(str(Path(os.environ["AGEMEM_DATA"]) / "alfworld"))
 
 
 def textworld(walks: list[dict]) -> list[dict]:
@@ -444,8 +446,8 @@ def test_published_games_are_the_twins(published, published_vocabulary):
 def test_published_games_are_textworlds(published, published_vocabulary):
     """Random and winning walks of every game, or of every n-th with AGEMEM_ALFWORLD_STRIDE=n."""
     some = published[:: int(os.environ.get("AGEMEM_ALFWORLD_STRIDE", "1"))]
-    games = [tasks.read(path) for path in some]
-    plans = [expert.plan(game, expert.at_start(game)) for game in games]
+    households = [games.read(path) for path in some]
+    plans = [expert.plan(game, expert.at_start(game)) for game in households]
     walks = [{"path": str(path), "seed": seed, "steps": 30} for seed, path in enumerate(some)]
     walks += [{"path": str(path), "commands": plan} for path, plan in zip(some, plans, strict=True)]
     out = textworld(walks)
@@ -455,8 +457,8 @@ def test_published_games_are_textworlds(published, published_vocabulary):
 
 @pytest.mark.heavy
 def test_the_expert_wins_every_published_game(published):
-    games = [tasks.read(path) for path in published]
-    plans = [expert.plan(game, expert.at_start(game)) for game in games]
+    households = [games.read(path) for path in published]
+    plans = [expert.plan(game, expert.at_start(game)) for game in households]
     for path, plan in zip(published, plans, strict=True):
         twin = Twin(path)
         twin.reset()

@@ -11,18 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agemem_jax.benchmarks.alfworld.environment import (
-    COMMANDS,
-    MOVE,
-    NOWHERE,
-    TREATMENTS,
-    Able,
-    Flag,
-    State,
-    Verb,
-    unpack,
-)
-from agemem_jax.benchmarks.alfworld.tasks import Household
+from agemem_jax.benchmarks.alfworld.games import Household
+from agemem_jax.benchmarks.alfworld.play import NOWHERE, TREATMENTS, Able, Flag, State, Verb, unpack
+from agemem_jax.benchmarks.alfworld.texts import COMMANDS, MOVE
 
 TREATED = {Flag.CLEAN: Verb.CLEAN, Flag.HOT: Verb.HEAT, Flag.COOL: Verb.COOL}
 

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 
-from agemem_jax.benchmarks.alfworld.environment import HELP
+from agemem_jax.benchmarks.alfworld.texts import HELP
 from agemem_jax.errors import InputError
 
 AROUND = "atlocation(a:agent, l:location) & receptacleatlocation(r:receptacle, l:location)"
