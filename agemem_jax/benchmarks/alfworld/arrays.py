@@ -3,8 +3,10 @@
 import functools
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
+from agemem_jax.benchmarks.alfworld.expert import Situation
 from agemem_jax.benchmarks.alfworld.games import Household
 from agemem_jax.benchmarks.alfworld.play import NOWHERE, Able, Flag, Game, Sizes
 from agemem_jax.benchmarks.alfworld.texts import COMMANDS, IN_ROOM, MOVE, PIECES, WELCOME, Shared, Spelling
@@ -41,27 +43,34 @@ def _cut(name: str) -> np.ndarray:
     return np.array([[-value * i % PRIME for value, i in zip(values, inverse, strict=True)], inverse], np.uint32)
 
 
+def needs(game: Household, tokenizer: Tokenizer) -> dict[str, int]:
+    """The least Sizes that hold a game, by their names. Raises InputError if the vocabulary cannot spell it."""
+    together = np.bincount(game.place[game.place != NOWHERE], minlength=1).max()
+    count = functools.lru_cache(None)(lambda text: len(tokenizer.encode(text)))
+    lengths = [[count(f" {name}") for name in names] for names in (game.arrivals, game.receptacles, game.objects)]
+    longest = [max(row, default=0) for row in lengths]
+    listed = count(", and a") * len(game.receptacles) + sum(lengths[1])
+    return {
+        "objects": len(game.objects), "receptacles": len(game.receptacles), "together": int(together),
+        "name_tokens": max(longest), "task_tokens": count(game.task),
+        "seen_tokens": count(WELCOME + IN_ROOM) + listed + count(".\n\n") + count(game.task),
+        "action_tokens": max(sum(map(count, parts)) for parts in (*COMMANDS.values(), MOVE))
+        + longest[2] + max(longest[1:]),
+    }  # fmt: skip
+
+
 def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
     """The arrays of one game, without the axis B, as NumPy.
 
     Raises:
       InputError: the game exceeds `sizes`, or the vocabulary cannot spell it.
     """
-    together = np.bincount(game.place[game.place != NOWHERE], minlength=1).max()
+    for name, needed in needs(game, tokenizer).items():
+        if needed > (limit := getattr(sizes, name)):
+            raise InputError(f"{game.path} needs {needed} {name}, and {limit} are allowed; raise {name}")
     spaced = [[f" {name}" for name in names] for names in (game.arrivals, game.receptacles, game.objects)]
     encoded = [[tokenizer.encode(name) for name in names] for names in spaced]
     task = tokenizer.encode(game.task)
-    listed = sum(len(tokenizer.encode(", and a")) + len(ids) for ids in encoded[1])
-    first = len(tokenizer.encode(WELCOME + IN_ROOM)) + listed + len(tokenizer.encode(".\n\n")) + len(task)
-    longest = [max((len(ids) for ids in names), default=0) for names in encoded]
-    words = max(sum(len(tokenizer.encode(word)) for word in parts) for parts in (*COMMANDS.values(), MOVE))
-    for name, needed in {
-        "objects": len(game.objects), "receptacles": len(game.receptacles), "together": int(together),
-        "name_tokens": max(longest), "task_tokens": len(task), "seen_tokens": first,
-        "action_tokens": words + longest[2] + max(longest[1:]),
-    }.items():  # fmt: skip
-        if needed > (limit := getattr(sizes, name)):
-            raise InputError(f"{game.path} needs {needed} {name}, and {limit} are allowed; raise {name}")
 
     r, o, w = sizes.receptacles, sizes.objects, sizes.words
     rows = [ids for row, n in zip(encoded, (r, r, o), strict=True) for ids in row + [[]] * (n - len(row))]
@@ -72,14 +81,7 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
             out[i] = row
         return out
 
-    def padded(x: np.ndarray, *shape: int, fill: int = 0) -> np.ndarray:
-        return np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)], constant_values=fill)
-
-    def packed(sets: np.ndarray, *shape: int) -> np.ndarray:
-        """Sets of objects [..., O] bool as [..., w] uint32."""
-        bits = np.packbits(padded(sets, *shape, 32 * w), axis=-1, bitorder="little")
-        return np.ascontiguousarray(bits).view("<u4").astype(np.uint32)
-
+    packed = functools.partial(_packed, w)
     groups = np.full((r, sizes.together), NOWHERE, np.int32)
     for place in np.unique(game.place[game.place != NOWHERE]):
         here = np.flatnonzero(game.place == place)
@@ -93,10 +95,10 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
         names=pad_texts(rows, len(rows), sizes.name_tokens),
         task=pad_text(task, sizes.task_tokens),
         is_moves=np.bool_(game.is_moves),
-        place=padded(game.place, r, fill=NOWHERE),
+        place=_padded(game.place, r, fill=NOWHERE),
         together=groups,
-        openable=padded(game.openable, r),
-        appliance=padded(game.appliance, 3, r),
+        openable=_padded(game.openable, r),
+        appliance=_padded(game.appliance, 3, r),
         fits=packed(game.fits, r),
         able=packed(game.able, len(Able)),
         contents=packed(game.contents, o),
@@ -110,14 +112,41 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
         receptacle_cut=table([_cut(name) for name in places], r, 2, 2),
         goal_objects=packed(goal.objects),
         goal_flags=goal.flags,
-        goal_receptacles=padded(goal.receptacles, r),
+        goal_receptacles=_padded(goal.receptacles, r),
         goal_count=np.int32(goal.count),
         goal_is_here=np.bool_(goal.is_here),
         goal_is_held=np.bool_(goal.held is not None),
         goal_held=packed(np.zeros(len(game.objects), bool) if goal.held is None else goal.held),
         inside=packed(game.inside, r),
+        left=np.zeros((r, w), np.uint32),
         at=packed(game.at, r),
-        opened=padded(game.opened, r),
+        opened=_padded(game.opened, r),
         flags=packed(game.flags, len(Flag)),
         location=np.int32(game.location),
+        is_resumed=np.bool_(False),
     )
+
+
+def resumed(game: Game, now: Situation) -> Game:
+    """A game's arrays, without the axis B, as it goes on from a situation with empty hands; the task is not told."""
+    r, w = game.inside.shape
+    return game.replace(
+        task=jax.tree.map(np.zeros_like, game.task),
+        inside=_packed(w, now.inside, r),
+        left=_packed(w, now.left, r),
+        at=_packed(w, now.at, r),
+        opened=_padded(now.opened, r),
+        flags=_packed(w, now.flags, len(Flag)),
+        location=np.int32(now.location),
+        is_resumed=np.bool_(True),
+    )
+
+
+def _padded(x: np.ndarray, *shape: int, fill: int = 0) -> np.ndarray:
+    return np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)], constant_values=fill)
+
+
+def _packed(words: int, sets: np.ndarray, *shape: int) -> np.ndarray:
+    """Sets of objects [..., O] bool as [..., words] uint32."""
+    bits = np.packbits(_padded(sets, *shape, 32 * words), axis=-1, bitorder="little")
+    return np.ascontiguousarray(bits).view("<u4").astype(np.uint32)

@@ -28,11 +28,11 @@ class AlfWorld:
         return self.sizes.action_tokens
 
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
-        """(state, the welcome with what is around and the task [B, W])."""
+        """(state, the welcome with what is around and the task [B, W]); of a game resumed, what is around alone."""
         batch = len(game.location)
         state = State(
             inside=game.inside,
-            left=jnp.zeros_like(game.inside),
+            left=game.left,
             at=game.at,
             opened=game.opened,
             flags=game.flags,

@@ -23,6 +23,8 @@ class Situation:
     """Where play stands in one household."""
 
     inside: np.ndarray  # [R, O] bool
+    left: np.ndarray  # [R, O] bool: it was taken from there and not put back
+    at: np.ndarray  # [R, O] bool: it lies at the location of which this receptacle is the first
     opened: np.ndarray  # [R] bool
     flags: np.ndarray  # [len(Flag), O] bool
     location: int
@@ -31,16 +33,20 @@ class Situation:
 
 def at_start(game: Household) -> Situation:
     """The situation in which a game begins."""
-    return Situation(game.inside, game.opened, game.flags, game.location, NOWHERE)
+    left = np.zeros_like(game.inside)
+    return Situation(game.inside, left, game.at, game.opened, game.flags, game.location, NOWHERE)
 
 
 def situation(game: Household, state: State, row: int) -> Situation:
     """The situation of one row of the engine's state."""
     r, o = len(game.receptacles), len(game.objects)
+    sets = lambda words: np.asarray(unpack(words[row], o))  # noqa: E731
     return Situation(
-        inside=np.asarray(unpack(state.inside[row], o))[:r],
+        inside=sets(state.inside)[:r],
+        left=sets(state.left)[:r],
+        at=sets(state.at)[:r],
         opened=np.asarray(state.opened[row])[:r],
-        flags=np.asarray(unpack(state.flags[row], o)),
+        flags=sets(state.flags),
         location=int(state.location[row]),
         held=int(state.held[row]),
     )

@@ -7,6 +7,7 @@ of them, and which appliances clean, heat and cool, is read from each file. A fi
 A household as read (`Household`) is in terms of names and bool arrays; arrays.py packs it and tokenises the names.
 """
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -73,6 +74,8 @@ class Household:
     """
 
     path: str
+    digest: str  # of the file's content, in hex
+    kind: str  # one of SHAPES
     task: str  # "Your task is to: ..."
     is_moves: bool  # the wording is that of json_2.1.3
     receptacles: tuple[str, ...]  # R names; some end in a blank
@@ -111,7 +114,8 @@ def read(path: str | Path) -> Household:
       InputError: the file cannot be read, or is of another domain, wording or goal than the engine plays.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = Path(path).read_bytes()
+        data = json.loads(content)
         domain, grammar, problem = (data[field] for field in ("pddl_domain", "grammar", "pddl_problem"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         refuse(path, f"is no ALFWorld game ({type(error).__name__}: {error})")
@@ -176,8 +180,11 @@ def read(path: str | Path) -> Household:
         if thing in number_o and location in first:
             at[first[location], number_o[thing]] = True
     can = facts["cancontain"]
+    shape, wanted = _goal(path, goal, kind_o, kind_r, able)
     return Household(
         path=str(path),
+        digest=hashlib.sha256(content).hexdigest(),
+        kind=shape,
         task=task,
         is_moves=is_moves,
         receptacles=tuple(names[r] for r in receptacles),
@@ -194,7 +201,7 @@ def read(path: str | Path) -> Household:
         opened=of("opened", receptacles),
         flags=flags,
         location=first.get(next(iter(facts["atlocation"]))[1], NOWHERE),
-        goal=_goal(path, goal, kind_o, kind_r, able),
+        goal=wanted,
     )
 
 
@@ -234,8 +241,8 @@ def demangled(ids: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], able: np.ndarray) -> Goal:
-    """What a :goal asks for, if it is of a published shape; `kind_o` and `kind_r` are the types by number."""
+def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], able: np.ndarray) -> tuple[str, Goal]:
+    """The shape of a :goal, if it is a published one, and what it asks for; `kind_o` and `kind_r` are types by number."""
     literals = set(_literals(goal))
     split = [literal.split() for literal in literals]
     kinds = {words[1]: words[2] for words in split if words[0] in ("objecttype", "receptacletype") and len(words) == 3}
@@ -247,7 +254,7 @@ def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], ab
     of_kind = lambda kind, kinds: np.array([kind in those for those in kinds], bool)  # noqa: E731
     is_light, flag = shape == "light", GOAL_FLAGS.get(shape)
     objects = of_kind(place if is_light else thing, kind_o)
-    return Goal(
+    return shape, Goal(
         objects=objects if flag is None else objects & able[flag[0]],
         flags=np.array([flag is not None and which == flag[1] for which in Flag], bool),
         receptacles=np.ones(len(kind_r), bool) if is_light else of_kind(place, kind_r),

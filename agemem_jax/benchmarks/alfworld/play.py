@@ -121,11 +121,13 @@ class Game:
     goal_is_here: jax.Array  # [B] bool: that one has to be where the agent is
     goal_is_held: jax.Array  # [B] bool: something has to be held besides
     goal_held: jax.Array  # [B, w] uint32 one of these
-    inside: jax.Array  # [B, R, w] uint32 state at the start, as in State
+    inside: jax.Array  # [B, R, w] uint32 state at the start, as in State, with empty hands
+    left: jax.Array  # [B, R, w] uint32
     at: jax.Array  # [B, R, w] uint32
     opened: jax.Array  # [B, R] bool
     flags: jax.Array  # [B, len(Flag), w] uint32
     location: jax.Array  # [B] int32
+    is_resumed: jax.Array  # [B] bool: it goes on after a walk; then all receptacles are told, wherever the agent is
 
 
 @struct.dataclass

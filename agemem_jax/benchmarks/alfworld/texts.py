@@ -31,6 +31,7 @@ WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 IN_ROOM = "You are in the middle of a room. Looking quickly around you, you see"
 FACING = "You are facing the"
 NEXT_TO_IT = ". Next to it, you see"
+AROUND = ". Looking quickly around you, you see"  # behind where one is, when a game is resumed
 HELP = "\n".join(
     [
         "Available commands:",
@@ -105,8 +106,8 @@ LOOKS = (
 ON, SLICED, PLAIN = "This", "This is a sliced", "There's nothing special about"
 LISTS = ("", " a", ",", ", a", ", and", ", and a", " nothing")  # what stands before a name in a listing
 OTHERS = (
-    ".\n\n", IN_ROOM, WELCOME + IN_ROOM, FACING, WELCOME + FACING, NEXT_TO_IT, "You are carrying:", "The", " The",
-    "On the", " On the", ", you see", " is closed.", " is open. In it, you see", ". In it, you see", " is on.", ".",
+    ".\n\n", IN_ROOM, WELCOME + IN_ROOM, FACING, WELCOME + FACING, NEXT_TO_IT, AROUND, "You are carrying:",
+    "The", " The", "On the", " On the", ", you see", " is closed.", " is open. In it, you see", ". In it, you see", " is on.", ".",
     NORMAL, ON, SLICED, PLAIN,
 )  # fmt: skip
 # Every piece that is no name; number 0 is the empty one.
@@ -265,7 +266,12 @@ def answer(
     after_like = jnp.where(is_holder, NUMBER[". In it, you see"], after_like)
 
     looks, carries = is_verb(Verb.LOOK), is_verb(Verb.INVENTORY)
-    view = jnp.where(is_room, *(NUMBER[(WELCOME if is_start else "") + text] for text in (IN_ROOM, FACING)))
+    plain, welcome = (
+        jnp.where(is_room, *(NUMBER[before + text] for text in (IN_ROOM, FACING))) for before in ("", WELCOME)
+    )
+    # A game that is resumed is known by its receptacles, as one that begins in the middle of the room.
+    resumes = looks & ~is_room & game.is_resumed & is_start
+    view = jnp.where(game.is_resumed, plain, welcome) if is_start else plain
     opening, middle, closing = (_pick([parts[i] for parts in ANSWERS.values()])[verb] for i in range(3))
     moves = is_verb(Verb.PUT) & game.is_moves
     opening, middle, closing = (
@@ -280,14 +286,17 @@ def answer(
     first = jnp.where(inspects, name_of(state.held), first)
     first = jnp.where(is_verb(Verb.OPEN, Verb.CLOSE), n + receptacles + this, first)
     first = jnp.where(is_verb(Verb.GO), n + this, first)
+    first = jnp.where(resumes, n + receptacles + jnp.maximum(state.location, 0), first)
+    middle = jnp.where(resumes, NUMBER[AROUND], middle)
     second = jnp.where(is_verb(Verb.TAKE, Verb.PUT, *TREATMENTS), n + receptacles + this, 0)
     second = jnp.where(is_verb(Verb.SLICE), name_of(state.held), second)
 
     # Listings. In the middle of the room, receptacles are told at the start alone.
-    faces = looks & ~is_room
+    faces = looks & ~is_room & ~resumes
     if is_start:
         places = jnp.broadcast_to(jnp.arange(receptacles), game.place.shape)
-        is_place = jnp.where(is_room[:, None], game.place != NOWHERE, (here[..., None] == places[:, None]).any(1))
+        is_told = (here[..., None] == places[:, None]).any(1)
+        is_place = jnp.where((is_room | resumes)[:, None], game.place != NOWHERE, is_told)
     else:
         places, is_place = jnp.maximum(here, 0), here != NOWHERE
     is_place &= looks[:, None]
@@ -302,7 +311,8 @@ def answer(
     lists = faces | shows_inside | (inspects & is_holder)
     is_empty = (lists & (count.sum(1) == 0)) | (looks & is_room & ~is_place.any(1))
     listing = _listing(n + receptacles + places, is_place, count, faces, is_empty, n + 2 * receptacles)
-    end = jnp.where(lists | looks | (carries & is_full), NUMBER[".\n\n" if is_start else "."], 0)
+    stop = jnp.where(game.is_resumed, NUMBER["."], NUMBER[".\n\n"]) if is_start else NUMBER["."]
+    end = jnp.where(lists | looks | (carries & is_full), stop, 0)
 
     parts = jnp.stack([opening, first, middle, second, closing, *sight], axis=1)
     numbers = jnp.concatenate([parts, listing, end[:, None]], axis=1).astype(jnp.int32)
