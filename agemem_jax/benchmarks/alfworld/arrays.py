@@ -49,7 +49,7 @@ def needs(game: Household, tokenizer: Tokenizer) -> dict[str, int]:
     count = functools.lru_cache(None)(lambda text: len(tokenizer.encode(text)))
     lengths = [[count(f" {name}") for name in names] for names in (game.arrivals, game.receptacles, game.objects)]
     longest = [max(row, default=0) for row in lengths]
-    listed = count(", and a") * len(game.receptacles) + sum(lengths[1])
+    listed = count(", a") * len(game.receptacles) + count(", and a") + sum(lengths[1])
     return {
         "objects": len(game.objects), "receptacles": len(game.receptacles), "together": int(together),
         "name_tokens": max(longest), "task_tokens": count(game.task),

@@ -58,14 +58,14 @@ def plan(game: Household, now: Situation) -> list[str] | None:
     return min((way.commands for way in ways), key=len, default=None)
 
 
-class _Way:
+class Way:
     """Commands from a situation on, and what they change that matters for those after them."""
 
     def __init__(self, game: Household, now: Situation):
         self.game, self.location, self.held = game, now.location, now.held
         self.opened, self.commands = now.opened.copy(), []
 
-    def then(self) -> "_Way":
+    def then(self) -> "Way":
         other = copy.copy(self)
         other.opened, other.commands = self.opened.copy(), self.commands.copy()
         return other
@@ -73,36 +73,36 @@ class _Way:
     def say(self, words: tuple[str, str], *names: str) -> None:
         self.commands.append("".join(f"{word} {name}" for word, name in zip(words, names, strict=False)))
 
-    def go(self, r: int) -> "_Way":
+    def go(self, r: int) -> "Way":
         if self.game.place[r] != self.location:
             self.say(COMMANDS[Verb.GO], self.game.receptacles[r])
             self.location = int(self.game.place[r])
         return self
 
-    def reach(self, r: int) -> "_Way":
-        """Goes to a receptacle, and opens it if need be."""
+    def reach(self, r: int) -> "Way":
+        """Goes to a receptacle, and opens it if need be: its content is told then."""
         self.go(r)
         if self.game.openable[r] and not self.opened[r]:
             self.say(COMMANDS[Verb.OPEN], self.game.receptacles[r])
             self.opened[r] = True
         return self
 
-    def use(self, o: int) -> "_Way":
+    def use(self, o: int) -> "Way":
         self.say(COMMANDS[Verb.USE], self.game.objects[o])
         return self
 
-    def take(self, o: int, r: int) -> "_Way":
+    def take(self, o: int, r: int) -> "Way":
         self.reach(r).say(COMMANDS[Verb.TAKE], self.game.objects[o], self.game.receptacles[r])
         self.held = o
         return self
 
-    def put(self, r: int) -> "_Way":
+    def put(self, r: int) -> "Way":
         words = MOVE if self.game.is_moves else COMMANDS[Verb.PUT]
         self.reach(r).say(words, self.game.objects[self.held], self.game.receptacles[r])
         self.held = NOWHERE
         return self
 
-    def treat(self, verb: Verb, r: int) -> "_Way":
+    def treat(self, verb: Verb, r: int) -> "Way":
         self.go(r).say(COMMANDS[verb], self.game.objects[self.held], self.game.receptacles[r])
         return self
 
@@ -112,7 +112,7 @@ def _where(game: Household, mask: np.ndarray) -> Iterator[int]:
     return (int(r) for r in np.flatnonzero(mask & (game.place != NOWHERE)))
 
 
-def _fetched(way: _Way, now: Situation, o: int) -> Iterator[_Way]:
+def _fetched(way: Way, now: Situation, o: int) -> Iterator[Way]:
     """Ways to have an object in hand."""
     game = way.game
     if way.held == o:
@@ -125,18 +125,18 @@ def _fetched(way: _Way, now: Situation, o: int) -> Iterator[_Way]:
         yield from (way.then().take(o, r) for r in _where(game, now.inside[:, o]))
 
 
-def _light_ways(game: Household, now: Situation) -> Iterator[_Way]:
+def _light_ways(game: Household, now: Situation) -> Iterator[Way]:
     """Ways to hold something in the light of a lamp that is on."""
     goal = game.goal
     for o in np.flatnonzero(goal.held):
-        for way in _fetched(_Way(game, now), now, int(o)):
+        for way in _fetched(Way(game, now), now, int(o)):
             for lamp in np.flatnonzero(goal.objects):
                 for r in _where(game, now.inside[:, lamp] & goal.receptacles):
                     there = way.then().go(r)
                     yield there if now.flags[Flag.TOGGLED, lamp] else there.use(int(lamp))
 
 
-def _place_ways(game: Household, now: Situation) -> Iterator[_Way]:
+def _place_ways(game: Household, now: Situation) -> Iterator[Way]:
     """Ways to have enough good objects in one receptacle."""
     goal = game.goal
     good = goal.objects & now.flags[goal.flags].all(0)
@@ -144,13 +144,13 @@ def _place_ways(game: Household, now: Situation) -> Iterator[_Way]:
         missing = max(0, goal.count - int((good & now.inside[r]).sum()))
         others = np.flatnonzero(goal.objects & game.fits[r] & ~(good & now.inside[r]))
         for chosen in itertools.permutations(others.tolist(), missing):
-            ways = [_Way(game, now)]
+            ways = [Way(game, now)]
             for o in chosen:
                 ways = [way.put(r) for before in ways for way in _treated(before, now, o)]
             yield from ways
 
 
-def _treated(way: _Way, now: Situation, o: int) -> Iterator[_Way]:
+def _treated(way: Way, now: Situation, o: int) -> Iterator[Way]:
     """Ways to have an object in hand with the goal's flags."""
     ways = list(_fetched(way, now, o))
     for flag in np.flatnonzero(way.game.goal.flags & ~now.flags[:, o]):

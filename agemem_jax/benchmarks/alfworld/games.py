@@ -242,7 +242,7 @@ def demangled(ids: Sequence[str]) -> dict[str, str]:
 
 
 def _goal(path: str | Path, goal: list, kind_o: list[set], kind_r: list[set], able: np.ndarray) -> tuple[str, Goal]:
-    """The shape of a :goal, if it is a published one, and what it asks for; `kind_o` and `kind_r` are types by number."""
+    """A :goal's shape, if it is a published one, and what it asks for; `kind_o` and `kind_r` are types by number."""
     literals = set(_literals(goal))
     split = [literal.split() for literal in literals]
     kinds = {words[1]: words[2] for words in split if words[0] in ("objecttype", "receptacletype") and len(words) == 3}

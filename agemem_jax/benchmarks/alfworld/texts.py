@@ -107,8 +107,8 @@ ON, SLICED, PLAIN = "This", "This is a sliced", "There's nothing special about"
 LISTS = ("", " a", ",", ", a", ", and", ", and a", " nothing")  # what stands before a name in a listing
 OTHERS = (
     ".\n\n", IN_ROOM, WELCOME + IN_ROOM, FACING, WELCOME + FACING, NEXT_TO_IT, AROUND, "You are carrying:",
-    "The", " The", "On the", " On the", ", you see", " is closed.", " is open. In it, you see", ". In it, you see", " is on.", ".",
-    NORMAL, ON, SLICED, PLAIN,
+    "The", " The", "On the", " On the", ", you see", " is closed.", " is open. In it, you see", ". In it, you see",
+    " is on.", ".", NORMAL, ON, SLICED, PLAIN,
 )  # fmt: skip
 # Every piece that is no name; number 0 is the empty one.
 PIECES = tuple(
