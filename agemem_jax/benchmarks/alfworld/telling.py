@@ -1,8 +1,8 @@
 """How a household is told: a walk through it in stage 1, what is of no use in stage 2, the goal in stage 3 (host).
 
 First the agent carries what the goal is about to places that nobody can guess, all that would do in place of it too,
-and tells nothing of that. Then it looks into receptacles, and its sights are the messages. Where something told is to change, it carries what the goal is about
-from where it was seen to another place, and tells that it has put it there.
+and tells nothing of that. Then it looks into receptacles, and its sights are the messages. Where something told is to
+change, it carries what the goal is about from where it was seen to another place, and tells that it has put it there.
 """
 
 import random
