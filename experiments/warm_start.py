@@ -8,6 +8,7 @@ The export is a Hugging Face folder (config.json, model.safetensors) with the se
 import dataclasses
 import functools
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -17,9 +18,7 @@ from tqdm import tqdm
 
 from agemem_jax import sharding
 from agemem_jax.benchmarks import vocabulary
-from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
-from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
-from agemem_jax.config import check_precision
+from agemem_jax.config import check_precision, refuse
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import build
@@ -39,10 +38,14 @@ def main(config) -> None:
 
 def make(config, folder: Path) -> None:
     """Trains the policy and writes it with its vocabulary."""
-    config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
+    config.policy.weights, config.policy.lora_rank = config.warm.weights, 0  # trains all of it
     check_precision(config.policy)
-    config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
-    vocabulary.build(config.policy.tokenizer, config.tools)
+    file = folder / vocabulary.FILE_NAME
+    if config.warm.weights:
+        shutil.copyfile(config.policy.tokenizer, file)
+    else:
+        vocabulary.build(str(file), config.tools)
+    config.policy.tokenizer = str(file)
     group = config.rl.group_size
     config.rl.tasks_per_update = -(-config.warm.batch // group)
     run = build(config)
@@ -50,9 +53,12 @@ def make(config, folder: Path) -> None:
     # It reads what lessons and rows reach, whichever is longer.
     reach = max(run.model.max_positions, int(run.world.pieces.prefix.length[0]) + config.warm.lesson_tokens)
     model = dataclasses.replace(run.model, max_positions=reach)
-    warm, params = config.warm, run.start()
-    lessons = Lessons(config, run.tokenizer, run.world.pieces)
-    demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
+    warm, params, tasks = config.warm, run.start(), run.source.tasks
+    for name in ("lessons", "dealings", "lesson_every"):
+        if warm[name] and not tasks.lessons:
+            refuse(f"warm.{name}", warm[name], f"{config.task.benchmark} has no lessons; set it to 0")
+    demos = tasks.demonstrator(run.source, config, run.tokenizer.end_of_turn)
+    lessons = tasks.lessons and tasks.lessons(config, run.tokenizer, run.world.pieces)
     read = functools.partial(lesson_step, learn), lambda i: (lessons.batch(i, warm.lesson_batch),)
     watch = functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
     every, after = warm.lesson_every, warm.lessons + warm.dealings

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from agemem_jax.benchmarks.hotpotqa.demos import Demonstration
-from agemem_jax.data.scripts import Script
+from agemem_jax.data.scripts import Demonstration, Script
 from agemem_jax.memory import store as store_lib
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import learner_batch
