@@ -1,0 +1,1 @@
+def vocabulary(): return []
