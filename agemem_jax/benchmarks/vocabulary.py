@@ -39,6 +39,7 @@ LINES, WORDS_PER_LINE = 20_000, 8
 # Of a text the pieces are those whose scores have the largest sum: whole numbers, so that sums are exact. Symbols have
 # the score of the best piece, less 0.1.
 BREAK, PIECE, STOP, LETTER = 0.0, -2.0, -3.0, -100.0
+OPENING = "\"#$%&'(*+-/<=>@[\\^_`{|~"  # marks that a space may stand before; the others close what is before them
 NUMBERS = 100  # those below are single pieces where a space is before them
 MOST_PIECES = 4096
 
@@ -90,8 +91,7 @@ def build_worlds(path: str, tools_config) -> None:
     single = _single([*answers, *(text.replace("answer>", "action>") for text in answers)])
     listed = worlds_pieces()
     scores = {" ": PIECE, "\t": PIECE, "\n": BREAK, ". ": STOP} | dict.fromkeys(listed, PIECE)
-    for mark in string.punctuation:
-        scores |= {mark: PIECE, f" {mark}": PIECE}
+    scores |= dict.fromkeys([*string.punctuation, *(f" {mark}" for mark in OPENING)], PIECE)
     for letter in string.ascii_letters + string.digits:
         scores = {letter: LETTER, f" {letter}": LETTER} | scores
     proto = sentencepiece_model_pb2.ModelProto()

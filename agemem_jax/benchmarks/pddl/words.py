@@ -17,11 +17,11 @@ PHRASES = (wording.GOAL, wording.VALID, wording.CHECK, wording.NO_EFFECT, wordin
 def vocabulary() -> list[str]:
     """The pieces that the texts are made of."""
     known = set().union(*({*domain(name).arity, *(one.name for one in domain(name).schemas)} for name in DOMAINS))
-    said = [part for name in [*wording.FORMATS, *sorted(known)] for part in _parts(name)]
+    said = [part for name in [*wording.FORMATS, *sorted(known)] for part in [name, *_parts(name)]]
     names = [*(f"{name}{i}" for name, most in NUMBERED.items() for i in range(1, most + 1)), *OTHERS]
     # A fact is told with a capital, an action as it is; either may begin a text.
     begins = [*said, *names, *map(str.capitalize, [*said, *names]), "check valid actions", "look around"]
-    return list(dict.fromkeys([*PHRASES, *cut(begins)]))
+    return list(dict.fromkeys([*PHRASES, *cut([*begins, *PHRASES])]))
 
 
 def _parts(name: str) -> list[str]:
