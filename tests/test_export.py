@@ -23,8 +23,8 @@ from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sent
 
 from agemem_jax import sharding
 from agemem_jax.benchmarks.hotpotqa import questions
-from agemem_jax.benchmarks.vocabulary import worlds_pieces
 from agemem_jax.benchmarks.hotpotqa.tasks import HotpotQA
+from agemem_jax.benchmarks.vocabulary import worlds_pieces
 from agemem_jax.config import difference, from_json
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf

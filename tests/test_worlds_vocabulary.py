@@ -25,6 +25,9 @@ from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.pddl import generators
 from agemem_jax.benchmarks.pddl import tasks as pddl
 from agemem_jax.benchmarks.pddl.wording import goal_text
+from agemem_jax.benchmarks.scienceworld import tasks as scienceworld
+from agemem_jax.benchmarks.scienceworld.expert import solutions
+from agemem_jax.benchmarks.scienceworld.pool import Pool
 from agemem_jax.data.batches import encoded
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import cut
@@ -133,14 +136,14 @@ class Heard:
         if self.tokenizer.encode(real) != list(ids):
             self.other.append(real)
         self.count.update(seen=1, seen_tokens=len(ids))
-        self._words(real)
+        self.words(real)
 
     def said(self, action: str) -> None:
         ids = encoded(self.tokenizer, action)
         self.count.update(said=1, said_tokens=len(ids))
-        self._words(f" {action}")
+        self.words(f" {action}")
 
-    def _words(self, text: str) -> None:
+    def words(self, text: str) -> None:
         words = re.findall(r" ?[A-Za-z]+(?:[-'][A-Za-z]+)*[0-9]*", text)
         spelt = [word for word in words if len(self.tokenizer.encode(word)) > 1]
         self.count.update(words=len(words), spelt=len(spelt))
@@ -180,7 +183,7 @@ def heard_in_alfworld(tokenizer: Tokenizer, walks: list[tuple[Path, list[str], l
 def heard_in_pddl(tokenizer: Tokenizer, puzzles: list[pddl.Puzzle], turns: int) -> Heard:
     heard, table, rng = Heard(tokenizer), Table(tokenizer, puzzles), random.Random(0)
     for one in puzzles:
-        heard._words(goal_text(one.problem))
+        heard.words(goal_text(one.problem))
     for turn in range(turns):
         said = []
         for twin in table.twins:
@@ -213,7 +216,7 @@ def heard_in_babyai(tokenizer: Tokenizer) -> Heard:
             state, outcome = step(MACROS, shared, game, state, tokens(tokenizer, [text for (text,) in said]), on)
             seen = outcome.seen
     for play in plays:
-        heard._words(play["goal"])
+        heard.words(play["goal"])
     return heard
 
 
@@ -259,6 +262,30 @@ def test_published_games(tokenizer):
         heard = heard_in_pddl(tokenizer, pddl.read(DATA / "pddl" / name), 20)
         print(name, heard)
         assert not heard.other and heard.count["spelt"] < 0.01 * heard.count["words"]
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif("AGEMEM_SCIENCEWORLD" not in os.environ, reason="AGEMEM_SCIENCEWORLD names no Python with it")
+def test_play_of_scienceworld(tokenizer, tmp_path):
+    """The engine's own solutions of some development variations; its texts are whole, and may be any."""
+    pool, heard = Pool(1, python=os.environ["AGEMEM_SCIENCEWORLD"]), Heard(tokenizer)
+    try:
+        numbers = [scienceworld.variations(pool, tmp_path, "dev", [task])[0] for task in scienceworld.TASKS[::6]]
+        for goal in scienceworld.goals(pool, tmp_path, numbers):
+            heard.words(goal)
+        for number, actions in zip(numbers, solutions(pool, tmp_path, numbers), strict=True):
+            game = pool.game(True)
+            text = game.start(number).result()
+            heard.seen(tokenizer.encode(text), text)
+            for action in actions:
+                text = game.step(action).result().text
+                heard.said(action)
+                heard.seen(tokenizer.encode(text), text)
+            game.close()
+    finally:
+        pool.close()
+    print(heard)
+    assert heard.count["spelt"] < 0.02 * heard.count["words"] and heard.count["seen"] > 50
 
 
 @pytest.mark.weights
