@@ -1,7 +1,8 @@
 """The words of ScienceWorld's texts, for a vocabulary (benchmarks/vocabulary.py).
 
-The engine's words are open: these are those of training and some development variations, as goals, answers and its own solutions say
-them. What else it says is spelled in letters; temperatures are numbers, of which those above 99 are spelled in part.
+The engine's words are open: these are those of training and some development variations, as goals, answers and its own
+solutions say them. What else it says is spelled in letters; temperatures are numbers, of which those above 99 are
+spelled in part.
 """
 
 WORDS = """A a above abstract acceptable acetate action actions activate activated adult After agent air Alexandra
