@@ -193,7 +193,7 @@ REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squar
 LORA_SCALES = (1e-6, 1e6)
 
 PATH_FIELDS = (
-    "policy.weights", "policy.tokenizer", "store.encoder_weights",
+    "policy.weights", "policy.tokenizer", "store.encoder_weights", "warm.weights",
     "task.path", "task.validation_path", "task.test_path",
 )  # fmt: skip
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}

@@ -237,12 +237,13 @@ def get_config() -> ConfigDict:
 
     # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py).
     c.warm = ConfigDict()
+    c.warm.weights = ""  # what it begins from, as policy.weights, with policy.tokenizer; "" = nothing: a fresh policy
     c.warm.lessons = 0  # steps on lessons
     c.warm.lesson_batch = 32
     c.warm.lesson_tokens = 288  # of a page, in the last quarter of the lessons
     c.warm.lesson_rate = 2.5e-3  # learning rate, of dealings too
     c.warm.dealings = 0  # steps after the lessons, half of whose pages are about calls (benchmarks/hotpotqa/lessons.py)
-    c.warm.lesson_every = 4  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
+    c.warm.lesson_every = 0  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128
     c.warm.learning_rate = 1e-3

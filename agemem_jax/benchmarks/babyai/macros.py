@@ -298,13 +298,13 @@ def _observation(scene: Scene, finished: jax.Array) -> jax.Array:
         put("there is", scene.name, real), put("number", scene.number, real), put("place", scene.place, real)
     )
     facing = scene.barrier - 1 + engine.LAST * scene.is_box
+    hands = lambda end: jnp.where(scene.held >= 0, AT[f"carrying{end}"] + scene.held, AT[f"empty-handed{end}"])  # noqa: E731
     return _row(
         jnp.where(scene.anything, AT["sees"], AT["blind"]),
         objects,
         jnp.where(scene.anything, AT["room"], 0),
         put("facing", facing, scene.barrier > 0),
-        jnp.where(scene.held >= 0, AT["carrying"] + scene.held, AT["empty-handed"]),
-        put("completed", 0, finished),
+        jnp.where(finished, *(hands(end) for end in (", completed", ""))),
     )
 
 

@@ -10,6 +10,7 @@ from flax import struct
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
 from agemem_jax.benchmarks.babyai.tasks import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.data.words import cut
 from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table
 from agemem_jax.types import PAD_ID, Text
 
@@ -39,6 +40,7 @@ def _place(row: int, column: int) -> str:
     return f" {ahead} steps in front of you and {abs(aside)} steps to your {side}. "
 
 
+_COMPLETED = "\n The task is completed."
 _numbers = range(NUMBERS + 1)
 # Each group of pieces, in the order of the table. `AT` tells where a group begins.
 PIECES = {
@@ -52,7 +54,9 @@ PIECES = {
     "facing": [f" You are facing a {what} {n} steps away." for what in ("wall", "box") for n in range(1, VIEW)],
     "carrying": [f" You are carrying a {name}." for name in CARRIED_NAMES],
     "empty-handed": [" You are not carrying anything."],
-    "completed": ["\n The task is completed."],
+    # The line break is in one piece with what is before it, as vocabularies have it in one token.
+    "carrying, completed": [f" You are carrying a {name}.{_COMPLETED}" for name in CARRIED_NAMES],
+    "empty-handed, completed": [f" You are not carrying anything.{_COMPLETED}"],
     "actions": ["You can take the following actions: turn left, turn right,"],
     "move": [" move forward,"],
     "drop": [" drop,"],
@@ -79,6 +83,24 @@ PIECES = {
     "number}": [f" {n}}}" for n in _numbers],
 }
 AT = dict(zip(PIECES, np.cumsum([0, *(len(group) for group in PIECES.values())]).tolist(), strict=False))
+
+# Instructions of minigrid, and AgentBoard's form of them.
+_GOALS = "go to the a pick up open door put next to on your left right in front of behind you then after"
+# What is one piece of a vocabulary though it is of several words: it is told in no other way. Objects, numbers and
+# directions are words.
+_PHRASES = (
+    *(text for group in ("sees", "room", "blind", "empty-handed", "actions", "check", "no change", "unknown",
+                         "barrier", "nothing to drop", "no room to drop", "no path", "closed", "no key", "other key")
+      for text in PIECES[group]),
+    _COMPLETED, " There is a", " You are facing a", " You are carrying a", " right in front of you", " steps away.",
+    " steps in front of you and", " steps to your",
+)  # fmt: skip
+
+
+def vocabulary() -> list[str]:
+    """The pieces that the texts are made of, for a vocabulary (benchmarks/vocabulary.py)."""
+    said = [text for group in PIECES.values() for text in group]
+    return list(dict.fromkeys([*_PHRASES, *cut([*said, *_ALONE, *_OF_OBJECTS.values(), _CHECK, _GOALS])]))
 
 
 @struct.dataclass
