@@ -19,7 +19,7 @@ from test_babyai import MACROS, records, reset, stacked, step, tokens
 from test_pddl import Table, fresh
 
 from agemem_jax.benchmarks import vocabulary
-from agemem_jax.benchmarks.alfworld import tasks as alfworld
+from agemem_jax.benchmarks.alfworld import games as alfworld
 from agemem_jax.benchmarks.babyai import wording as babyai
 from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.pddl import generators

@@ -14,6 +14,7 @@ from agemem_jax.benchmarks.alfworld.expert import plan
 from agemem_jax.benchmarks.alfworld.games import SHAPES, Household
 from agemem_jax.benchmarks.alfworld.play import Game, Sizes
 from agemem_jax.benchmarks.alfworld.walk import kind_of, search, with_known
+from agemem_jax.benchmarks.worlds import Demonstrator
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import encoded
 from agemem_jax.data.staged import SPLITS, StagedRecord
@@ -52,6 +53,7 @@ class AlfWorldTasks:
 
     kinds = tuple(SHAPES)
     made_for = dict.fromkeys(TOOL_NAMES, ())
+    demonstrator, lessons = Demonstrator, None
     most_gold = telling.MOST_GOLD
     scores = {"success": "success", "progress": "progress"}
     limits: dict[str, tuple[str, bool]] = {}

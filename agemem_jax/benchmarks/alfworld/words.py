@@ -1,6 +1,6 @@
 """The words of ALFWorld's texts, for a vocabulary (benchmarks/vocabulary.py)."""
 
-from agemem_jax.benchmarks.alfworld.environment import FACING, HELP, IN_ROOM, NEXT_TO_IT, PIECES, WELCOME
+from agemem_jax.benchmarks.alfworld.texts import FACING, HELP, IN_ROOM, NEXT_TO_IT, PIECES, WELCOME
 from agemem_jax.data.words import cut
 
 # Kinds of objects and receptacles of all published games, as they are named in play.
