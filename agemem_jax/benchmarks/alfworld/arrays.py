@@ -1,7 +1,7 @@
 """Households as the arrays of the engine (host)."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -43,10 +43,9 @@ def _cut(name: str) -> np.ndarray:
     return np.array([[-value * i % PRIME for value, i in zip(values, inverse, strict=True)], inverse], np.uint32)
 
 
-def needs(game: Household, tokenizer: Tokenizer) -> dict[str, int]:
-    """The least Sizes that hold a game, by their names. Raises InputError if the vocabulary cannot spell it."""
+def needs(game: Household, count: Callable[[str], int]) -> dict[str, int]:
+    """The least Sizes that hold a game, by their names; `count` gives a text's tokens."""
     together = np.bincount(game.place[game.place != NOWHERE], minlength=1).max()
-    count = functools.lru_cache(None)(lambda text: len(tokenizer.encode(text)))
     lengths = [[count(f" {name}") for name in names] for names in (game.arrivals, game.receptacles, game.objects)]
     longest = [max(row, default=0) for row in lengths]
     listed = count(", a") * len(game.receptacles) + count(", and a") + sum(lengths[1])
@@ -65,7 +64,7 @@ def arrays(game: Household, tokenizer: Tokenizer, sizes: Sizes) -> Game:
     Raises:
       InputError: the game exceeds `sizes`, or the vocabulary cannot spell it.
     """
-    for name, needed in needs(game, tokenizer).items():
+    for name, needed in needs(game, lambda text: len(tokenizer.encode(text))).items():
         if needed > (limit := getattr(sizes, name)):
             raise InputError(f"{game.path} needs {needed} {name}, and {limit} are allowed; raise {name}")
     spaced = [[f" {name}" for name in names] for names in (game.arrivals, game.receptacles, game.objects)]

@@ -116,7 +116,7 @@ class AlfWorldTasks:
                 found = cache.read_all(games.files(path))
             except InputError as error:
                 raise InputError(f"{field}: {error}") from error
-            check_spelling(self.tokenizer, [text for game in found for text in _texts(game)], path, field)
+            check_spelling(self.tokenizer, sorted({text for game in found for text in _texts(game)}), path, field)
             return [game for game in found if not task.parts or game.kind in task.parts]
 
         splits = {"train": read(task.path, "task.path")}
@@ -157,7 +157,8 @@ class AlfWorldTasks:
 
     def _sizes(self) -> Sizes:
         """Sizes that hold every game. Raises ConfigError for a game that needs more than the config allows."""
-        needs = {game.path: arrays.needs(game, self.tokenizer) for game in self.games.values()}
+        count = functools.cache(lambda text: len(self.tokenizer.encode(text)))
+        needs = {game.path: arrays.needs(game, count) for game in self.games.values()}
         allowed = {"seen_tokens": self.config.task.seen_tokens, "action_tokens": self.config.rollout.action_tokens}
         for name, field in LIMITED.items():
             path = max(needs, key=lambda path: needs[path][name])

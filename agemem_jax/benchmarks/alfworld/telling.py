@@ -20,6 +20,7 @@ from agemem_jax.benchmarks.alfworld.texts import ANSWERS
 from agemem_jax.benchmarks.alfworld.walk import Move, Walk, has_put, is_closed, kind_of, sight, wanted
 from agemem_jax.data.staged import StagedRecord
 
+TRIES = 8  # to find something that is short enough
 MOST_GOLD = 2  # things that a goal is about: two of a kind, or one and a lamp
 ELSEWHERE, FORMERLY = "In another room, ", "At first, "  # before what is no help, in stage 2
 EMPTY_HANDS, NOTHING_HAPPENS = ANSWERS[Verb.INVENTORY][0], ANSWERS[Verb.NOTHING][0]
@@ -46,12 +47,13 @@ class Elsewhere:
                 self.places[kind_of(game.objects[o])].append((i, int(r), int(o)))
 
     def sight(self, kind: str, game: Household, rng: random.Random, size: Callable[[str], int], most: int) -> str:
-        """A sight of a thing of a kind, or of anything, in another household; "" if there is none."""
-        for places in (self.places.get(kind, []), *self.places.values()):
-            there = [place for place in places if self.households[place[0]].digest != game.digest]
-            if there:
-                i, r, o = rng.choice(there)
-                return told(self.households[i], r, [o], self.households[i].inside[r], size, most)[0]
+        """A sight of a thing of a kind in another household, of at most `most` tokens; "" if none is found."""
+        places = self.places.get(kind, [])
+        for i, r, o in rng.sample(places, min(len(places), TRIES)):
+            there = self.households[i]
+            text, _ = told(there, r, [o], there.inside[r], size, most)
+            if there.digest != game.digest and size(text) <= most:
+                return text
         return ""
 
 
@@ -164,7 +166,8 @@ def _needed(walk: Walk, rng: random.Random) -> list[int]:
     def some(objects: np.ndarray, count: int) -> list[int]:
         found = np.flatnonzero(objects & there).tolist()
         rng.shuffle(found)
-        return sorted(found, key=lambda o: not game.able[Able.PICKUPABLE, o])[:count]
+        # What lies in several places at once may be where the goal wants it before it is brought there.
+        return sorted(found, key=lambda o: _origin(walk, o) == NOWHERE)[:count]
 
     return some(goal.objects, goal.count) + (some(goal.held, 1) if goal.held is not None else [])
 
