@@ -3,8 +3,9 @@
     python -m experiments.train --config=configs/alfworld.py:tiny --config.task.path=FOLDER \\
         --config.task.test_path=FOLDER --workdir=runs/alfworld
 
-`path`: json_2.1.1/train or json_2.1.3/train; `test_path`: .../valid_seen or .../valid_unseen. Without the variant "tiny",
-a policy of about a million parameters for 2 CPU cores, `policy.weights` names real weights (configs/hotpotqa.py).
+`path`: json_2.1.1/train or json_2.1.3/train; `test_path`: .../valid_seen or .../valid_unseen. Variant "tiny" is a
+policy of about a million parameters, for 2 CPU cores; without it `policy.weights` names real weights
+(configs/hotpotqa.py).
 
 Stage 3 has 10 turns, which is where memory matters. Of 340 published games, told five times each as the variant tells
 them, so many are won within so many commands by one who knows what was told (5.4 on average) and by one who searches,

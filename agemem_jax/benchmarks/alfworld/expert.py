@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agemem_jax.benchmarks.alfworld.games import Household
-from agemem_jax.benchmarks.alfworld.play import NOWHERE, TREATMENTS, Able, Flag, State, Verb, unpack
+from agemem_jax.benchmarks.alfworld.play import NOWHERE, TREATMENTS, Flag, State, Verb, unpack
 from agemem_jax.benchmarks.alfworld.texts import COMMANDS, MOVE
 
 TREATED = {Flag.CLEAN: Verb.CLEAN, Flag.HOT: Verb.HEAT, Flag.COOL: Verb.COOL}
@@ -109,7 +109,7 @@ class Way:
 
 def _where(game: Household, mask: np.ndarray) -> Iterator[int]:
     """Receptacles of a mask [R] that can be reached."""
-    return (int(r) for r in np.flatnonzero(mask & (game.place != NOWHERE)))
+    return (int(r) for r in np.flatnonzero(mask & game.reachable))
 
 
 def _fetched(way: Way, now: Situation, o: int) -> Iterator[Way]:
@@ -121,7 +121,7 @@ def _fetched(way: Way, now: Situation, o: int) -> Iterator[Way]:
     if way.held != NOWHERE:
         ways = (way.then().put(r) for r in _where(game, game.fits[:, way.held]))
         way = min(ways, key=lambda other: len(other.commands), default=None)
-    if way is not None and game.able[Able.PICKUPABLE, o]:
+    if way is not None and game.portable[o]:
         yield from (way.then().take(o, r) for r in _where(game, now.inside[:, o]))
 
 

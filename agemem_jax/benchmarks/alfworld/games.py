@@ -7,6 +7,7 @@ of them, and which appliances clean, heat and cool, is read from each file. A fi
 A household as read (`Household`) is in terms of names and bool arrays; arrays.py packs it and tokenises the names.
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter, defaultdict
@@ -93,6 +94,16 @@ class Household:
     flags: np.ndarray  # [len(Flag), O] bool
     location: int
     goal: Goal
+
+    @functools.cached_property
+    def reachable(self) -> np.ndarray:
+        """[R] bool receptacles that can be gone to; of one whose name ends in a blank no command can tell."""
+        return (self.place != NOWHERE) & np.array([not name.endswith(" ") for name in self.receptacles], bool)
+
+    @functools.cached_property
+    def portable(self) -> np.ndarray:
+        """[O] bool objects that can be taken."""
+        return self.able[Able.PICKUPABLE] & np.array([not name.endswith(" ") for name in self.objects], bool)
 
 
 def files(folder: str) -> list[Path]:

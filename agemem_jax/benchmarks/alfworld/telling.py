@@ -15,7 +15,7 @@ import numpy as np
 
 from agemem_jax.benchmarks.alfworld.expert import Situation, at_start
 from agemem_jax.benchmarks.alfworld.games import Household
-from agemem_jax.benchmarks.alfworld.play import NOWHERE, Able, Verb
+from agemem_jax.benchmarks.alfworld.play import NOWHERE, Verb
 from agemem_jax.benchmarks.alfworld.texts import ANSWERS
 from agemem_jax.benchmarks.alfworld.walk import Move, Walk, has_put, is_closed, kind_of, sight, wanted
 from agemem_jax.data.staged import StagedRecord
@@ -43,7 +43,7 @@ class Elsewhere:
     def __init__(self, households: Sequence[Household]):
         self.households, self.places = households, defaultdict(list)  # kind: [(household, receptacle, object), ...]
         for i, game in enumerate(households):
-            for r, o in zip(*np.nonzero(game.inside & (game.place != NOWHERE)[:, None]), strict=True):
+            for r, o in zip(*np.nonzero(game.inside & game.reachable[:, None]), strict=True):
                 self.places[kind_of(game.objects[o])].append((i, int(r), int(o)))
 
     def sight(self, kind: str, game: Household, rng: random.Random, size: Callable[[str], int], most: int) -> str:
@@ -95,7 +95,7 @@ def stages(
 
     # Beside what matters the agent looks into other places, passes some by that are closed, and looks at its hands.
     room = task.facts - len(where) - (move is not None)
-    free = (game.place != NOWHERE) & ~(walk.inside & wanted(game)).any(1)
+    free = game.reachable & ~(walk.inside & wanted(game)).any(1)
     if move:
         free[move.target] = False
     rest = np.flatnonzero(free).tolist()
@@ -161,7 +161,7 @@ def key_words(task: str) -> list[str]:
 def _needed(walk: Walk, rng: random.Random) -> list[int]:
     """Objects that the goal can be reached with: as many as count and, where something has to be held, one to hold."""
     game, goal = walk.game, walk.game.goal
-    there = walk.inside[game.place != NOWHERE].any(0)
+    there = walk.inside[game.reachable].any(0)
 
     def some(objects: np.ndarray, count: int) -> list[int]:
         found = np.flatnonzero(objects & there).tolist()
@@ -175,14 +175,14 @@ def _needed(walk: Walk, rng: random.Random) -> list[int]:
 def _origin(walk: Walk, o: int) -> int:
     """The one receptacle from which an object can be taken; NOWHERE if it is in none or in several."""
     places = np.flatnonzero(walk.inside[:, o])
-    can = walk.game.able[Able.PICKUPABLE, o] and len(places) == 1 and walk.game.place[places[0]] != NOWHERE
+    can = walk.game.portable[o] and len(places) == 1 and walk.game.reachable[places[0]]
     return int(places[0]) if can else NOWHERE
 
 
 def _apart(walk: Walk, o: int) -> np.ndarray:
     """[R] bool where an object fits and nothing is that the goal is about, in places that the goal does not name."""
     game = walk.game
-    free = (game.place != NOWHERE) & ~(walk.inside & wanted(game)).any(1) & game.fits[:, o]
+    free = game.reachable & ~(walk.inside & wanted(game)).any(1) & game.fits[:, o]
     return free if game.goal.is_here else free & ~game.goal.receptacles
 
 
@@ -204,7 +204,7 @@ def _gather(walk: Walk, things: list[int], target: int) -> None:
 
 def _where(walk: Walk, things: list[int], rng: random.Random) -> dict[int, list[int]]:
     """{receptacle that can be reached: those of the objects that are there}, one place for each of them."""
-    where, inside = defaultdict(list), walk.inside & (walk.game.place != NOWHERE)[:, None]
+    where, inside = defaultdict(list), walk.inside & walk.game.reachable[:, None]
     for o in things:
         where[rng.choice(np.flatnonzero(inside[:, o]).tolist())].append(o)
     return dict(where)

@@ -8,7 +8,7 @@ import numpy as np
 
 from agemem_jax.benchmarks.alfworld.expert import Situation, Way, plan
 from agemem_jax.benchmarks.alfworld.games import Household
-from agemem_jax.benchmarks.alfworld.play import NOWHERE, Able, Verb
+from agemem_jax.benchmarks.alfworld.play import Verb
 from agemem_jax.benchmarks.alfworld.texts import ANSWERS, COMMANDS, MOVED
 
 
@@ -89,7 +89,7 @@ def search(
     """
     walk, found = Walk(game, start), np.zeros_like(game.inside)
     kinds = {kind_of(game.objects[o]) for o in np.flatnonzero(wanted(game))}
-    left = np.flatnonzero(game.place != NOWHERE).tolist()
+    left = np.flatnonzero(game.reachable).tolist()
     rng.shuffle(left)
     left.sort(key=lambda r: -sum(likely(kind, kind_of(game.receptacles[r])) for kind in kinds))
     while not _is_enough(game, found.any(0)):
@@ -105,7 +105,7 @@ def search(
 def _is_enough(game: Household, found: np.ndarray) -> bool:
     """Whether those found [O] can be what the goal asks for."""
     counted = int((game.goal.objects & found).sum()) >= game.goal.count
-    return counted and (game.goal.held is None or bool((game.goal.held & game.able[Able.PICKUPABLE] & found).any()))
+    return counted and (game.goal.held is None or bool((game.goal.held & game.portable & found).any()))
 
 
 def sight(game: Household, r: int, things: Sequence[int]) -> str:
