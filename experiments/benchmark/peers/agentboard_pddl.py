@@ -1,4 +1,4 @@
-"""Times AgentBoard's PDDL environment: python agentboard_pddl.py CHECKOUT, with gym 0.26, nltk and numpy 1; see walks.py.
+"""Times AgentBoard's PDDL environment: python agentboard_pddl.py CHECKOUT, with gym 0.26, nltk, numpy 1; see walks.py.
 
 A game is {"kind", "domain", "problem"}: AgentBoard's name of the domain, and two paths. A state is
 [what is seen, progress, won, whether the action was valid, the valid actions, sorted].

@@ -1,4 +1,4 @@
-"""Times ScienceWorld's engine, called directly: python scienceworld_raw.py replay|draw WORKER JAVA OPTION ...; see walks.py.
+"""Times ScienceWorld's engine by itself: python scienceworld_raw.py replay|draw WORKER JAVA OPTION ...; see walks.py.
 
 WORKER is agemem_jax/benchmarks/scienceworld/worker.py, of which the engine alone is used. A game is [task, variation,
 simplifications]. A state is [what is seen, progress, terminated].

@@ -1,7 +1,8 @@
-"""Plays given walks in a real engine and times it; what the peers of benchmark_envs share. Imports nothing of this project.
+"""Plays given walks in a real engine and times it, for the peers of benchmark_envs. Imports nothing of this project.
 
 On standard input a JSON list of walks {"game": ..., "actions": [...]}. The last line of standard output is
-{"steps": n, "seconds": [of each repetition], "states": [[state, ...] of each walk]}. The clock runs in steps alone.
+{"steps": n, "seconds": [of each repetition], "cpu_seconds": [...], "states": [[state, ...] of each walk]}. The clocks
+run in steps alone.
 """
 
 import contextlib
@@ -24,24 +25,26 @@ def replay(begin: Callable[[Any], Any], step: Callable[[Any, Any], Any], look: C
       step: from the engine and an action, what it says.
       look: from the engine and what it has said, the state to be compared; called in the first repetition alone.
     """
-    walks, seconds, states = json.load(sys.stdin), [], []
+    walks, seconds, cpu_seconds, states = json.load(sys.stdin), [], [], []
     for repetition in range(REPEATS):
-        spent = 0.0
+        spent = cpu_spent = 0.0
         for walk in walks:
             with contextlib.redirect_stdout(io.StringIO()):  # engines print
                 engine, said = begin(walk["game"])
                 told = [look(engine, said)] if repetition == 0 else []
                 for action in walk["actions"]:
-                    began = time.perf_counter()
+                    began, cpu_began = time.perf_counter(), time.process_time()
                     said = step(engine, action)
                     spent += time.perf_counter() - began
+                    cpu_spent += time.process_time() - cpu_began
                     if repetition == 0:
                         told.append(look(engine, said))
             if repetition == 0:
                 states.append(told)
         seconds.append(round(spent, 4))
+        cpu_seconds.append(round(cpu_spent, 4))
     steps = sum(len(walk["actions"]) for walk in walks)
-    print(json.dumps({"steps": steps, "seconds": seconds, "states": states}))
+    print(json.dumps({"steps": steps, "seconds": seconds, "cpu_seconds": cpu_seconds, "states": states}))
 
 
 def module(name: str, **content: Any) -> types.ModuleType:
