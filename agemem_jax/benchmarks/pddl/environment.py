@@ -94,7 +94,7 @@ class Pddl:
         live_bits = strips.pack(live)
         parsed, code = self._parse(shared, game, action, live_bits)
         acts = on & parsed & ~asks & ~looks
-        meant = live & (jnp.asarray(game.code) == code[:, None]).all(-1)
+        meant = live & _same(jnp.asarray(game.code), code[:, None])
         number = jnp.where(meant, jnp.arange(meant.shape[1]), -1).max(1)  # there is one at most
         after = strips.apply(game.strips, state.facts, jnp.maximum(number, 0), acts & (number >= 0))
         moved = (after != state.facts).any(1)
@@ -144,8 +144,10 @@ class Pddl:
 
         def which(keys: jax.Array, open_: jax.Array) -> jax.Array:
             """Number of the one that each word names, -1 if none; of those that are open [B, n]."""
-            same = (key[:, :, None] == jnp.asarray(keys)[:, None]).all(-1) & open_[:, None]
-            return jnp.where(is_word, jnp.where(same, jnp.arange(keys.shape[1]), -1).max(-1), -1)
+            found = jnp.full(is_word.shape, -1)
+            for i in range(keys.shape[1]):  # a comparison of whole rows each
+                found = jnp.where(is_word & open_[:, i, None] & _same(key, jnp.asarray(keys)[:, i, None]), i, found)
+            return found
 
         verbs = which(game.verb_key, (game.verb_actions & live[:, None] != 0).any(-1))
         place = jnp.where(verbs >= 0, jnp.arange(verbs.shape[1]), verbs.shape[1]).min(1, keepdims=True)
@@ -168,6 +170,11 @@ class Pddl:
         items = jnp.where(there, len(Piece) + number, Piece.NOTHING)
         ids = jnp.concatenate([head[:, None], items, tail[:, None]], 1)
         return spell_pool(game.texts, ids, self.seen_tokens)
+
+
+def _same(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Whether codes or keys [..., 2] are equal."""
+    return (one[..., 0] == other[..., 0]) & (one[..., 1] == other[..., 1])
 
 
 def code_of(verb, objects):
