@@ -114,6 +114,7 @@ def pack(facts: jax.Array) -> jax.Array:
 
 def first(bits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The first `count` ones of bits [B, w] uint32: their numbers [B, count], and whether there are so many."""
+    bits = lax.optimization_barrier(bits)  # else XLA makes them again for each of their uses
     ones = lax.population_count(bits).astype(jnp.int32)
     ends = jnp.cumsum(ones, axis=1)
     wanted = jnp.arange(count)

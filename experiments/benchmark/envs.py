@@ -241,7 +241,9 @@ def play_pddl(data: Path, folder: Path) -> dict:
     texts = [f" {text}" for text in said] + [text.capitalize() for text in said]
     tokenizer = vocabulary(folder, [*texts, pddl_wording.NO_EFFECT, pddl_wording.UNKNOWN, pddl_wording.SATISFIED])
     spelling = Spelling(tokenizer)
-    env = pddl_tasks.fit(games, tokenizer, seen_tokens=512, action_tokens=48)
+    actions = [pddl_wording.sentence((op.name, *op.arguments)) for one in games for op in one.grounded.operators]
+    longest = max(len(spelling.encode(text)) for text in {*actions, "check valid actions"})
+    env = pddl_tasks.fit(games, tokenizer, seen_tokens=512, action_tokens=longest + 1)
     played = Played(env, pddl_tasks.shared(tokenizer), pddl_tasks.games(env, games, tokenizer), len(games), spelling)
     ask = spelling.write(["check valid actions"] * ROWS, env.action_tokens)
 
