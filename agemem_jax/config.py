@@ -27,6 +27,7 @@ CHOICES = {
     "tools.format": ("paper", "hermes"),
     "tools.turn": ("either", "both"),
     "tools.action_tag": ("answer", "action"),
+    "tools.actions": ("free", "language"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
     "store.encoder": ("lexical", "policy", "policy_hidden", "model"),
@@ -405,6 +406,8 @@ def check_tools(config: ConfigDict) -> None:
             )  # fmt: skip
     if len(set(t.enabled)) < len(t.enabled):
         refuse("tools.enabled", tuple(t.enabled), "names a tool twice; name each once")
+    if t.actions == "language" and not t.constrained:
+        refuse("tools.actions", t.actions, "binds constrained turns alone; set 'free', or tools.constrained = True")
     if t.min_calls > t.max_calls:
         refuse("tools.min_calls", t.min_calls, f"a turn can hold {t.max_calls} calls (tools.max_calls)")
     if t.default_top_k > t.max_top_k:

@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
     )
     c.tools.turn = "either"  # "either" (the paper: calls or a task action) or "both" (calls, then a task action)
     c.tools.action_tag = "answer"  # task actions are <answer> (questions) or <action>
+    # What an action may say: "free" text, or the "language" of the benchmark, its verbs and names; constrained only.
+    c.tools.actions = "free"
     c.tools.action_brief = ""  # what the system prompt says of these actions: the commands that the task knows
     c.tools.max_calls = 3  # calls in one turn
     c.tools.min_calls = 1  # 0 also admits a turn without a call: an empty array; in "hermes", the think block alone

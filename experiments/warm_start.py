@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -100,6 +99,8 @@ def make(configs: list, folder: Path) -> None:
     }
     curves, began = {}, time.time()
     for name, (rate, steps) in phases.items():
+        if not steps:
+            continue
         optimizer = warm_optimizer(warm, rate, len(steps), config.optim.max_grad_norm)
         state, curves[name] = placed(new_state(params, optimizer), run.mesh), []
         # It stays where it is, so that each kind of step compiles once.
@@ -122,7 +123,8 @@ def make(configs: list, folder: Path) -> None:
     out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
 
 
-class Kind(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
     """A kind of step, and what it learns from."""
 
     step: Callable  # (model, optimizer, logit_chunk) -> a step
@@ -135,7 +137,8 @@ def transplant(config, vocabulary_file: Path) -> None:
 
     Those that the weights' own vocabulary has too keep theirs, so that what was learnt of these stays learnt.
     """
-    source = ConfigDict({"tokenizer": "", "weights": config.warm.weights})
+    own = Path(config.warm.weights) / vocabulary.FILE_NAME  # beside a small policy
+    source = ConfigDict({"tokenizer": str(own) if own.is_file() else "", "weights": config.warm.weights})
     theirs, ours = (Tokenizer.load(path) for path in (tokenizer_path(source), str(vocabulary_file)))
     model, params = weights.load(source.weights)
     known, wanted = named_pieces(theirs), named_pieces(ours)

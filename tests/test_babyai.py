@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agemem_jax.benchmarks.babyai import environment as engine
-from agemem_jax.benchmarks.babyai import expert, search, tasks, wording
+from agemem_jax.benchmarks.babyai import expert, macros, search, tasks, wording
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.babyai.tasks import FIRST, Game, Sizes
 from agemem_jax.data.tokenizer import Tokenizer
@@ -359,6 +359,22 @@ def test_recorded_transcripts_are_agentboards(tokenizer, shared):
     np.testing.assert_array_equal(outcome.success, np.asarray(outcome.progress) == 1)
     assert not outcome.truncated.any()
     assert 0 < np.asarray(outcome.success).sum() < len(plays)
+
+
+def test_few_rows_of_many_go_on_by_themselves(tokenizer, shared):
+    """From 8 * FEW rows on: rows are what they are in a smaller batch."""
+    plays, times = records("agentboard"), 6
+    assert len(plays) * times >= 8 * macros.FEW and times <= len(plays) * times // macros.FEW
+    game, many = stacked([play["game"] for play in plays]), stacked([play["game"] for play in plays] * times)
+    alone, _ = reset(MACROS, shared, game)
+    state, _ = reset(MACROS, shared, many)
+    for i in range(len(plays[0]["actions"])):
+        said = tokens(tokenizer, [play["actions"][i] for play in plays])
+        alone, wanted = step(MACROS, shared, game, alone, said, jnp.ones(len(plays), bool))
+        said = jax.tree.map(lambda x: jnp.concatenate([x] * times), said)
+        state, outcome = step(MACROS, shared, many, state, said, jnp.ones(len(plays) * times, bool))
+        for one, other in zip(jax.tree.leaves((alone, wanted)), jax.tree.leaves((state, outcome)), strict=True):
+            np.testing.assert_array_equal(np.concatenate([one] * times), other)
 
 
 def play_beside_agentboard(folder: str, names: list[str], steps: int, tokenizer: Tokenizer, shared) -> int:

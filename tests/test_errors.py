@@ -159,6 +159,8 @@ CASES = {
     "plan: stages": (("plan", [TINY, "--topology=v5e-4", "--stages=4"]), ["--stages=4: '4' is no stage"]),
     "recall: vocabulary": (("encoder_recall", ["--path={}/a_file"]), ["--path needs --weights"]),
     "recall: weights": (("encoder_recall", ["--weights={}/nowhere"]), ["nowhere", "do not exist"]),
+    "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),
+    "engines: python": (("benchmark_envs", ["--data={}", "--python=doom=p"]), ["--python=doom=p", "one of alfworld"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
     "data: nothing": (("prepare_data", ["--folder=d"]), ["give either --train and --validation, or --runs"]),
     "data: both": (("prepare_data", ["--folder=d", "--train=t", "--runs=r"]), ["give either --train and"]),

@@ -31,6 +31,7 @@ from agemem_jax.types import Text
 
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
+FEW = 8  # the share of rows that is few
 # The cell of the board (search.py) of each place in view.
 _CELL = (engine.VIEW - PLACES[:, 0]) * search.SIDE + PLACES[:, 1]
 _PRIMITIVE = np.array([engine.FORWARD, engine.LEFT, engine.RIGHT])  # by step of a path
@@ -248,10 +249,11 @@ def _play(game, play, view, ways, verb, target, on):
     goals = search.goal_of(jnp.where(enters, inside, search.facing(at, ways.free)), ways.free, has_path)
     way = search.distances(goals, ways.free, has_path)
     ends = jnp.asarray(_ENDS)[verb]
-    end_of = lambda done: jnp.take_along_axis(ends, done[:, None], 1)[:, 0]  # noqa: E731
 
-    def one(carry):
+    def one(fixed, carry):
+        game, has_path, goals, way, ends = fixed
         play, view, cell, direction, done, alive, finished, success = carry
+        end_of = lambda done: jnp.take_along_axis(ends, done[:, None], 1)[:, 0]  # noqa: E731
         walks = alive & has_path & ~search.at_goal(goals, cell, direction)
         step, next_cell, next_direction = search.next_step(way, cell, direction, last=True)
         action = jnp.where(walks, jnp.asarray(_PRIMITIVE)[step], end_of(done))
@@ -269,8 +271,29 @@ def _play(game, play, view, ways, verb, target, on):
     idle = on & ~((has_path & ~search.at_goal(goals, *begin)) | (ends[:, 0] >= 0))
     never = jnp.zeros(rows, bool)
     carry = play, view, *begin, jnp.zeros(rows, jnp.int32), on & ~idle, never, never
-    play, view, *_, finished, success = lax.while_loop(lambda carry: carry[5].any(), one, carry)
+    fixed = game, has_path, goals, way, ends
+    play, view, *_, finished, success = _until_few(one, fixed, carry, alive=5)
     return play, view, finished, success, idle
+
+
+def _until_few(one, fixed, carry, alive: int):
+    """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
+
+    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own.
+    """
+    rows = len(carry[alive])
+    few = rows // FEW if rows >= 8 * FEW else 0
+
+    def loop(fixed, carry, most):
+        return lax.while_loop(lambda carry: carry[alive].sum() > most, lambda carry: one(fixed, carry), carry)
+
+    carry = loop(fixed, carry, few)
+    if few == 0:
+        return carry
+    which = jnp.nonzero(carry[alive], size=few, fill_value=rows)[0]  # rows beyond the last one: nobody
+    pick = lambda x: jnp.asarray(x).at[which].get(mode="fill", fill_value=0)  # noqa: E731
+    left = loop(*jax.tree.map(pick, (fixed, carry)), 0)
+    return jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop", unique_indices=True), carry, left)
 
 
 def _fit(one: jax.Array, other: jax.Array, choice: jax.Array) -> jax.Array:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
 from agemem_jax.benchmarks.babyai.tasks import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import cut
-from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table
+from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table, running_sum
 from agemem_jax.types import PAD_ID, Text
 
 CARRIED_NAMES = [f"{colour} {thing}" for thing in ("key", "ball", "box") for colour in COLOURS]
@@ -154,13 +155,14 @@ def meaning(tables: Shared, key: jax.Array) -> jax.Array:
 
 def write(tables: Shared, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
+    pieces = lax.optimization_barrier(pieces)  # fused with what makes them, a gather takes a CPU much longer
     length = jnp.asarray(tables.length)[pieces]
     ends = jnp.cumsum(length, 1)
     rows, starts = jnp.arange(len(pieces))[:, None], ends - length
     # How far a piece's place in the table is from that in the text; each piece adds what it changes, where it begins.
     apart = jnp.asarray(tables.begins)[pieces] - starts
-    change = jnp.diff(apart, axis=1, prepend=0)
-    offset = jnp.cumsum(jnp.zeros((len(pieces), width), jnp.int32).at[rows, starts].add(change, mode="drop"), 1)
+    change = jnp.diff(apart, axis=1, prepend=0).astype(jnp.float32)
+    offset = running_sum(jnp.zeros((len(pieces), width)).at[rows, starts].add(change, mode="drop")).astype(jnp.int32)
     place = jnp.arange(width)
     total = jnp.minimum(ends[:, -1], width)
     tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]

@@ -166,7 +166,7 @@ def _game(engine: Pddl, one: Puzzle, spelt: Spelling) -> Game:
         strips=table,
         texts=pool(texts, len(Piece) + 2 * facts + actions, engine.text_tokens, engine.alphabet),
         letters=fill([list(text.ljust(engine.letters, b"\0")) for text in letters], engine.alphabet, np.uint8),
-        code=fill(code_of(verb, objects), actions, np.uint32),
+        code=fill(code_of(verb, objects), actions, np.uint32).T,
         verb_key=fill([key_of(name) for name, _ in verbs], engine.verbs, np.uint32),
         verb_terms=fill([number for _, number in verbs], engine.verbs, np.int32),
         verb_actions=strips.rows_of(
