@@ -46,6 +46,7 @@ def _tiny() -> ConfigDict:
     c.name = "alfworld-tiny"
     c.policy.weights = ""
     c.policy.tokenizer = str(VOCABULARY)
+    c.tools.actions = "language"
     c.store.entries = 3
     c.store.entry_tokens = 16
     c.task.facts = 7

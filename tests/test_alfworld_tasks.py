@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from alfworld_games import HOUSEHOLDS, Made, goal, place, vocabulary, write, write_all
+from test_alfworld import textworld, walked
 from vocabularies import END
 
 from agemem_jax import benchmarks
@@ -45,7 +46,7 @@ def flat(seed: int, kind: str = "simple") -> Made:
     """A household with many places, of which some are closed, and several of each thing."""
     rng = random.Random(seed)
     drawers = [f"Drawer_bar_{i}" for i in range(4)]
-    open_ones = [*(f"Shelf_bar_{i}" for i in range(4)), "Desk_bar_1", "Bed_bar_1", "SinkBasin_bar_1", "Microwave_bar_1"]
+    open_ones = [*(f"Shelf_bar_{i}" for i in range(4)), "Desk_bar_1", "Bed_bar_1", "Sink_bar_1", "Microwave_bar_1"]
     safe, lamp = "Safe_bar_1", "DeskLamp_bar_1"
     receptacles = {r: place(1 + i // 2) for i, r in enumerate(rng.sample([*drawers, *open_ones], 12))}
     things = [f"{kind}_bar_{i}" for kind, n in (("Vase", 3), ("Book", 3), ("Pen", 2)) for i in range(n)]
@@ -345,6 +346,29 @@ def test_a_whole_stage_3_is_won_by_who_knows(folder, tokenizer):
     assert told[0].query in shown and "Looking quickly around you" in shown
 
 
+def in_language(language, command: str) -> bool:
+    return any(
+        re.fullmatch("".join(f"({'|'.join(map(re.escape, texts))})" for texts in template), f" {command}")
+        for template in language
+    )
+
+
+def test_every_command_is_in_the_language(made, folder):
+    """Whatever is admissible in random walks, but for what cannot be typed: names that end in a blank."""
+    bench, _ = made
+    listed = {
+        command
+        for walk in walked(games.files(str(folder)), seed=2, steps=15)
+        for _, admissible, _ in walk["states"]
+        for command in re.split(", (?=[a-z])", admissible)
+    }
+    typed = {command for command in listed if not re.search("(cloth|rack) ", command)}
+    assert len(typed) > 250 and len({command.split()[0] for command in typed}) > 9
+    assert [command for command in sorted(typed) if not in_language(bench.language, command)] == []
+    for other in ("go to vase 1", "take shelf 1 from vase 1", "look 1", "go to shelf", "open shelf 1"):
+        assert not in_language(bench.language, other)
+
+
 def test_splits_of_one_folder_share_no_game_and_parts_pick_kinds(folder, tokenizer):
     changes = dict(task__test_path="", task__test_fraction=0.3)
     bench, _ = source_of(folder, tokenizer, **changes)
@@ -475,3 +499,16 @@ def test_published_games_are_told_and_won(published):
     print({"told": won[True] / 340, "searching": won[False] / 340})
     assert won[True] == 340 and won[False] < 0.65 * 340
     assert 0.25 <= np.mean([bool(staged.revisions) for staged in told]) <= 0.5
+
+
+@pytest.mark.heavy
+def test_textworld_plays_the_walks_too(published):
+    """Of every n-th game with AGEMEM_ALFWORLD_STRIDE=n: each command of walk and plan is understood, and wins."""
+    bench, source, _ = published
+    told = all_staged(source, 1)[:: int(os.environ.get("AGEMEM_ALFWORLD_STRIDE", "1"))]
+    plans = [bench.tasks.solve(staged, random.Random(0), True) for staged in told]
+    walks = [{"path": s.play.game.path, "commands": [*s.play.walk, *p]} for s, p in zip(told, plans, strict=True)]
+    for walk in textworld(walks):
+        assert walk["states"][-1][2] and "Nothing happens." not in [seen for seen, *_ in walk["states"]]
+        commands = {c for _, listed, _ in walk["states"] for c in re.split(", (?=[a-z])", listed)}
+        assert all(in_language(bench.language, command) for command in commands if not command.endswith(" "))

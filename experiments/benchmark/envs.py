@@ -23,8 +23,11 @@ import tokenizers
 from jax import lax
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from agemem_jax.benchmarks.alfworld import environment as alfworld
-from agemem_jax.benchmarks.alfworld import tasks as alfworld_tasks
+from agemem_jax.benchmarks.alfworld import arrays as alfworld_arrays
+from agemem_jax.benchmarks.alfworld import games as alfworld_games
+from agemem_jax.benchmarks.alfworld import texts as alfworld_texts
+from agemem_jax.benchmarks.alfworld.environment import AlfWorld
+from agemem_jax.benchmarks.alfworld.play import Sizes
 from agemem_jax.benchmarks.babyai import environment as babyai
 from agemem_jax.benchmarks.babyai import tasks as babyai_tasks
 from agemem_jax.benchmarks.babyai import wording as babyai_wording
@@ -206,18 +209,18 @@ class Played:
 
 def play_alfworld(data: Path, folder: Path) -> dict:
     """ALFWorld; the list of admissible commands is timed as well, apart."""
-    files = alfworld_tasks.files(str(data / "alfworld"))
+    files = alfworld_games.files(str(data / "alfworld"))
     paths = files[:: len(files) // GAMES["alfworld"]][: GAMES["alfworld"]]
-    households = [alfworld_tasks.read(path) for path in paths]
+    households = [alfworld_games.read(path) for path in paths]
     names = [name for game in households for name in (*game.arrivals, *game.receptacles, *game.objects)]
-    texts = [*alfworld.PIECES, *(f" {name}" for name in names), *(game.task for game in households)]
+    texts = [*alfworld_texts.PIECES, *(f" {name}" for name in names), *(game.task for game in households)]
     tokenizer = vocabulary(folder, texts)
-    sizes = alfworld.Sizes()
-    rows = [alfworld_tasks.arrays(game, tokenizer, sizes) for game in households]
+    sizes = Sizes()
+    rows = [alfworld_arrays.arrays(game, tokenizer, sizes) for game in households]
     game = jax.tree.map(lambda *x: np.stack(x), *rows)
-    env, spelling = alfworld.AlfWorld(sizes), Spelling(tokenizer)
-    played = Played(env, alfworld_tasks.shared(tokenizer, sizes), game, len(paths), spelling)
-    say = jax.jit(functools.partial(alfworld.admissible_text, width=LISTED_TOKENS), compiler_options=QUICK)
+    env, spelling = AlfWorld(sizes), Spelling(tokenizer)
+    played = Played(env, alfworld_arrays.shared(tokenizer, sizes), game, len(paths), spelling)
+    say = jax.jit(functools.partial(alfworld_texts.admissible_text, width=LISTED_TOKENS), compiler_options=QUICK)
     listed = lambda state: [text.split(", ") for text in spelling.read(say(played.shared, played.game, state))]  # noqa: E731
     actions, on, lists = played.drawn(listed, STEPS["alfworld"], seed=0)
     figures, (outcome, _) = played.timed(actions, on)

@@ -12,6 +12,7 @@ from agemem_jax.benchmarks.alfworld import arrays, cache, games, telling
 from agemem_jax.benchmarks.alfworld.environment import AlfWorld
 from agemem_jax.benchmarks.alfworld.expert import plan
 from agemem_jax.benchmarks.alfworld.games import SHAPES, Household
+from agemem_jax.benchmarks.alfworld.language import language
 from agemem_jax.benchmarks.alfworld.play import Game, Sizes
 from agemem_jax.benchmarks.alfworld.walk import kind_of, search, with_known
 from agemem_jax.benchmarks.worlds import Demonstrator
@@ -33,7 +34,12 @@ def load(config, tokenizer: Tokenizer) -> Benchmark:
     Raises InputError and ConfigError as AlfWorldTasks.
     """
     tasks = AlfWorldTasks(config, tokenizer)
-    return Benchmark(tasks=tasks, env=AlfWorld(tasks.engine_sizes), shared=arrays.shared(tokenizer, tasks.engine_sizes))
+    return Benchmark(
+        tasks=tasks,
+        env=AlfWorld(tasks.engine_sizes),
+        shared=arrays.shared(tokenizer, tasks.engine_sizes),
+        language=language(list(tasks.games.values())),
+    )
 
 
 class AlfWorldTasks:
