@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from agemem_jax.config import ConfigError, check_fields, validate
 from agemem_jax.data.batches import TaskSource, encoded, pad_text, pad_texts, stack
 from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.staged import StagedRecord
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
@@ -68,15 +70,16 @@ KINDS = ("simple", "two", "clean", "light")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     """Games of ours in train/ and test/, and a cache of the test's own."""
     folder = tmp_path_factory.mktemp("alfworld_tasks")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     write_all(folder / "train")
     for seed, kind in enumerate(KINDS * 3):
         write(folder / "train", f"flat{seed}", flat(seed, kind), is_moves=seed % 2 == 1)
         write(folder / "test", f"flat{seed}", flat(100 + seed, kind), is_moves=seed % 3 == 1)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +160,9 @@ def holds(staged: StagedRecord, text: str) -> bool:
     if (sight := seen_in(text)) is None:
         return text == telling.EMPTY_HANDS
     r = game.receptacles.index(sight[0])
-    return all(now.inside[r, game.objects.index(o)] for o in sight[1]) and bool(now.opened[r] or not game.openable[r])
+    told = np.isin(game.objects, sight[1])
+    is_so = told.any() == now.inside[r].any() and not (told & ~now.inside[r]).any()
+    return bool(is_so and told.sum() == len(sight[1]) and (now.opened[r] or not game.openable[r]))
 
 
 def test_stage_3_begins_where_the_walk_has_ended(made, told, tokenizer):
@@ -453,23 +458,17 @@ def published(tmp_path_factory):
     config = configs.get_config("tiny")
     folder = Path(os.environ["AGEMEM_DATA"]) / "alfworld" / "json_2.1.1"
     config.task.path, config.task.test_path = str(folder / "valid_train"), str(folder / "valid_seen")
-    from agemem_jax.data.tokenizer import Tokenizer
-
     tokenizer = Tokenizer.load(config.policy.tokenizer)
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         begin = time.monotonic()
         cold = cache.read_all(games.files(str(folder)))
         middle = time.monotonic()
         warm = cache.read_all(games.files(str(folder)))
         end = time.monotonic()
-        print(f"{len(cold)} games read in {middle - begin:.1f} s, again in {end - middle:.2f} s")
-        assert all(map(same, cold, warm)) and middle - begin < 60 and end - middle < 5
         bench = benchmarks.load(config, tokenizer)
-    finally:
-        if before:
-            os.environ["XDG_CACHE_HOME"] = before
+    print(f"{len(cold)} games read in {middle - begin:.1f} s, again in {end - middle:.2f} s")
+    assert all(map(same, cold, warm)) and middle - begin < 60 and end - middle < 5
     return bench, TaskSource(config, tokenizer, bench.tasks), tokenizer
 
 

@@ -62,9 +62,11 @@ def told(
 ) -> tuple[str, list[int]]:
     """A sight of the needed objects in a receptacle, and of as many others there as make at most `most` tokens.
 
+    Where nothing is needed, of one of them at least: only what is empty is told to be.
+
     Returns (the sight, the objects in it).
     """
-    things = sorted(needed)
+    things = sorted(needed) or np.flatnonzero(inside)[:1].tolist()
     for o in np.flatnonzero(inside).tolist():
         more = sorted({*things, o})
         if size(sight(game, r, more)) > most:
