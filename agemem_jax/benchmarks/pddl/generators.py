@@ -10,7 +10,7 @@ A problem is a function of its domain, level and seed (and of those to avoid).
 
 import hashlib
 import random
-from collections.abc import Collection
+from collections.abc import Container
 from functools import cache
 from importlib.resources import files
 
@@ -28,7 +28,7 @@ def domain(name: str) -> Domain:
     return read_domain(file.read_text(encoding="utf-8"), f"domains/{name}.pddl")
 
 
-def generate(name: str, level: int, seed: int, avoid: Collection[str] = ()) -> Problem:
+def generate(name: str, level: int, seed: int, avoid: Container[str] = ()) -> Problem:
     """A problem of one of DOMAINS, of level 1 or more.
 
     avoid: `canonical` forms of problems that it must not be.
