@@ -71,6 +71,8 @@ AT_LEAST = {
     "context.capacity": 1,
     "context.messages": 3,  # what a turn adds; more with a pinned query and with summaries (check_context)
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
+    "task.lowest_level": 1,
+    "task.highest_level": 1,
     "task.train_size": 1,
     "task.validation_size": 1,
     "task.test_size": 1,
@@ -137,6 +139,8 @@ AT_MOST = {
     "tools.max_tags": 64,
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
+    "task.lowest_level": 12,  # grounding takes minutes beyond
+    "task.highest_level": 12,
     "task.train_size": 1_000_000,
     "task.validation_size": 1_000_000,
     "task.test_size": 1_000_000,

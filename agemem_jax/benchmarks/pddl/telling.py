@@ -1,4 +1,4 @@
-"""How a problem is told in three stages. What its goal is, and which cocktail consists of what, is told in stage 1 alone.
+"""How a problem is told in three stages: its goal, and which cocktail consists of what, in stage 1 alone.
 
 A world is in full view when play begins, so nothing of it is worth keeping; its goal is. Stage 1 tells the goal's
 conditions one a message, and what the cocktails among them consist of, between what a walk does with the world (play
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from agemem_jax.benchmarks.pddl import wording
 from agemem_jax.benchmarks.pddl.puzzles import Puzzle, capital
-from agemem_jax.data.pddl import Atom, Grounded, Operator
+from agemem_jax.data.pddl import Atom, Grounded, Operator, Problem
 from agemem_jax.data.staged import StagedRecord
 
 WALK = 3  # most actions of the walk
@@ -75,11 +75,11 @@ def wish(atom: Atom, verb: str = "should") -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def needed(one: Puzzle) -> list[Atom]:
+def needed(problem: Problem) -> list[Atom]:
     """What stage 1 has to tell: the goal's conditions, and what the cocktails among them consist of."""
-    wanted = {term for atom in one.problem.goal for term in atom[1:]}
-    hidden = sorted(atom for atom in one.problem.init if atom[0] in wording.HIDDEN and atom[1] in wanted)
-    return [*one.problem.goal, *hidden]
+    wanted = {term for atom in problem.goal for term in atom[1:]}
+    hidden = sorted(atom for atom in problem.init if atom[0] in wording.HIDDEN and atom[1] in wanted)
+    return [*problem.goal, *hidden]
 
 
 def tell(
@@ -92,7 +92,7 @@ def tell(
       revised: whether a condition changes, where there is place for it and another one to be told.
       asked: of the conditions that problems of its domain have.
     """
-    gold = needed(one)
+    gold = needed(one.problem)
     free = _others(one, gold, asked)
     change = _change(one, free, room.facts - len(gold), rng) if revised else None
     texts = {atom: _told(atom) for atom in gold}
