@@ -90,17 +90,18 @@ def small() -> ConfigDict:
     c.name = "pddl-tiny"
     c.policy.weights = ""
     c.policy.tokenizer = str(TOKENIZER)
-    c.tools.max_top_k = 4
-    c.tools.default_top_k = 4
-    c.store.entries = 6
+    c.tools.max_top_k = 5
+    c.tools.default_top_k = 5
+    c.store.entries = 5
     c.store.entry_tokens = 16
+    c.store.min_score = -1.0  # the query names nothing: what was kept is found whatever is asked for
     c.task.facts = 10
     c.task.chatter = 1
     c.task.distractors = 6
     c.task.message_tokens = 28
-    c.task.seen_tokens = 256
+    c.task.seen_tokens = 160
     c.rollout.action_tokens = 28
     c.rollout.stage3_turns = 12
-    c.context.limit = c.context.capacity = 560
+    c.context.limit = c.context.capacity = 512
     c.rl.stage1_updates = c.rl.stage2_updates = 0
     return c

@@ -12,7 +12,7 @@ Names without a digit have a capital in conditions, so that they count as names 
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from agemem_jax.benchmarks.pddl import wording
@@ -46,7 +46,8 @@ class Play:
     """What is played."""
 
     puzzle: Puzzle
-    start: frozenset[int]  # the facts that play begins with
+    walk: tuple[Operator, ...]  # what stage 1 does, from the problem's start
+    start: frozenset[int]  # the facts that hold then: play begins with them
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def tell(
       asked: of the conditions that problems of its domain have.
     """
     gold = needed(one.problem)
-    free = _others(one, gold, asked)
+    free = _unlike(gold, conditions(one, asked))
     change = _change(one, free, room.facts - len(gold), rng) if revised else None
     texts = {atom: _told(atom) for atom in gold}
     told = [(text, True) for text in rng.sample([*texts.values()], len(texts))]
@@ -109,11 +110,12 @@ def tell(
             told.insert(rng.randint(0, at), (stale, False))
 
     left = room.facts - len(told)
-    path, start = walk(one.grounded, rng.randint(0, min(WALK, left)), rng)
+    path = walk(one.grounded, rng.randint(0, min(WALK, left)), rng)
+    did, start = _seen(one.grounded, path)
     chatter = min(room.chatter, left - len(path))
-    talk = _Talk(one, [atom for atom in free if not change or _names(atom) != _names(change.stale)], gold, rng)
+    talk = _Talk(one, asked, gold + [change.stale] * bool(change), rng)
     others = [talk.other() for _ in range(left - len(path) - chatter)] + [_chatter(rng) for _ in range(chatter)]
-    mixed = _mixed([told, [(text, False) for text in path], [(text, False) for text in others]], rng)
+    mixed = _mixed([told, [(text, False) for text in did], [(text, False) for text in others]], rng)
     later = [talk.later() for _ in range(room.distractors)]
     gold_texts = [texts[atom] for atom in gold]
     return StagedRecord(
@@ -130,7 +132,7 @@ def tell(
         fact_speakers=[0] * len(mixed),
         distractor_speakers=[0] * len(later),
         kind=kind,
-        play=Play(one, start),
+        play=Play(one, path, start),
     )
 
 
@@ -139,7 +141,7 @@ def official(one: Puzzle, kind: str) -> StagedRecord:
     return StagedRecord(
         facts=[], is_gold=[], gold=[], distractors=[], query=one.goal, answer="", key_words=key_words(one), keep=[],
         view=[], revisions=[], fact_speakers=[], distractor_speakers=[], kind=kind,
-        play=Play(one, one.grounded.init),
+        play=Play(one, (), one.grounded.init),
     )  # fmt: skip
 
 
@@ -148,24 +150,19 @@ def key_words(one: Puzzle) -> list[str]:
     return list(dict.fromkeys(term for atom in one.problem.goal for term in atom[1:]))
 
 
-def walk(game: Grounded, steps: int, rng: random.Random) -> tuple[list[str], frozenset[int]]:
-    """At most `steps` actions that can be taken, each as it is told with something that it makes true; and the facts
-    that hold then. No state comes twice, and the goal is not reached.
-    """
-    state, told, visited = game.init, [], {game.init}
+def walk(game: Grounded, steps: int, rng: random.Random) -> tuple[Operator, ...]:
+    """At most `steps` actions from the start that can be taken. No state comes twice, and the goal is not reached."""
+    state, path, visited = game.init, [], {game.init}
     for _ in range(steps):
-        for op in rng.sample(applicable(game, state), len(applicable(game, state))):
-            new = after(op, state)
-            if new not in visited and not solves(game, new):
-                break
-        else:
+        live = applicable(game, state)
+        fresh = (op for op in rng.sample(live, len(live)) if after(op, state) not in visited)
+        op = next((op for op in fresh if not solves(game, after(op, state))), None)
+        if op is None:
             break
-        did = wording.sentence((op.name, *op.arguments)).strip().removesuffix(".")
-        seen = min((capital(game.facts[i]).strip() for i in new - state or new), key=lambda text: (len(text), text))
-        told.append(f"{did[0].upper()}{did[1:]}. {seen}")
-        state = new
+        state = after(op, state)
+        path.append(op)
         visited.add(state)
-    return told, state
+    return tuple(path)
 
 
 def applicable(game: Grounded, state: frozenset[int]) -> list[Operator]:
@@ -183,18 +180,30 @@ def solves(game: Grounded, state: frozenset[int]) -> bool:
     return len(game.goal) == game.goals and game.goal <= state
 
 
-class _Talk:
-    """Messages that matter nothing. None says of another task what this one's conditions could be taken for."""
+def _seen(game: Grounded, path: Sequence[Operator]) -> tuple[list[str], frozenset[int]]:
+    """Each action of a walk as it is told, with something that it makes true; and the facts that hold then."""
+    told, state = [], game.init
+    for op in path:
+        new = after(op, state)
+        did = wording.sentence((op.name, *op.arguments)).strip().removesuffix(".")
+        seen = min((capital(game.facts[i]).strip() for i in new - state or new), key=lambda text: (len(text), text))
+        told.append(f"{did[0].upper()}{did[1:]}. {seen}")
+        state = new
+    return told, state
 
-    def __init__(self, one: Puzzle, conditions: list[Atom], gold: list[Atom], rng: random.Random):
+
+class _Talk:
+    """Messages that matter nothing. None can be taken for what was `told` to be done."""
+
+    def __init__(self, one: Puzzle, asked: Collection[Shape], told: list[Atom], rng: random.Random):
         self.rng = rng
         start = [one.grounded.facts[i] for i in sorted(one.grounded.init)]
-        recipes, taken = [atom for atom in start if atom[0] in wording.HIDDEN], {_names(atom) for atom in gold}
-        others = [(*a[:-1], b[-1]) for a in recipes for b in recipes if a[-1] != b[-1]]
-        pools = [_told(atom) for atom in conditions], [_told(atom) for atom in others if _names(atom) not in taken]
+        recipes = [atom for atom in start if atom[0] in wording.HIDDEN]
+        swapped = [(*a[:-1], b[-1]) for a in recipes for b in recipes if a[-1] != b[-1]]
+        pools = [[_told(atom) for atom in _unlike(told, atoms)] for atoms in (conditions(one, asked), swapped)]
         self.elsewhere = [_Deck([f"In another task, {text[0].lower()}{text[1:]}" for text in pool], rng)
                           for pool in pools if pool]  # fmt: skip
-        seen = [capital(atom).strip() for atom in start if atom[0] not in wording.HIDDEN]
+        seen = [capital(atom).strip() for atom in _unlike(told, start) if atom[0] not in wording.HIDDEN]
         self.seen = _Deck(seen, rng)
         self.before = _Deck([f"{text.removesuffix('.').replace(' is ', ' was ', 1)} yesterday." for text in seen], rng)
 
@@ -231,14 +240,14 @@ def conditions(one: Puzzle, asked: Collection[Shape]) -> list[Atom]:
     return [f for f in one.grounded.facts if len({*f}) == len(f) and shape(one, f) in asked]
 
 
-def _others(one: Puzzle, gold: list[Atom], asked: Collection[Shape]) -> list[Atom]:
-    """Conditions that cannot be taken for those of its goal."""
-    taken = {_names(atom) for atom in gold}
-    return [atom for atom in conditions(one, asked) if _names(atom) not in taken]
+def _unlike(told: list[Atom], atoms: list[Atom]) -> list[Atom]:
+    """Those that cannot be taken for what is told."""
+    taken = {_names(atom) for atom in told}
+    return [atom for atom in atoms if _names(atom) not in taken]
 
 
 def _change(one: Puzzle, free: list[Atom], left: int, rng: random.Random) -> _Change | None:
-    """A revision for which `left` messages more are enough, if there is one; free: conditions of `_others`."""
+    """A revision for which `left` messages more are enough, if there is one; free: conditions unlike the goal's."""
     ways = []
     if left >= 1:
         ways.append([_Change(f, g) for g in one.problem.goal for f in free if len(g) > 2 and f[:-1] == g[:-1]])
