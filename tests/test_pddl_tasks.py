@@ -351,7 +351,7 @@ def test_read_problems_are_split_domain_by_domain(folder, tokenizer):
         ({"task.test_path": "/nowhere"}, InputError, "task.test_path: '/nowhere' has no folder with a domain.pddl"),
         (
             {"store.entries": 1, "task.parts": ("barman",), "task.lowest_level": 3, "task.highest_level": 3},
-            InputError, "no barman problem for the test split was found that tells at most 1 conditions",
+            InputError, "no barman problem for the train split was found that tells at most 1 conditions",
         ),
     ],
 )

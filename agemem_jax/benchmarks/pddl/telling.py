@@ -113,7 +113,7 @@ def tell(
     path = walk(one.grounded, rng.randint(0, min(WALK, left)), rng)
     did, start = _seen(one.grounded, path)
     chatter = min(room.chatter, left - len(path))
-    talk = _Talk(one, asked, gold + [change.stale] * bool(change), rng)
+    talk = _Talk(one, asked, gold + ([change.stale] if change else []), rng)
     others = [talk.other() for _ in range(left - len(path) - chatter)] + [_chatter(rng) for _ in range(chatter)]
     mixed = _mixed([told, [(text, False) for text in did], [(text, False) for text in others]], rng)
     later = [talk.later() for _ in range(room.distractors)]
