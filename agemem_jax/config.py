@@ -139,7 +139,7 @@ AT_MOST = {
     "tools.max_tags": 64,
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
-    "task.lowest_level": 12,  # grounding takes minutes beyond
+    "task.lowest_level": 12,  # problems of thousands of ground actions
     "task.highest_level": 12,
     "task.train_size": 1_000_000,
     "task.validation_size": 1_000_000,

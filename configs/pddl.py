@@ -33,7 +33,6 @@ def worlds(c: ConfigDict) -> None:
     c.task.validation_size = 64
     c.task.test_size = 128
     c.tools.action_tag = "action"
-    c.reward.no_answer = 0.0  # what was reached says enough
     c.train.eval_tasks = 128
 
 
@@ -61,7 +60,7 @@ def real() -> ConfigDict:
     c.task.auto_top_k = 1
     c.task.auto_min_score = 0.2
 
-    c.context.limit = 5200
+    c.context.limit = 4800
     c.context.capacity = 4096  # without the system prompt, which is shared
     c.context.messages = 96
     c.context.max_segments = 8

@@ -16,6 +16,7 @@ import vocabularies
 
 from agemem_jax.benchmarks import load
 from agemem_jax.benchmarks.pddl import expert, generators, puzzles, telling, wording
+from agemem_jax.benchmarks.pddl.tasks import shared
 from agemem_jax.config import ConfigError, check_fields, validate
 from agemem_jax.data.batches import TaskSource, pad_texts, stack
 from agemem_jax.data.pddl import Problem
@@ -142,7 +143,7 @@ class Table:
 
     def __init__(self, tasks, tokenizer, told):
         self.tokenizer, self.told, engine = tokenizer, told, tasks.engine
-        self.engine, self.shared = engine, config_shared(tokenizer)
+        self.engine, self.shared = engine, shared(tokenizer)
         self.game = stack([tasks.game(one) for one in told])
         self.reset, self.step = jax.jit(engine.reset), jax.jit(engine.step)
 
@@ -166,12 +167,6 @@ class Table:
 
 def pad(ids: list[int], width: int) -> tuple[np.ndarray, np.int32]:
     return np.pad(np.array(ids, np.int32), (0, width - len(ids))), np.int32(len(ids))
-
-
-def config_shared(tokenizer):
-    from agemem_jax.benchmarks.pddl import tasks
-
-    return tasks.shared(tokenizer)
 
 
 @pytest.fixture(scope="module")

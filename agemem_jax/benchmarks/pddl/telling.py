@@ -209,14 +209,16 @@ class _Talk:
 
     def other(self) -> str:
         """A message of stage 1: what another task asks for, or what there was to see at the start."""
-        return (self.rng.choice(self.elsewhere) if self.elsewhere and self.rng.random() < 0.7 else self.seen).draw()
+        if self.elsewhere and self.rng.random() < 0.7:
+            return self.rng.choice(self.elsewhere).draw()
+        return self.seen.draw() if self.seen.texts else _chatter(self.rng)
 
     def later(self) -> str:
         """A message of stage 2: what another task asks for, what there was to see, small talk."""
         draw = self.rng.random()
         if draw < 0.5 and self.elsewhere:
             return self.rng.choice(self.elsewhere).draw()
-        return self.before.draw() if draw < 0.75 else _chatter(self.rng)
+        return self.before.draw() if draw < 0.75 and self.before.texts else _chatter(self.rng)
 
 
 class _Deck:
