@@ -5,7 +5,7 @@ What the engine plays: its sizes (`fit`), and arrays (`shared`, `games`).
 
 import random
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.pddl import expert, generators, telling, wording
 from agemem_jax.benchmarks.pddl.environment import MOST_TERMS, NO_OBJECT, Game, Pddl, Piece, Shared, code_of
 from agemem_jax.benchmarks.pddl.puzzles import Puzzle, capital, puzzle, read
+from agemem_jax.benchmarks.worlds import Demonstrator
 from agemem_jax.config import refuse
 from agemem_jax.data.pddl import Problem
 from agemem_jax.data.staged import SPLITS, StagedRecord
@@ -23,6 +24,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import strips
 from agemem_jax.envs.text import key_of, phrase_table, pool, word_table
 from agemem_jax.errors import InputError
+from agemem_jax.tools.layout import Language
 from agemem_jax.types import TOOL_NAMES
 
 CACHED = 4096  # games whose arrays are kept
@@ -32,7 +34,18 @@ SHARES = 10  # so many parts of all generated problems: two are the test split's
 def load(config, tokenizer: Tokenizer) -> Benchmark:
     """Problems and their engine. Raises InputError and ConfigError as `PddlTasks`."""
     tasks = PddlTasks(config, tokenizer)
-    return Benchmark(tasks=tasks, env=tasks.engine, shared=shared(tokenizer))
+    return Benchmark(tasks, tasks.engine, shared(tokenizer), language(tasks.puzzles))
+
+
+def language(puzzles: Iterable[Puzzle]) -> Language:
+    """Every action of the problems, as its name and its objects, and both questions."""
+    slots: dict[tuple[str, int], list[dict[str, None]]] = {}
+    for op in (op for one in puzzles for op in one.grounded.operators):
+        names = slots.setdefault((op.name, len(op.arguments)), [{} for _ in op.arguments])
+        for seen, argument in zip(names, op.arguments, strict=True):
+            seen[f" {argument}"] = None
+    actions = [((f" {name}",), *map(tuple, seen)) for (name, _), seen in sorted(slots.items())]
+    return *actions, ((" check valid actions", " look around"),)
 
 
 class PddlTasks:
@@ -53,6 +66,7 @@ class PddlTasks:
 
     made_for = dict.fromkeys(TOOL_NAMES, ())
     scores = {"success": "success", "progress": "progress"}
+    demonstrator, lessons = Demonstrator, None
     limits = {"first observations": ("task.seen_tokens", True)}
 
     def __init__(self, config, tokenizer: Tokenizer):
@@ -63,7 +77,7 @@ class PddlTasks:
         self._check(found)
         self.splits = {split: [_record(*pair) for pair in found[split]] for split in SPLITS}
         self._puzzles = {one.name: one for split in SPLITS for _, one in found[split]}
-        every = [*self._puzzles.values()]
+        every = self.puzzles = [*self._puzzles.values()]
         self.most_gold = max(len(telling.needed(one.problem)) for one in every)
         self.asked = {
             kind: frozenset(
