@@ -99,7 +99,7 @@ def small() -> ConfigDict:
     c.task.distractors = 6
     c.task.message_tokens = 28
     c.task.seen_tokens = 160
-    c.rollout.action_tokens = 28
+    c.rollout.action_tokens = 34  # a call with any message in it
     c.rollout.stage3_turns = 12
     c.context.limit = c.context.capacity = 512
     c.rl.stage1_updates = c.rl.stage2_updates = 0
