@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
-from agemem_jax.benchmarks.babyai.tasks import COLOURS
+from agemem_jax.benchmarks.babyai.levels import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table
 from agemem_jax.types import PAD_ID, Text
