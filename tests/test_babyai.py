@@ -13,8 +13,8 @@ import pytest
 
 from agemem_jax.benchmarks.babyai import environment as engine
 from agemem_jax.benchmarks.babyai import expert, levels, search, wording
-from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.babyai.levels import FIRST, Game, Sizes
+from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.types import Text
@@ -437,7 +437,8 @@ def test_commands_have_keys_of_their_own(shared):
 
 
 def test_a_row_is_drawn_as_minigrid_prints_it(shared):
-    game = room({(2, 1): BALL, (3, 3): KEY, (4, 1): (levels.DOOR, 2, levels.LOCKED)}, [(0, levels.GO_TO, False, [(2, 1)])])
+    things = {(2, 1): BALL, (3, 3): KEY, (4, 1): (levels.DOOR, 2, levels.LOCKED)}
+    game = room(things, [(0, levels.GO_TO, False, [(2, 1)])])
     state, _ = reset(MACROS, shared, game)
     drawn = MACROS.render(shared, game, state, 0).split("\n")
     assert drawn[1] == "WG>>AR  LB  WG" and drawn[3] == "WG    KG    WG" and len(drawn) == 7

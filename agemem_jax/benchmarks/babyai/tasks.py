@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.babyai import expert, levels, telling, walks, wording
-from agemem_jax.benchmarks.babyai.levels import Game, Level, Sizes
+from agemem_jax.benchmarks.babyai.levels import Game, Sizes
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.config import refuse
 from agemem_jax.data.staged import SPLITS, StagedRecord

@@ -35,7 +35,7 @@ NUMBERS = range(1, 10)  # of levels
 OTHERS = 2  # other levels whose instruction is told in stage 1
 PLACES = 3  # of things that an instruction names, at most, are told
 SIGHTS = 4  # places of a walk from which is told what was in view there
-APART = 0.5  # of the words of an instruction, and of what takes its place, so many are the same at most
+APART = 0.58  # of the words of an instruction, and of what takes its place, at most so many are the same
 KINDS = ("go to", "pick up", "open", "put next", "several")
 _WORDS = {DOOR: "door", KEY: "key", BALL: "ball", BOX: "box"}
 _RELATIVE = ("in front of you", "behind you", "on your left", "on your right")
@@ -202,7 +202,8 @@ def _behind(level: Level, walk: Walk, number: int) -> tuple[list[str], list[str]
         if colours[int(game.colour[door])] == 1:
             for thing in sorted(seen):
                 if thing in where and room[where[thing]] == other != here:
-                    behind.setdefault(thing, _at(number, f"behind the {_name(game, door)} there is a {_name(game, thing)}"))
+                    text = f"behind the {_name(game, door)} there is a {_name(game, thing)}"
+                    behind.setdefault(thing, _at(number, text))
     needed = []
     for named in game.named.reshape(-1, game.named.shape[-1]):
         fits = [thing for thing in where if named[thing // 32] >> np.uint32(thing % 32) & 1]

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from agemem_jax.benchmarks.babyai import environment, levels
-from agemem_jax.benchmarks.babyai.levels import DOOR, EMPTY, FIRST, LOCKED, NOTHING, OPEN, WALL, Game, Level
+from agemem_jax.benchmarks.babyai import environment
+from agemem_jax.benchmarks.babyai.levels import DOOR, EMPTY, FIRST, LOCKED, OPEN, WALL, Game, Level
 
 MOST_MOVES = 64  # of a walk
 MOST_DOORS, MOST_THINGS = 4, 3  # that it looks behind, that it goes to
@@ -92,7 +92,7 @@ def _objects_in(game: Game, view: np.ndarray, across: int, down: int, direction:
 
 
 def rooms(game: Game) -> np.ndarray:
-    """Which room each cell is of, [S, S] int32 from 1 on; 0 of walls and doors. Rooms are parted by doors, open or not."""
+    """Which room each cell is of, [S, S] int32 from 1 on; 0 of walls and doors. Doors part rooms, also open ones."""
     is_door = np.concatenate([[False, False], game.kind == DOOR])[game.cells]
     inside = (game.cells != WALL) & ~is_door
     room = np.zeros(game.cells.shape, np.int32)
