@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agemem_jax.benchmarks.babyai import environment, levels
+from agemem_jax.benchmarks.babyai import environment, levels, walks
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.babyai.wording import Shared
 from agemem_jax.data.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from agemem_jax.types import PAD_ID, Text
 
 _ASK = "check available actions"
 _TRIED = ("pickup", "go to", "toggle and go through", "go through")
+_WAYS = 3  # to things that an instruction names, that are tried
 _ROWS = 64  # sentences that are tried at once
 _act = jax.jit(environment.act)
 _reset, _step = (jax.jit(function, static_argnums=0) for function in (Macros.reset, Macros.step))
@@ -29,19 +30,18 @@ _reset, _step = (jax.jit(function, static_argnums=0) for function in (Macros.res
 def primitives(name: str, seed: int, walked: Sequence[int] = ()) -> list[int] | None:
     """The primitive actions by which minigrid's bot wins a level after those `walked`, or None if it does not.
 
-    It need not look for anything: where everything is it knows from the start.
-
     Raises InputError as `levels.make`.
     """
     game = levels.make(name, seed)
     for move in walked:
-        game.step(int(move))
+        _, reward, terminated, *_ = game.step(int(move))
+        if terminated:
+            return [] if reward > 0 else None
     from minigrid.utils.baby_ai_bot import BabyAIBot
 
     actions, last = [], None
     try:
         bot = BabyAIBot(game)
-        bot.vis_mask[:] = True  # it knows the level, as one who has seen it all
         while game.step_count < game.max_steps:
             last = int(bot.replan(last))
             actions.append(last)
@@ -51,6 +51,22 @@ def primitives(name: str, seed: int, walked: Sequence[int] = ()) -> list[int] | 
     except Exception:  # the bot gives up in many ways: assertions, lookups in empty lists, errors of its own
         return None
     return None
+
+
+def knowing(level: levels.Level, walked: Sequence[int]) -> list[int] | None:
+    """The primitive actions that win a level after those `walked`, for one who knows where everything is, or None.
+
+    The bot has to look for what it does not see, so it is led to what the instruction names; the shortest way counts.
+
+    Args:
+      level: whose game begins after those `walked`.
+    """
+    found = []
+    for way in [[], *walks.ways(level.game, _WAYS)]:
+        moves = primitives(level.name, level.seed, [*walked, *way])
+        if moves is not None:
+            found.append(way + moves)
+    return min(found, key=len, default=None)
 
 
 def sentences(

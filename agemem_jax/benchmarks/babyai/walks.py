@@ -125,11 +125,26 @@ def doors_of(game: Game, room: np.ndarray, number: int) -> dict[int, int]:
     return found
 
 
-class _Walker:
-    """Plans on cells that it knows; of all that can change only doors do."""
+def ways(game: Game, most: int) -> list[list[int]]:
+    """Moves from where a game begins to the things that its instruction names first, through doors that are not locked.
 
-    def __init__(self, game: Game):
-        self.game, self.open = game, (game.doors & OPEN) > 0
+    The shortest ways come first, `most` of them.
+    """
+    named = game.named[:, 0]
+    things = [i for i in places(game) if (named[:, i // 32] >> np.uint32(i % 32) & 1).any()]
+    found = []
+    for thing in things:
+        walker = _Walker(game, opens=True)
+        if walker.face(places(game)[thing]):
+            found.append(walker.moves)
+    return sorted(found, key=len)[:most]
+
+
+class _Walker:
+    """Plans on cells that it knows; of all that can change only doors do. If it `opens`, closed doors are in no way."""
+
+    def __init__(self, game: Game, opens: bool = False):
+        self.game, self.open, self.opens = game, (game.doors & OPEN) > 0, opens
         self.x, self.y, self.direction = int(game.position[0]), int(game.position[1]), int(game.direction)
         self.moves: list[int] = []
 
@@ -143,7 +158,7 @@ class _Walker:
         things = [thing for thing, cell in where.items() if room[cell] == here]
         for door in rng.sample(doors, min(len(doors), MOST_DOORS)):
             if len(self.moves) < MOST_MOVES // 2 and self.face(where[door]):
-                self.look_behind(door)
+                self.look_behind()
                 self.go(home)
         for thing in rng.sample(things, min(len(things), rng.randint(1, MOST_THINGS))):
             self.face(where[thing])
@@ -157,11 +172,9 @@ class _Walker:
         """Goes to a cell."""
         return self._search(lambda y, x, d: (y, x) == cell)
 
-    def look_behind(self, door: int) -> None:
+    def look_behind(self) -> None:
         """Through a door ahead into the room behind it, and there to one side and the other."""
-        if not self.open[door]:
-            self.moves.append(_TOGGLE)
-            self.open[door] = True
+        self._open_ahead()
         for _ in range(2):
             if self._free(*self._ahead(self.y, self.x, self.direction)):
                 self._move(_FORWARD)
@@ -198,11 +211,22 @@ class _Walker:
 
     def _free(self, y: int, x: int) -> bool:
         holds = int(self.game.cells[y, x])
-        return holds == EMPTY or (holds >= FIRST and self.game.kind[holds - FIRST] == DOOR and self.open[holds - FIRST])
+        if holds < FIRST:
+            return holds == EMPTY
+        door = holds - FIRST
+        passes = self.open[door] or (self.opens and not self.game.doors[door] & LOCKED)
+        return self.game.kind[door] == DOOR and bool(passes)
+
+    def _open_ahead(self) -> None:
+        thing = int(self.game.cells[self._ahead(self.y, self.x, self.direction)]) - FIRST
+        if thing >= 0 and self.game.kind[thing] == DOOR and not self.open[thing]:
+            self.moves.append(_TOGGLE)
+            self.open[thing] = True
 
     def _move(self, move: int) -> None:
-        self.moves.append(move)
         if move == _FORWARD:
+            self._open_ahead()
             self.y, self.x = self._ahead(self.y, self.x, self.direction)
         else:
             self.direction = (self.direction + (1 if move == _RIGHT else 3)) % 4
+        self.moves.append(move)
