@@ -1,6 +1,5 @@
 """What is told of BabyAI's levels, where play begins after a walk, and whether it can then be won."""
 
-import dataclasses
 import importlib
 import random
 
@@ -26,7 +25,7 @@ from tests.vocabularies import write_bpe
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("minigrid") is None, reason="minigrid is not installed (pip install 'agemem_jax[babyai]')"
 )
-LEVELS = ("GoToLocalS6N4", "GoToSeqS5R2", "FindObjS5", "PickupLoc", "ActionObjDoor", "PutNextS5N2Carrying")
+LEVELS = ("PickupDist", "GoToSeqS5R2", "FindObjS5", "PickupLoc", "ActionObjDoor", "PutNextS5N2Carrying")
 TURNS = 6
 start, act = jax.jit(engine.start), jax.jit(engine.act)
 reset, step = (jax.jit(function, static_argnums=0) for function in (Macros.reset, Macros.step))
@@ -39,11 +38,11 @@ def of(*names: str) -> tuple[str, ...]:
 def config(**changes):
     sizes = dict(facts=7, distractors=5, message_tokens=24, seen_tokens=128, revised=0.5)
     sizes |= dict(train_size=24, validation_size=6, test_size=12)
-    return small_config(
+    fixed = dict(
         task__benchmark="babyai", task__parts=of(*LEVELS), rollout__action_tokens=24, rollout__stage3_turns=TURNS,
         tools__action_tag="action", tools__min_calls=0, context__capacity=512, context__limit=512,
-        **{f"task__{name}": value for name, value in sizes.items()} | changes,
     )  # fmt: skip
+    return small_config(**fixed | {f"task__{name}": value for name, value in sizes.items()} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +147,7 @@ def test_what_is_told_fits_and_what_is_gold_is_told(told):
 def test_revised_instructions_come_later_and_in_other_words(told):
     revisions = [(staged, *pair) for _, staged in told for pair in staged.revisions]
     share = np.mean([staged.gold[0].startswith(staged.gold[0][:10] + " now") for _, staged in told])
-    assert 0.2 < share < 0.8 and any(present not in staged.gold for staged, _, present in revisions)
+    assert 0.1 < share < 0.9 and any(present not in staged.gold for staged, _, present in revisions)
     for staged, stale, present in revisions:
         assert staged.facts.index(stale) < staged.facts.index(present) and present in staged.keep
         assert stale not in staged.keep and stale[:10] == present[:10]
@@ -204,9 +203,10 @@ def test_agentboards_episodes_are_told_nothing(tokenizer):
 # ----------------------------------------------------------------------------------------------------------- playing
 
 
-def wins(benchmark, tokenizer, games: list, said: list[list[str]]) -> np.ndarray:
-    """Whether actions win the games, and not before the last."""
-    env, game = benchmark.env, levels.stack(games)
+def wins(benchmark, tokenizer, told: list, said: list[list[str] | None]) -> np.ndarray:
+    """Whether the actions of each record win, which none but the last may."""
+    env, game = benchmark.env, levels.stack([staged.play.level for _, staged in told])
+    said = [row or [] for row in said]
     state, _ = reset(env, benchmark.shared, game)
     for i in range(TURNS):
         texts = [tokenizer.encode(row[i]) if i < len(row) else [] for row in said]
@@ -221,14 +221,14 @@ def wins(benchmark, tokenizer, games: list, said: list[list[str]]) -> np.ndarray
 
 
 def test_who_knows_the_level_wins_where_who_does_not_rarely_does(told, benchmark, tokenizer):
-    solved = [(staged, benchmark.tasks.solve(staged, random.Random(i), True)) for i, (_, staged) in enumerate(told)]
-    solved = [(staged, said) for staged, said in solved if said]
-    assert len(solved) > 0.6 * len(told) and max(len(said) for _, said in solved) <= TURNS
-    assert wins(benchmark, tokenizer, [staged.play.level for staged, _ in solved], [s for _, s in solved]).all()
-    blind = [(staged, benchmark.tasks.solve(staged, random.Random(i), False)) for i, (_, staged) in enumerate(told)]
-    blind = [(staged, said) for staged, said in blind if said]
-    assert 0 < len(blind) < len(solved)
-    assert wins(benchmark, tokenizer, [staged.play.level for staged, _ in blind], [s for _, s in blind]).all()
+    known, blind = (
+        [benchmark.tasks.solve(staged, random.Random(i), knows) for i, (_, staged) in enumerate(told)]
+        for knows in (True, False)
+    )
+    for said in (known, blind):
+        assert wins(benchmark, tokenizer, told, said).tolist() == [bool(row) for row in said]
+        assert max(len(row) for row in said if row) <= TURNS
+    assert sum(map(bool, known)) > 0.7 * len(told) > 2 * sum(map(bool, blind)) > 0
 
 
 # ----------------------------------------------------------------------------------------------------- what is wrong
@@ -248,4 +248,3 @@ def test_fields_that_mean_nothing_are_refused(tokenizer):
         load(config(task__seen_tokens=0), tokenizer)
     with pytest.raises(InputError, match="no BabyAI level 'BabyAI-GoToo-v0'"):
         load(config(task__parts=of("GoToo")), tokenizer)
-    assert dataclasses.is_dataclass(tasks.Record)

@@ -1,8 +1,9 @@
 """BabyAI's tasks: minigrid's levels, what is told of them, and how they are solved."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -31,8 +32,7 @@ SEEDS = 3_000_000  # of a task.seed
 KEPT = 8192  # levels that are not made again
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """A level by name and seed; it is made when it is told."""
 
     name: str
