@@ -37,7 +37,7 @@ def of(*names: str) -> tuple[str, ...]:
 
 def config(**changes):
     sizes = dict(facts=7, distractors=5, message_tokens=24, seen_tokens=128, revised=0.5)
-    sizes |= dict(train_size=24, validation_size=6, test_size=12)
+    sizes |= dict(train_size=18, validation_size=6, test_size=12)
     fixed = dict(
         task__benchmark="babyai", task__parts=of(*LEVELS), rollout__action_tokens=24, rollout__stage3_turns=TURNS,
         tools__action_tag="action", tools__min_calls=0, context__capacity=512, context__limit=512,

@@ -1,4 +1,4 @@
-"""Plays BabyAI to win, on the host: minigrid's own bot, and its way in AgentBoard's actions.
+"""Plays BabyAI to win, on the host: minigrid's own bot, and its way in AgentBoard's actions; and plays without knowing.
 
 The bot plans in primitive actions. A sentence that ends in a state of the bot's way, the farthest one, takes its place;
 single steps are sentences too, so most ways can be told. What cannot: AgentBoard has no words for opening a box, and
