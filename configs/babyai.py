@@ -92,14 +92,14 @@ def _small(c: ConfigDict) -> ConfigDict:
     c.tools.think = False
     c.tools.optional_arguments = False
     c.store.entries = 4
-    c.store.entry_tokens = 24
+    c.store.entry_tokens = 28
     c.store.tag_tokens = 4
     c.store.embedding_size = 128
     c.store.min_score = 0.0
     c.task.parts = SMALL
     c.task.facts = 8
     c.task.distractors = 6
-    c.task.message_tokens = 24
+    c.task.message_tokens = 28
     c.task.answer_tokens = 4
     c.task.seen_tokens = 96
     c.task.auto_top_k = 1
@@ -110,7 +110,7 @@ def _small(c: ConfigDict) -> ConfigDict:
     c.context.max_segments = 8
     c.context.low_water = 0.85
     c.context.filter_threshold = 0.5
-    c.rollout.action_tokens = 24
+    c.rollout.action_tokens = 32
     c.rollout.summary_tokens = 16
     c.rollout.stage3_turns = 6
     c.rollout.summary_slots = 2

@@ -75,11 +75,11 @@ def same(one, other) -> None:
 # ------------------------------------------------------------------------------------------------------------- walks
 
 
-def test_play_begins_where_the_engine_and_minigrid_are_after_the_walk(told, benchmark):
-    walked = 0
+def replayed(told: list, sizes: levels.Sizes) -> int:
+    """Walks of tasks in the engine and in minigrid, which must both be where play begins; returns how many moved."""
     for record, staged in told:
         walk, on = staged.play, jnp.array([True])
-        before = levels.stack([levels.read(record.name, record.seed, benchmark.tasks.level_sizes)])
+        before = levels.stack([levels.read(record.name, record.seed, sizes)])
         state, real = start(before), levels.make(record.name, record.seed)
         for move in walk.moves:
             state, verdict = act(before, state, jnp.array([move]), on)
@@ -89,14 +89,25 @@ def test_play_begins_where_the_engine_and_minigrid_are_after_the_walk(told, benc
         game = walk.level.game
         assert game.position.tolist() == list(map(int, real.agent_pos)) and game.direction == real.agent_dir
         assert game.steps == real.step_count == len(walk.moves)
-        for (across, down), thing in np.ndenumerate(np.array(real.grid.grid, object).reshape(real.height, -1).T):
-            holds = game.cells[down, across] - levels.FIRST
+        for i, thing in enumerate(real.grid.grid):
+            holds = game.cells[divmod(i, real.width)] - levels.FIRST
             if thing is not None and thing.type == "door":
                 assert bool(game.doors[holds] & levels.OPEN) == thing.is_open
             elif thing is not None and thing.type != "wall":
                 assert levels.KINDS[thing.type] == game.kind[holds]
-        walked += bool(walk.moves)
-    assert walked > len(told) // 2
+    return sum(bool(staged.play.moves) for _, staged in told)
+
+
+def test_play_begins_where_the_engine_and_minigrid_are_after_the_walk(told, benchmark):
+    assert replayed(told, benchmark.tasks.level_sizes) > len(told) // 2
+
+
+@pytest.mark.heavy
+def test_play_begins_there_on_all_levels_of_agentboards(tokenizer):
+    benchmark = load(config(task__parts=(), task__train_size=280), tokenizer)
+    records = benchmark.tasks.splits["train"]
+    told = [(r, benchmark.tasks.tell(r, random.Random(i), random.Random(i))) for i, r in enumerate(records)]
+    print("walks:", replayed(told, benchmark.tasks.level_sizes), "of", len(told))
 
 
 def test_a_walk_ends_before_what_would_end_the_episode(benchmark):
