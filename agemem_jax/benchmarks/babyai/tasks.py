@@ -52,7 +52,7 @@ def load(config: ConfigDict, tokenizer: Tokenizer) -> Benchmark:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ConfigError for fields that mean nothing here, or that leave no room for what must be told."""
+    """Raises ConfigError for fields of `task` that mean nothing here, or must be set."""
     task = config.task
     for field in ("path", "validation_path", "test_path"):
         if task[field]:

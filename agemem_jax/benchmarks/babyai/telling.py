@@ -65,27 +65,24 @@ def official(level: Level) -> StagedRecord:
     return _staged(level, Walk((), level, ()), query=level.goal, key_words=level.goal.replace(",", "").split())
 
 
-def tell(level: Level, walk: Walk, counts: Counts, revised: float, rng: random.Random, always: random.Random):
-    """A level as it is told, after a walk through it.
+def tell(
+    level: Level, walk: Walk, counts: Counts, revised: float, rng: random.Random, always: random.Random
+) -> StagedRecord:
+    """A level as it is told, after a walk through it; `play` is the walk.
 
     Args:
       level: as it begins; `walk` begins there.
-      revised: the share of the tasks in which an instruction is told that another one takes the place of.
+      revised: the share of instructions before which another one is told that no longer holds; of REVISIONS levels.
       rng: of the record and the epoch: the order, and what is told besides.
       always: of the record alone.
-
-    Returns:
-      StagedRecord, whose `play` is the walk.
     """
     numbers = always.sample(NUMBERS, len(NUMBERS))
     number, far = numbers[0], numbers[1 + OTHERS :]
     needed, besides = _behind(level, walk, number)
     # The others are told as this one is: which level is asked about cannot be known before.
+    # Where places are told with the instructions, there is one level less.
     others = [_other(other, bool(needed), always) for other in numbers[1 : (OTHERS if needed else 1 + OTHERS)]]
-    present, places_told = [_at(number, level.mission)], [needed]
-    for text, place in others:
-        present.append(text)
-        places_told.append([place] if place else [])
+    present = [_at(number, level.mission), *(text for text, _ in others)]
     revisions: list[tuple[str, str]] = []
     for i in range(min(len(present), REVISIONS)):
         names = list(_names(level.game)) if i == 0 else []
@@ -94,8 +91,7 @@ def tell(level: Level, walk: Walk, counts: Counts, revised: float, rng: random.R
             revisions.append((stale, now))
             present[i] = now
     gold = [present[0], *needed][: counts.facts]
-    kept = [text for told in zip(present[1:], places_told[1:], strict=True) for text in (told[0], *told[1])]
-    keep = [*gold, *kept][: counts.facts]
+    keep = [*gold, *present[1:], *(place for _, place in others if place)][: counts.facts]
     room = counts.facts - len(keep)
     revisions = [revision for revision in revisions if revision[1] in keep][:room]
     rest = [] if needed else besides  # too like what is needed
