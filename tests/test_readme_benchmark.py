@@ -37,7 +37,7 @@ def safe(tmp_path, monkeypatch):
 
 
 def test_the_benchmark_of_the_readme_is_played(safe):
-    """Who looks the code up opens the safe; who has stored nothing does not."""
+    """Scripts look the code up and open the safe, as the engine says in tokens."""
     run = build(safe)
     demos = run.source.tasks.demonstrator(run.source, safe, run.tokenizer.end_of_turn)
     task, told = demos.batch(0, run.spec.rollout.batch)
