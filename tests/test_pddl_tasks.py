@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import vocabularies
+from test_action_language import says
 
 from agemem_jax.benchmarks import load
 from agemem_jax.benchmarks.pddl import expert, generators, puzzles, telling, wording
@@ -411,3 +412,11 @@ def test_published_files(tokenizer):
         table = Table(tasks, tokenizer, told)
         _, seen = table.reset(table.shared, table.game)
         assert all(seen.length < 2400)
+
+
+def test_every_action_of_every_problem_is_in_the_language(source, tokenizer):
+    spoken = load(config(), tokenizer).language
+    for one in source.tasks.puzzles:
+        for op in one.grounded.operators:
+            assert says(spoken, "".join(f" {word}" for word in (op.name, *op.arguments)))
+    assert says(spoken, " look around") and not says(spoken, " look") and not says(spoken, " pick ball1")

@@ -151,10 +151,9 @@ def language() -> Language:
     """All actions that can be understood, but for saying nothing."""
     each = lambda texts: tuple(f" {text}" for text in texts)  # noqa: E731
     numbers = each(range(1, NUMBERS + 1))
-    carried, doors, names = each(CARRIED_NAMES), each(DOOR_NAMES), each(NAMES)
-    of = {PICK_UP: carried, GO_TO: names, GO_THROUGH: doors, TOGGLE_THROUGH: doors}
     alone = (*each(text for text in _ALONE if text), " check available actions")
-    return (alone,), *(((f" {word}",), of[verb], numbers) for verb, word in _OF_OBJECTS.items())
+    names = {verb: each(CARRIED_NAMES if verb == PICK_UP else NAMES) for verb in _OF_OBJECTS}
+    return (alone,), *(((f" {word}",), names[verb], numbers) for verb, word in _OF_OBJECTS.items())
 
 
 def meaning(tables: Shared, key: jax.Array) -> jax.Array:
