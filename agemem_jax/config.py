@@ -72,6 +72,8 @@ AT_LEAST = {
     "context.capacity": 1,
     "context.messages": 3,  # what a turn adds; more with a pinned query and with summaries (check_context)
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
+    "task.lowest_level": 1,
+    "task.highest_level": 1,
     "task.train_size": 1,
     "task.validation_size": 1,
     "task.test_size": 1,
@@ -138,6 +140,8 @@ AT_MOST = {
     "tools.max_tags": 64,
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
+    "task.lowest_level": 12,  # problems of thousands of ground actions
+    "task.highest_level": 12,
     "task.train_size": 1_000_000,
     "task.validation_size": 1_000_000,
     "task.test_size": 1_000_000,

@@ -135,6 +135,8 @@ def get_config() -> ConfigDict:
     c.task.validation_fraction = 0.1  # of the records of `path`, those before the test split
     c.task.test_fraction = 0.2  # the last ones
     c.task.seed = 0
+    c.task.lowest_level = 1  # of PDDL's generated problems (benchmarks/pddl/generators.py), the highest one included
+    c.task.highest_level = 2
     c.task.train_size = 4096  # generated questions
     # Their kinds (benchmarks/hotpotqa/questions.py), each by its share of any sum. They fill the store and more
     # than fill a context only where store.entries, task.distractors and context.capacity are as small as in

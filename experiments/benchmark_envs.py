@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from agemem_jax.benchmarks.babyai.tasks import minigrid
+from agemem_jax.benchmarks.babyai.levels import minigrid
 from agemem_jax.errors import InputError
 from experiments import cli, out
 from experiments.benchmark import bridge, envs

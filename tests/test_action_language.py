@@ -10,8 +10,10 @@ import pytest
 from test_grammar import END, load, parse, tools_config, walk
 
 import agemem_jax
+from agemem_jax.benchmarks.babyai import wording as babyai
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.tools.layout import Language
 from agemem_jax.types import NUM_OPS, Op
 
 NUMBERS = tuple(f" {n}" for n in (1, 2, 12, 21))
@@ -91,3 +93,22 @@ def test_a_short_budget_still_ends_in_a_sentence(spoken):
     )  # fmt: skip
     assert not stuck.any() and (count >= shortest).all() and (count <= max(grammar.shortest)).all()
     assert not parse(grammar, tokens, count, start, tag_width=8).malformed.any()
+
+
+def says(language: Language, text: str) -> bool:
+    """Whether a text is in a language."""
+
+    def goes_on(slots, rest: str) -> bool:
+        if not slots:
+            return not rest
+        return any(rest.startswith(word) and goes_on(slots[1:], rest[len(word) :]) for word in slots[0])
+
+    return any(goes_on(template, text) for template in language)
+
+
+def test_babyais_language_is_all_that_can_be_understood():
+    language = babyai.language()
+    understood = [text for text in babyai.commands() if text]  # saying nothing is an action of its own
+    assert all(says(language, f" {text}") for text in understood)
+    assert sum(np.prod([len(slot) for slot in template]) for template in language) == len(understood) + 1  # and "check"
+    assert not says(language, " pickup red open door 1") and not says(language, " go to red key")

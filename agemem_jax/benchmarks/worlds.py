@@ -1,17 +1,20 @@
 """How tasks of worlds are played in demonstrations (benchmarks/demos.py): what was told is looked up, then acted on."""
 
+import functools
 import random
 from typing import Protocol
 
 from agemem_jax.benchmarks import demos
 from agemem_jax.benchmarks.demos import OFF_PLAN, SENSE
-from agemem_jax.data.scripts import Lines, Shadow
+from agemem_jax.data.batches import TaskSource
+from agemem_jax.data.scripts import Demonstration, Lines, Shadow
 from agemem_jax.data.staged import StagedRecord
-from agemem_jax.types import Op
+from agemem_jax.types import Op, Task
 
 ALIKE = 0.4  # share of the words that a message and an entry about the same have in common
 LOOKED_UP = 0.9  # chance that a fact which is not in view is looked up
 SEEN_ANYWAY = 0.15  # chance that one in view is
+EPOCHS = 2  # after which the same demonstrations come again
 
 
 class Solver(Protocol):
@@ -25,6 +28,13 @@ class Solver(Protocol):
 
 class Demonstrator(demos.Demonstrator):
     """Retrieves what the goal is about, then does what wins: at once with all the facts, else after a search."""
+
+    def __init__(self, source: TaskSource, config, end_of_turn: str):
+        super().__init__(source, config, end_of_turn)
+        self.told = functools.cache(self.tell)  # plans take long to find
+
+    def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
+        return self.writer.demonstrations(self.told, step, size, EPOCHS)
 
     def related(self, shadow: Shadow, owner: int, text: str) -> int | None:
         """The owner's entry that has most words in common with a text, if they are ALIKE."""
@@ -67,8 +77,14 @@ class Demonstrator(demos.Demonstrator):
 
 
 def asking(text: str, staged: StagedRecord) -> str:
-    """By what a told text is looked up with the goal in view: its words that are the goal's, or its first ones."""
-    goal = {word.lower() for word in staged.key_words}
+    """By what a told text is looked up with the query in view: its words that are key words of the query, or at least
+    words of it; or its first ones."""
+
+    def bare(word: str) -> str:
+        return word.lower().strip(".,:;?!")
+
+    asked = {bare(word) for word in staged.query.split()}
+    keys = {bare(word) for word in staged.key_words} & asked
     words = text.split()
-    shared = [word for word in words if word.lower().strip(",.") in goal]
-    return " ".join(shared or words[:3])
+    shared = [word for word in words if bare(word) in keys] or [word for word in words if bare(word) in asked]
+    return " ".join(map(bare, shared or words[:3]))

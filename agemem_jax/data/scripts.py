@@ -86,10 +86,14 @@ class Writer:
 
         return Script(tuple(stage(s) for s in range(3)), stack([summaries(row) for row in rows]))
 
-    def demonstrations(self, tell: Teller, step: int, size: int) -> tuple[Task, Demonstration]:
-        """Training tasks and demonstrations of one warm-start step, numpy arrays of `size` rows."""
+    def demonstrations(self, tell: Teller, step: int, size: int, epochs: int = 0) -> tuple[Task, Demonstration]:
+        """Training tasks and demonstrations of one warm-start step, numpy arrays of `size` rows.
+
+        epochs: after so many they are the same again; 0: never.
+        """
         source, places = self.source, range(step * size, (step + 1) * size)
-        picks = [(place % source.num_train, place // source.num_train) for place in places]
+        rounds = [divmod(place, source.num_train) for place in places]
+        picks = [(index, epoch % epochs if epochs else epoch) for epoch, index in rounds]
         told = [tell(index, epoch) for index, epoch in picks]
         count, width = self.config.store.entries, self.config.task.message_tokens
         entries = [pad_texts([source.encode(text)[:width] for _, text in held], count, width) for _, held in told]

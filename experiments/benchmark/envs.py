@@ -29,7 +29,7 @@ from agemem_jax.benchmarks.alfworld import texts as alfworld_texts
 from agemem_jax.benchmarks.alfworld.environment import AlfWorld
 from agemem_jax.benchmarks.alfworld.play import Sizes
 from agemem_jax.benchmarks.babyai import environment as babyai
-from agemem_jax.benchmarks.babyai import tasks as babyai_tasks
+from agemem_jax.benchmarks.babyai import levels as babyai_levels
 from agemem_jax.benchmarks.babyai import wording as babyai_wording
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.pddl import tasks as pddl_tasks
@@ -274,10 +274,10 @@ def play_pddl(data: Path, folder: Path) -> dict:
 
 def babyai_games() -> tuple[list, list]:
     """Levels of minigrid, spread over all, and their [name, seed]."""
-    names = babyai_tasks.names()
+    names = babyai_levels.names()
     names = names[:: len(names) // GAMES["babyai"]][: GAMES["babyai"]]
     cases = [[name, seed] for seed, name in enumerate(names)]
-    return [babyai_tasks.read(*case) for case in cases], cases
+    return [babyai_levels.read(*case) for case in cases], cases
 
 
 class PlayedMacros(Played):
@@ -294,7 +294,7 @@ def play_babyai(data: Path, folder: Path) -> dict:
     tokenizer = vocabulary(folder, texts)
     env, spelling = Macros(), Spelling(tokenizer)
     shared = babyai_wording.shared(tokenizer)
-    played = PlayedMacros(env, shared, babyai_tasks.stack(levels), len(levels), spelling)
+    played = PlayedMacros(env, shared, babyai_levels.stack(levels), len(levels), spelling)
     ask = spelling.write(["check available actions"] * ROWS, env.action_tokens)
     prefix = "You can take the following actions: "
 
@@ -318,7 +318,7 @@ def play_babyai_primitives(data: Path, folder: Path) -> dict:
     """BabyAI in minigrid's actions; what is seen is minigrid's image. There is no text."""
     del data, folder
     levels, cases = babyai_games()
-    game = rows_of(babyai_tasks.stack(levels), np.arange(ROWS) % len(levels))
+    game = rows_of(babyai_levels.stack(levels), np.arange(ROWS) % len(levels))
     begin = jax.jit(babyai.start)(game)
     rng, steps = np.random.default_rng(0), STEPS["babyai_primitives"]
     actions = rng.integers(0, 7, (steps, ROWS)).astype(np.int32)

@@ -23,7 +23,7 @@ from jax import lax
 from agemem_jax.benchmarks.babyai import environment as engine
 from agemem_jax.benchmarks.babyai import search
 from agemem_jax.benchmarks.babyai import wording as say
-from agemem_jax.benchmarks.babyai.tasks import EMPTY, FIRST, WALL, Game
+from agemem_jax.benchmarks.babyai.levels import EMPTY, FIRST, WALL, Game
 from agemem_jax.benchmarks.babyai.wording import AT, PLACES, Shared
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import says, text_key
@@ -79,7 +79,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Macros:
-    """AgentBoard's BabyAI as an Environment; `shared` is wording.Shared, `game` is tasks.Game."""
+    """AgentBoard's BabyAI as an Environment; `shared` is wording.Shared, `game` is levels.Game."""
 
     seen_tokens: int = 256
     action_tokens: int = 16
@@ -87,7 +87,7 @@ class Macros:
     objects: int = 20  # K, the most objects in view that are told; the farthest are left out
 
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
-        """Games at their start, and what AgentBoard says there: not the goal, which is `Level.goal`."""
+        """Games where play begins, and what AgentBoard says there: not the goal, which is `Level.goal`."""
         play = engine.start(game)
         view = engine.first_view(game, play)
         off = jnp.zeros(len(view), bool)

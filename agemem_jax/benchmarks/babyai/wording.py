@@ -9,10 +9,11 @@ from flax import struct
 from jax import lax
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
-from agemem_jax.benchmarks.babyai.tasks import COLOURS
+from agemem_jax.benchmarks.babyai.levels import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import cut
 from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table, running_sum
+from agemem_jax.tools.layout import Language
 from agemem_jax.types import PAD_ID, Text
 
 CARRIED_NAMES = [f"{colour} {thing}" for thing in ("key", "ball", "box") for colour in COLOURS]
@@ -144,6 +145,15 @@ def commands() -> dict[str, tuple[int, int, int]]:
             if not (verb == PICK_UP and i >= len(CARRIED_NAMES)):
                 said |= {f"{word} {name} {n}": (verb, i, n) for n in range(1, NUMBERS + 1)}
     return said
+
+
+def language() -> Language:
+    """All actions that can be understood, but for saying nothing."""
+    each = lambda texts: tuple(f" {text}" for text in texts)  # noqa: E731
+    numbers = each(range(1, NUMBERS + 1))
+    alone = (*each(text for text in _ALONE if text), " check available actions")
+    names = {verb: each(CARRIED_NAMES if verb == PICK_UP else NAMES) for verb in _OF_OBJECTS}
+    return (alone,), *(((f" {word}",), names[verb], numbers) for verb, word in _OF_OBJECTS.items())
 
 
 def meaning(tables: Shared, key: jax.Array) -> jax.Array:

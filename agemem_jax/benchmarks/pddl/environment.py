@@ -55,6 +55,7 @@ class Game:
     verb_actions: jax.Array  # [B, Vb, Aw] uint32 bits of its actions
     name_key: jax.Array  # [B, O, 2] uint32
     tells_new: jax.Array  # [B] bool: only what is new is told, and looking around is listed
+    told: jax.Array  # [B, Fw] uint32 facts that are told where they hold: all, or all but those that stage 1 tells
 
 
 @struct.dataclass
@@ -85,7 +86,7 @@ class Pddl:
         facts = jnp.asarray(game.strips.init)
         zero = jnp.zeros(len(facts), jnp.int32)
         none = strips.pack(jnp.zeros(game.strips.there.shape, bool))
-        seen = self._tell(game, facts, none, zero, zero)
+        seen = self._tell(game, facts & game.told, none, zero, zero)
         return State(facts, zero, zero), seen
 
     def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
@@ -105,7 +106,7 @@ class Pddl:
         new = State(after, best, state.steps + on)
 
         shown = jnp.where((moved & game.tells_new)[:, None], after & ~state.facts, after)
-        shown = jnp.where((on & (moved | looks))[:, None], shown, 0)
+        shown = jnp.where((on & (moved | looks))[:, None], shown & game.told, 0)
         refused = jnp.where(parsed, Piece.NO_EFFECT, Piece.UNKNOWN)
         head = jnp.where(asks, Piece.VALID, jnp.where(moved | looks, Piece.NOTHING, refused))
         checks = jnp.where(game.tells_new, Piece.CHECK_OR_LOOK, Piece.CHECK)
