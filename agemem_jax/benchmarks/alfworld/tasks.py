@@ -45,9 +45,9 @@ def load(config, tokenizer: Tokenizer) -> Benchmark:
 class AlfWorldTasks:
     """The games of each split, and how they are told (data/batches.py: Tasks).
 
-    Games come from folders (games.files). Where a split has no folder of its own (`task.validation_path`,
-    `task.test_path`), it is a fraction of the games of `task.path`, drawn by `task.seed`. `task.parts` picks kinds of
-    tasks. A game that a later split has too is left out of the earlier one, with a warning.
+    Games come from folders (games.files), and have an order of `task.seed`. Where a split has no folder of its own
+    (`task.validation_path`, `task.test_path`), it is a fraction of the games of `task.path`. `task.parts` picks kinds
+    of tasks. A game that a later split has too is left out of the earlier one, with a warning.
 
     A record is {"game": the digest of its file, "kind": its kind}; `games` has the households by their digests.
 
@@ -123,10 +123,11 @@ class AlfWorldTasks:
             except InputError as error:
                 raise InputError(f"{field}: {error}") from error
             check_spelling(self.tokenizer, sorted({text for game in found for text in _texts(game)}), path, field)
-            return [game for game in found if not task.parts or game.kind in task.parts]
+            found = [game for game in found if not task.parts or game.kind in task.parts]
+            random.Random(task.seed).shuffle(found)  # they come sorted by kinds, and few may be taken
+            return found
 
         splits = {"train": read(task.path, "task.path")}
-        random.Random(task.seed).shuffle(splits["train"])
         whole = len(splits["train"])
         for split in ("test", "validation"):
             if path := task[f"{split}_path"]:
