@@ -84,6 +84,7 @@ def _real(c: ConfigDict) -> ConfigDict:
 
 def _small(c: ConfigDict) -> ConfigDict:
     c.policy.tokenizer = str(WORLDS / "tokenizer.model")
+    c.tools.actions = "language"
     c.tools.max_calls = 1
     c.tools.min_calls = 0
     c.tools.max_tags = 1

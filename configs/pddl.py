@@ -89,6 +89,7 @@ def small() -> ConfigDict:
     c.name = "pddl-tiny"
     c.policy.weights = ""
     c.policy.tokenizer = str(TOKENIZER)
+    c.tools.actions = "language"
     c.tools.max_top_k = 5
     c.tools.default_top_k = 5
     c.store.entries = 5
