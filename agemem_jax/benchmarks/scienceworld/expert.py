@@ -28,7 +28,7 @@ def solutions(pool: Pool, folder: str | Path, numbers: Sequence[int]) -> list[li
 
     def ask(key: str) -> list[str]:
         try:
-            game = pool.games(int(key.split()[0]))
+            game = pool.games(int(key.split()[0]))[:3]
             actions = pool.ask("gold", game=game, timeout=SLOWEST)["actions"]
         except WorkerError:
             return []

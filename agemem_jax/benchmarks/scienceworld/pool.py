@@ -1,11 +1,10 @@
 """Java virtual machines that play ScienceWorld, under the supervisor of envs/workers.py.
 
-A machine starts in some seconds, holds 0.3 to 0.6 GB and plays several episodes in turn. Its random numbers go on from
-episode to episode, so that the same variation is another world the second time (cups hold other things). Episodes
-that must be comparable are fresh ones: each gets a machine to itself, which has played nothing before.
+A machine starts in some seconds and holds 0.2 GB, and 11 MB for each episode that it plays at the same time. As the
+engine comes, the same variation is another world the second time (cups hold other things), and worlds in one machine
+disturb each other. Here they do not (worker.py): a game is the same world on every machine, with any others beside it.
 """
 
-import functools
 import os
 import shutil
 import sys
@@ -17,15 +16,18 @@ from agemem_jax.envs.workers import Workers
 from agemem_jax.errors import InputError
 
 WORKER = Path(__file__).parent / "worker.py"
-# Many machines share the cores, so that each collects by itself; one whose memory is full is replaced.
-OPTIONS = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
+# Many machines share the cores, so that each collects by itself; one whose memory is full is replaced. With hash codes
+# that are all the same the engine's sets keep an order that does not change from run to run.
+OPTIONS = (
+    "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2",
+)  # fmt: skip
 
 
 class Pool(Workers):
     """Machines that play.
 
     Args:
-      count: of machines; with fresh episodes, at least as many as rows.
+      count: of machines; about one a core.
       python: that has the package `scienceworld`; this one if None.
       heap: the most memory of a machine's objects, as Java writes it.
       simplifications: of the engine, for every game but those that they would make impossible.
@@ -40,12 +42,16 @@ class Pool(Workers):
         simplifications: Sequence[str] = SIMPLIFICATIONS, timeout: float = 60.0,
     ):  # fmt: skip
         command = [python or sys.executable, str(WORKER), find_java(), f"-Xmx{heap}", *OPTIONS]
-        games = functools.partial(game_of, simplifications=tuple(simplifications))
-        super().__init__(command, games, count, timeout, name="scienceworld")
+        self.simplifications = tuple(simplifications)
+        self.walks: dict[int, list[str]] = {}  # commands that a game's episodes begin after, by its number
+        super().__init__(command, self._game, count, timeout, name="scienceworld")
         self.version: str = self.info["version"]
         if set(self.info["tasks"]) != set(TASKS):
             self.close()
             raise InputError(f"scienceworld: version {self.version} has other tasks; pip install scienceworld==1.2.3")
+
+    def _game(self, number: int) -> list:
+        return [*game_of(number, self.simplifications), self.walks.get(number, [])]
 
 
 def find_java() -> str:

@@ -68,7 +68,7 @@ def variations(pool: "Pool", folder: str | Path, split: str, tasks: Iterable[str
 
 def goals(pool: "Pool", folder: str | Path, numbers: Sequence[int]) -> list[str]:
     """What each game asks for, in the engine's words; kept as `variations` are. A new one takes about half a second."""
-    ask = lambda key: pool.ask("goal", game=pool.games(int(key)), timeout=300)["text"]  # noqa: E731
+    ask = lambda key: pool.ask("goal", game=pool.games(int(key))[:3], timeout=300)["text"]  # noqa: E731
     known = kept(Path(folder) / f"goals-{pool.version}.json", map(str, numbers), ask)
     return [known[str(number)] for number in numbers]
 
