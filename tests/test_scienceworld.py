@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agemem_jax.benchmarks.scienceworld import expert, pool, tasks
+from agemem_jax.benchmarks.scienceworld import expert, pool
+from agemem_jax.benchmarks.scienceworld import variations as tasks
 from agemem_jax.benchmarks.scienceworld.environment import environment, report
 from agemem_jax.errors import InputError
 from tests.test_host_env import BYTES, lives, read, spelt, wait_for_end

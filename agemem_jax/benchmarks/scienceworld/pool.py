@@ -5,14 +5,17 @@ engine comes, the same variation is another world the second time (cups hold oth
 disturb each other. Here they do not (worker.py): a game is the same world on every machine, with any others beside it.
 """
 
+import functools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 
-from agemem_jax.benchmarks.scienceworld.tasks import SIMPLIFICATIONS, TASKS, game_of
-from agemem_jax.envs.workers import Workers
+from agemem_jax.benchmarks.scienceworld.variations import SIMPLIFICATIONS, TASKS, game_of
+from agemem_jax.envs.workers import TEXT, WorkerGame, Workers
 from agemem_jax.errors import InputError
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -21,6 +24,9 @@ WORKER = Path(__file__).parent / "worker.py"
 OPTIONS = (
     "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2",
 )  # fmt: skip
+
+
+NO_WALKS: Mapping[int, Sequence[str]] = MappingProxyType({})
 
 
 class Pool(Workers):
@@ -42,16 +48,28 @@ class Pool(Workers):
         simplifications: Sequence[str] = SIMPLIFICATIONS, timeout: float = 60.0,
     ):  # fmt: skip
         command = [python or sys.executable, str(WORKER), find_java(), f"-Xmx{heap}", *OPTIONS]
-        self.simplifications = tuple(simplifications)
-        self.walks: dict[int, list[str]] = {}  # commands that a game's episodes begin after, by its number
-        super().__init__(command, self._game, count, timeout, name="scienceworld")
+        games = functools.partial(game_of, simplifications=tuple(simplifications))
+        super().__init__(command, games, count, timeout, name="scienceworld")
         self.version: str = self.info["version"]
         if set(self.info["tasks"]) != set(TASKS):
             self.close()
             raise InputError(f"scienceworld: version {self.version} has other tasks; pip install scienceworld==1.2.3")
 
-    def _game(self, number: int) -> list:
-        return [*game_of(number, self.simplifications), self.walks.get(number, [])]
+    def game(self, fresh: bool = False, walks: Mapping[int, Sequence[str]] = NO_WALKS) -> "WalkedGame":
+        """A game for the bridge. `walks`: commands that are taken before an episode begins, by the game's number."""
+        return WalkedGame(self, next(self._numbers), fresh, walks)
+
+
+class WalkedGame(WorkerGame):
+    """An episode that begins where a walk has ended."""
+
+    def __init__(self, workers: Workers, episode: int, fresh: bool, walks: Mapping[int, Sequence[str]]):
+        super().__init__(workers, episode, fresh)
+        self.walks = walks
+
+    def start(self, index: int) -> Future:
+        told = {"game": self.workers.games(index), "commands": list(self.walks.get(index, ()))}
+        return self.workers.send("start", TEXT, episode=self.episode, fresh=self.fresh, **told)
 
 
 def find_java() -> str:

@@ -7,9 +7,9 @@ One JVM plays several episodes, each in an interface of its own. They share its 
 which `_play` sets anew before each action: an episode is a function of its game and its actions, whatever else the JVM
 plays and has played. That takes -XX:hashCode=2 (pool.py) too: the engine's sets go by the places of objects in memory.
 
-Requests: "start" {"episode", "game": [task, variation, simplifications, commands that are played at once]}, "step"
-{"episode", "text"}, "sight" {"episode"}, "close", and without an episode "splits" {"task"}, "goal" {"game"} and "gold"
-{"game"}.
+Requests: "start" {"episode", "game": [task, variation, simplifications], "commands": those that are taken at once},
+"step" {"episode", "text"}, "sight" {"episode"}, "close", and without an episode "splits" {"task"}, "goal" {"game"} and
+"gold" {"game"}.
 """
 
 import ctypes
@@ -84,11 +84,10 @@ class Engine:
         return getattr(self, request["do"])(request)
 
     def start(self, request):
-        *game, commands = request["game"]
         world = self.new()
-        self._load(world, game)
+        self._load(world, request["game"])
         episode = self.episodes[request["episode"]] = Episode(world, self.ids.count())
-        for command in commands:
+        for command in request["commands"]:
             self._play(episode, command)
         return {"text": self._play(episode, "look around")}
 
