@@ -1,6 +1,6 @@
 """ScienceWorld: things are carried about in a house before the task is told, and have to be found again.
 
-    python -m experiments.train --config=configs/scienceworld.py --config.policy.weights=FILE --workdir=runs/scienceworld
+    python -m experiments.train --config=configs/scienceworld.py --config.policy.weights=FILE --workdir=FOLDER
 
 `weights` as in configs/hotpotqa.py. Needs Java 17 and `pip install scienceworld==1.2.3` (benchmarks/scienceworld/
 tasks.py); the engine's JVMs take a core each. `:tiny` is a small policy for a laptop.
@@ -95,14 +95,14 @@ def small() -> ConfigDict:
     c.task.validation_size = 32
     c.task.test_size = 128
     c.store.entries = 3
-    c.store.entry_tokens = 28
+    c.store.entry_tokens = 32
     c.task.facts = 7
     c.task.chatter = 1
     c.task.distractors = 6
-    c.task.message_tokens = 36
+    c.task.message_tokens = 40
     c.task.seen_tokens = 96  # longer ones are cut: of a kitchen its first things
-    c.rollout.action_tokens = 36
-    c.rollout.stage3_turns = 8  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
+    c.rollout.action_tokens = 48  # an entry to be written, and the marks around it
+    c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
     c.context.limit = c.context.capacity = 560
     c.rl.stage1_updates = c.rl.stage2_updates = 0
     c.rl.tasks_per_update = 6

@@ -48,8 +48,8 @@ WORLD_MIB = 24  # of a machine's memory, for an episode
 SPARE_MIB = 384
 OFFICIAL = {"train": "train", "validation": "dev", "test": "test"}
 CHATTER = (
-    "You look around.", "It is wintery outside.", "There is nothing on the chair.", "The drawing is in a frame.",
-    "You can take your time.", "The light is on in the hallway.",
+    "You take a short look around.", "You can take your time.", "There is nothing to do in the hallway now.",
+    "The drawing is a landscape.", "The light is on.", "You wait for some time.",
 )  # fmt: skip
 
 
@@ -128,9 +128,9 @@ class ScienceWorld:
         told = [text for _, text in facts]
         former = [row for row in record["former"][:REVISIONS] if revised and row[2] in told][: task.facts - len(facts)]
         free = 0 if official else task.facts - len(facts) - len(former)
+        sights = _some(rng, record["sights"], free - task.chatter)
         time = len(record["commands"])
-        chatter = [(rng.randint(0, time), text) for text in _some(rng, CHATTER, min(task.chatter, free))]
-        sights = _some(rng, record["sights"], free - len(chatter))
+        chatter = [(rng.randint(0, time), text) for text in _some(rng, CHATTER, free - len(sights))]
         rows = [(row[0], row[1], False) for row in [*former, *sights, *chatter]]
         rows = sorted([*rows, *((time, text, True) for time, text in facts)], key=lambda row: row[0])
         distractors = [] if official else self._distractors(record, rng)

@@ -101,9 +101,10 @@ def kept(path: Path, keys: Iterable[str], ask: Callable[[str], object], at_once:
         for first in range(0, len(missing), several):
             some = missing[first : first + several]
             try:
-                known |= zip(some, threads.map(ask, some), strict=True)
+                found = dict(zip(some, threads.map(ask, some), strict=True))
             except WorkerError as error:
                 raise InputError(f"scienceworld: {path.stem}: {error}; what is there already is kept") from None
+            known |= json.loads(json.dumps(found))  # as they will be read
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(known))

@@ -53,9 +53,9 @@ UNSTEADY = r"\bbee\b|currently"  # what is elsewhere, or reads otherwise, a mome
 DULL = ("nothing", "the agent", "a substance called air", "the ground", "")  # things that are nothing to tell
 # Words of goals that say nothing of what is needed.
 COMMON = frozenset(
-    """a above also an and animal are around be below boxes by can celsius chemistry create degrees do done first focus
-    for from has have if in into is it its life located longest might move near next not of on or place power shortest
-    so some span substance task temperature that the then thing this to use when which with you your""".split()
+    """a above also an and animal are around be below boxes by can celsius chemistry create degrees do done find first
+    focus for from has have if in into is it its life located longest might move n near next not of on or place power
+    shortest so some span substance task temperature that the then thing this to use when which with you your""".split()
 )
 
 
@@ -174,8 +174,9 @@ def places(errand: Errand, rng: random.Random) -> tuple[tuple[str, ...], str]:
         if any(room == home for room, home in zip(rooms, homes, strict=True)):
             continue
         for end in HOUSE:
-            if end != rooms[0] and length(end, *rooms, errand.room) <= NEAR:
-                options.append((length(end, *homes, errand.room), rooms, end))
+            near, moves = length(end, *rooms, errand.room), length(end, *homes, errand.room)
+            if end != rooms[0] and near <= NEAR and near < moves:
+                options.append((moves, rooms, end))
     far = max(options)[0]
     return rng.choice([(rooms, end) for moves, rooms, end in options if moves >= far - 1])
 

@@ -151,7 +151,8 @@ def main():
         import scienceworld
         from py4j.protocol import Py4JJavaError
     except ImportError as error:
-        say(refused=f"{sys.executable} has no ScienceWorld ({error}); in it, pip install scienceworld==1.2.3")
+        remedy = "in it, pip install scienceworld==1.2.3, which this project's extra 'scienceworld' does"
+        say(refused=f"{sys.executable} has no ScienceWorld ({error}); {remedy}")
         return
     from scienceworld.constants import ID2TASK
 
