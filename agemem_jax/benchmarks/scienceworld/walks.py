@@ -321,7 +321,8 @@ def parts(listing: str) -> list[str]:
 
 
 def message(room: str, thing: Thing) -> str:
-    """A sight as it is told. Rooms are written like names, for texts that differ in them to differ (envs/names.py)."""
+    """A sight as it is told. Rooms are written like names, for texts that differ in them to differ (envs/names.py); the
+    engine takes them so in commands too."""
     place = f", {thing.where}," if thing.where else ""
     text = re.sub(r" \(containing nothing\)|, (?:currently|which is) .*|[. ]+$", "", thing.text)
     return f"In the {room.title()}{place} you see {text}."
