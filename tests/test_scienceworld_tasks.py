@@ -223,7 +223,7 @@ def test_what_cannot_be_used_is_refused_before_a_machine_starts(tmp_path):
 @pytest.mark.heavy
 def test_the_real_house_is_walked_through_and_left_as_it_is_replayed(machines, tmp_path):  # noqa: F811
     """The commands one by one and all at once, on machines with another past, give the same house; plans win there."""
-    made, other = machines(), machines(1)
+    made, other = machines(1), machines(1)
     numbers = [of(task, variation) for task in ERRANDS for variation in (0, 7)] + [of("chemistry-mix")]
     goals = variations.goals(made, tmp_path, numbers)
     for number, goal in zip(numbers, goals, strict=True):
@@ -232,9 +232,12 @@ def test_the_real_house_is_walked_through_and_left_as_it_is_replayed(machines, t
         with walks.Visit(made, number) as steps, walks.Visit(other, number, walk.commands) as replayed:
             for command in walk.commands:
                 steps.do(command)
+            steps.look()
+            assert steps.room == replayed.room and steps.things == replayed.things
             for room in walks.HOUSE:
                 steps.go(room)
                 replayed.go(room)
+                assert steps.do("look around") == replayed.do("look around")
                 assert steps.room == replayed.room and steps.things == replayed.things
         if walk.plan:
             assert walks.wins(other, number, walk.commands, walk.plan)

@@ -87,9 +87,10 @@ class Engine:
         world = self.new()
         self._load(world, request["game"])
         episode = self.episodes[request["episode"]] = Episode(world, self.ids.count())
+        text = self._play(episode, "look around")  # as the package's own reset does
         for command in request["commands"]:
             self._play(episode, command)
-        return {"text": self._play(episode, "look around")}
+        return {"text": world.freeActionLook() if request["commands"] else text}
 
     def step(self, request):
         episode = self.episodes[request["episode"]]
