@@ -27,6 +27,7 @@ CHOICES = {
     "tools.format": ("paper", "hermes"),
     "tools.turn": ("either", "both"),
     "tools.action_tag": ("answer", "action"),
+    "tools.actions": ("free", "language"),
     "tools.summary_by": ("policy", "call"),
     "store.duplicates": ("refuse", "add"),
     "store.encoder": ("lexical", "policy", "policy_hidden", "model"),
@@ -71,6 +72,8 @@ AT_LEAST = {
     "context.capacity": 1,
     "context.messages": 3,  # what a turn adds; more with a pinned query and with summaries (check_context)
     "context.max_segments": 2,  # one for stage 1, one for stages 2 and 3
+    "task.lowest_level": 1,
+    "task.highest_level": 1,
     "task.train_size": 1,
     "task.validation_size": 1,
     "task.test_size": 1,
@@ -137,6 +140,8 @@ AT_MOST = {
     "tools.max_tags": 64,
     "tools.max_top_k": 9,  # written as one digit
     "store.entries": 9999,  # ids have four digits
+    "task.lowest_level": 12,  # problems of thousands of ground actions
+    "task.highest_level": 12,
     "task.train_size": 1_000_000,
     "task.validation_size": 1_000_000,
     "task.test_size": 1_000_000,
@@ -193,7 +198,7 @@ REWARDS = (1e-9, 1e9)  # magnitude of a weight that is not 0: products and squar
 LORA_SCALES = (1e-6, 1e6)
 
 PATH_FIELDS = (
-    "policy.weights", "policy.tokenizer", "store.encoder_weights",
+    "policy.weights", "policy.tokenizer", "store.encoder_weights", "warm.weights",
     "task.path", "task.validation_path", "task.test_path",
 )  # fmt: skip
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
@@ -405,6 +410,8 @@ def check_tools(config: ConfigDict) -> None:
             )  # fmt: skip
     if len(set(t.enabled)) < len(t.enabled):
         refuse("tools.enabled", tuple(t.enabled), "names a tool twice; name each once")
+    if t.actions == "language" and not t.constrained:
+        refuse("tools.actions", t.actions, "binds constrained turns alone; set 'free', or tools.constrained = True")
     if t.min_calls > t.max_calls:
         refuse("tools.min_calls", t.min_calls, f"a turn can hold {t.max_calls} calls (tools.max_calls)")
     if t.default_top_k > t.max_top_k:

@@ -273,4 +273,5 @@ class Pieces:
     id_mark: Text  # [w] between an entry and its id
     line_break: Text  # [w] between two lines of a tool message
     related: Text  # [w] the line before automatically retrieved entries
+    seen_open: Text  # [w] between the query and what the environment shows with it
     id_first: bool = struct.field(pytree_node=False)  # "1: entry", else "entry | memory_id=1"

@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
     )
     c.tools.turn = "either"  # "either" (the paper: calls or a task action) or "both" (calls, then a task action)
     c.tools.action_tag = "answer"  # task actions are <answer> (questions) or <action>
+    # What an action may say: "free" text, or the "language" of the benchmark, its verbs and names; constrained only.
+    c.tools.actions = "free"
     c.tools.action_brief = ""  # what the system prompt says of these actions: the commands that the task knows
     c.tools.max_calls = 3  # calls in one turn
     c.tools.min_calls = 1  # 0 also admits a turn without a call: an empty array; in "hermes", the think block alone
@@ -133,6 +135,8 @@ def get_config() -> ConfigDict:
     c.task.validation_fraction = 0.1  # of the records of `path`, those before the test split
     c.task.test_fraction = 0.2  # the last ones
     c.task.seed = 0
+    c.task.lowest_level = 1  # of PDDL's generated problems (benchmarks/pddl/generators.py), the highest one included
+    c.task.highest_level = 2
     c.task.train_size = 4096  # generated questions
     # Their kinds (benchmarks/hotpotqa/questions.py), each by its share of any sum. They fill the store and more
     # than fill a context only where store.entries, task.distractors and context.capacity are as small as in
@@ -237,12 +241,13 @@ def get_config() -> ConfigDict:
 
     # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py).
     c.warm = ConfigDict()
+    c.warm.weights = ""  # what it begins from, as policy.weights, with policy.tokenizer; "" = nothing: a fresh policy
     c.warm.lessons = 0  # steps on lessons
     c.warm.lesson_batch = 32
     c.warm.lesson_tokens = 288  # of a page, in the last quarter of the lessons
     c.warm.lesson_rate = 2.5e-3  # learning rate, of dealings too
     c.warm.dealings = 0  # steps after the lessons, half of whose pages are about calls (benchmarks/hotpotqa/lessons.py)
-    c.warm.lesson_every = 4  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
+    c.warm.lesson_every = 0  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations
     c.warm.batch = 128
     c.warm.learning_rate = 1e-3

@@ -80,6 +80,7 @@ def get_config() -> ConfigDict:
     c.reward.maintenance = 1.0
     c.warm.lessons = 3000
     c.warm.dealings = 200
+    c.warm.lesson_every = 4
     c.warm.steps = 250
     c.warm.batch = 64
     c.train.eval_tasks = 256

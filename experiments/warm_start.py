@@ -1,6 +1,9 @@
-"""Makes the warm-started policy of the tiny default from nothing: vocabulary, lessons, demonstrations.
+"""Makes a warm-started policy: of the tiny default from nothing (vocabulary, lessons, demonstrations), or from weights.
 
     python -m experiments.warm_start --config=configs/tiny.py --export=agemem_jax/assets/tiny
+
+With `warm.weights` it begins from these, in the vocabulary of `policy.tokenizer`: embeddings of pieces that both
+vocabularies have are taken over. The demonstrations of several benchmarks take turns with --also.
 
 The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it.
 """
@@ -8,53 +11,79 @@ The export is a Hugging Face folder (config.json, model.safetensors) with the se
 import dataclasses
 import functools
 import json
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from absl import flags
 from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from agemem_jax import sharding
 from agemem_jax.benchmarks import vocabulary
-from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
-from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
-from agemem_jax.config import check_precision
+from agemem_jax.config import check_fields, check_precision, refuse, validate
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
-from agemem_jax.training.setup import build
+from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import lesson_step, warm_optimizer, warm_step
+from agemem_jax.training.warm import embeddings_for, lesson_step, warm_optimizer, warm_step
 from agemem_jax.types import TrainState
+from configs import base
 from experiments import cli, out, paths
 
 EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
+ALSO = flags.DEFINE_list("also", [], "more configs, whose demonstrations take turns with those of --config")
 
 
 def main(config) -> None:
     folder = paths.folder_to_write("export", EXPORT.value)
+    others = [cli.load_config(name) for name in ALSO.value]
+    for other in others:
+        check_fields(other, base.get_config())
+        validate(other)
     with hold(folder, "--export"):
-        make(config, folder)
+        make([config, *others], folder)
 
 
-def make(config, folder: Path) -> None:
-    """Trains the policy and writes it with its vocabulary."""
-    config.policy.weights, config.policy.lora_rank = "", 0  # begins from nothing, and trains all of it
-    check_precision(config.policy)
-    config.policy.tokenizer = str(folder / vocabulary.FILE_NAME)
-    vocabulary.build(config.policy.tokenizer, config.tools)
-    group = config.rl.group_size
-    config.rl.tasks_per_update = -(-config.warm.batch // group)
-    run = build(config)
-    learn, size = run.spec.learn, run.spec.rollout.batch
-    # It reads what lessons and rows reach, whichever is longer.
-    reach = max(run.model.max_positions, int(run.world.pieces.prefix.length[0]) + config.warm.lesson_tokens)
-    model = dataclasses.replace(run.model, max_positions=reach)
-    warm, params = config.warm, run.start()
-    lessons = Lessons(config, run.tokenizer, run.world.pieces)
-    demos = Demonstrator(run.source, config, run.tokenizer.end_of_turn)
-    read = functools.partial(lesson_step, learn), lambda i: (lessons.batch(i, warm.lesson_batch),)
-    watch = functools.partial(warm_step, run.spec.rollout, learn), lambda i: demos.batch(i, size)
+def make(configs: list, folder: Path) -> None:
+    """Trains the policy on the demonstrations of all configs, and writes it with its vocabulary.
+
+    All but the task is as the first config says.
+    """
+    config, file = configs[0], folder / vocabulary.FILE_NAME
+    warm, begins = config.warm, ""
+    if warm.weights:
+        shutil.copyfile(tokenizer_path(config.policy), file)
+        begins = str(folder)
+        transplant(config, file)
+    else:
+        vocabulary.build(str(file), config.tools)
+    for one in configs:
+        one.policy = config.policy.copy_and_resolve_references()
+        one.policy.weights, one.policy.lora_rank = begins, 0  # trains all of it
+        one.policy.tokenizer = str(file)
+        one.rl.tasks_per_update = -(-warm.batch // one.rl.group_size)
+        check_precision(one.policy)
+    runs = [build(one) for one in configs]
+    run, size = runs[0], runs[0].spec.rollout.batch
+    # It reads what lessons and rows reach, whichever is longest.
+    learnt = int(run.world.pieces.prefix.length[0]) + (warm.lesson_tokens if warm.lessons or warm.dealings else 0)
+    model = dataclasses.replace(run.model, max_positions=max(learnt, *(one.model.max_positions for one in runs)))
+    params, tasks = run.start(), run.source.tasks
+    for name in ("lessons", "dealings", "lesson_every"):
+        if warm[name] and not tasks.lessons:
+            refuse(f"warm.{name}", warm[name], f"{config.task.benchmark} has no lessons; set it to 0")
+    lessons = tasks.lessons and tasks.lessons(config, run.tokenizer, run.world.pieces)
+    read = Kind(functools.partial(lesson_step, run.spec.learn), run, lambda i: (lessons.batch(i, warm.lesson_batch),))
+    watch = []
+    for one in runs:
+        demos = one.source.tasks.demonstrator(one.source, one.config, one.tokenizer.end_of_turn)
+        step = functools.partial(warm_step, one.spec.rollout, one.spec.learn)
+        watch.append(Kind(step, one, functools.partial(demos.batch, size=size)))
     every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
@@ -62,29 +91,64 @@ def make(config, folder: Path) -> None:
         # What it has learnt to read is kept up while it watches.
         "demonstrations": (
             warm.learning_rate,
-            [(read, after + i) if every and i % every == every - 1 else (watch, i) for i in range(warm.steps)],
+            [
+                (read, after + i) if every and i % every == every - 1 else (watch[i % len(watch)], i // len(watch))
+                for i in range(warm.steps)
+            ],
         ),
     }
     curves, began = {}, time.time()
     for name, (rate, steps) in phases.items():
+        if not steps:
+            continue
         optimizer = warm_optimizer(warm, rate, len(steps), config.optim.max_grad_norm)
         state, curves[name] = placed(new_state(params, optimizer), run.mesh), []
         # It stays where it is, so that each kind of step compiles once.
         where = jax.tree.map(lambda x: x.sharding, state), None
         jitted = {
-            kind: jax.jit(kind(model, optimizer, config.rl.logit_chunk), donate_argnums=0, out_shardings=where)
-            for kind, _ in (read, watch)
+            kind: jax.jit(kind.step(model, optimizer, config.rl.logit_chunk), donate_argnums=0, out_shardings=where)
+            for kind in (read, *watch)
         }
         bar = tqdm(steps, desc=name)
-        for step, ((kind, batch_at), i) in enumerate(bar):
-            state, metrics = jitted[kind](state, *batch_at(i), run.world)
-            if step % 20 == 0 or step + 1 == len(steps):
+        for step, (kind, i) in enumerate(bar):
+            state, metrics = jitted[kind](state, *kind.batch(i), kind.run.world)
+            if step % 20 < len(watch) or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in metrics.items()}
-                curves[name].append({"step": step, "seconds": time.time() - began, **metrics})
+                seconds = time.time() - began
+                of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": seconds}
+                curves[name].append(of | metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
         params = state.params
     weights.save_hf(folder, model, params)
     out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of step, and what it learns from."""
+
+    step: Callable  # (model, optimizer, logit_chunk) -> a step
+    run: Run
+    batch: Callable  # of a number
+
+
+def transplant(config, vocabulary_file: Path) -> None:
+    """Writes the weights of `warm.weights` beside a vocabulary, with embeddings of its pieces.
+
+    Those that the weights' own vocabulary has too keep theirs, so that what was learnt of these stays learnt.
+    """
+    own = Path(config.warm.weights) / vocabulary.FILE_NAME  # beside a small policy
+    source = ConfigDict({"tokenizer": str(own) if own.is_file() else "", "weights": config.warm.weights})
+    theirs, ours = (Tokenizer.load(path) for path in (tokenizer_path(source), str(vocabulary_file)))
+    model, params = weights.load(source.weights)
+    known, wanted = named_pieces(theirs), named_pieces(ours)
+    # The marks of an action are to it what those of an answer are.
+    wanted = [piece if piece in known or not piece else piece.replace(b"action>", b"answer>") for piece in wanted]
+    table = params["embed_tokens"]["embedding"]
+    params["embed_tokens"]["embedding"] = embeddings_for(table, known, wanted, config.seed)
+    reach = max(model.longest_context or 0, config.context.limit + config.context.capacity)
+    model = dataclasses.replace(model, vocab_size=ours.vocab_size, max_positions=reach)
+    weights.save_hf(vocabulary_file.parent, model, params)
 
 
 def placed(state: TrainState, mesh: Mesh) -> TrainState:

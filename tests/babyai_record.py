@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from agemem_jax.benchmarks.babyai import tasks, wording
+from agemem_jax.benchmarks.babyai import levels, wording
 
 FOLDER = Path(__file__).parent / "fixtures"
 # Every kind of instruction, strict ones, both orders, a start with something in hand, a key in a box.
@@ -82,7 +82,7 @@ def agentboard(folder: str, name: str, seed: int) -> Any:
     sys.modules["environment"] = package
     module = importlib.import_module("environment.babyai_env")
     # As it was with gymnasium below 1 and NumPy below 2.
-    module.gymnasium = types.SimpleNamespace(make=lambda level: tasks.make(level, seed))
+    module.gymnasium = types.SimpleNamespace(make=lambda level: levels.make(level, seed))
     module.np = types.SimpleNamespace(**{**vars(np), "cross": lambda a, b: a[0] * b[1] - a[1] * b[0]})
     with contextlib.redirect_stdout(io.StringIO()):
         return module.BabyAI(game_name=name, seed=seed)
@@ -105,15 +105,15 @@ def sentence(board: Any, rng: np.random.Generator) -> str:
     return f"{verb} {pick(seen or wording.NAMES)} {rng.integers(1, 4)}"
 
 
-def as_lists(game: tasks.Game) -> dict[str, Any]:
+def as_lists(game: levels.Game) -> dict[str, Any]:
     return {f.name: np.asarray(getattr(game, f.name)).tolist() for f in dataclasses.fields(game)}
 
 
 def record_minigrid() -> list[dict[str, Any]]:
     records = []
     for seed, name in enumerate(LEVELS):
-        game = tasks.make(name, seed)
-        level, walker = tasks.from_minigrid(game, name, seed), Walker(game, seed, bot=seed % 2 == 0)
+        game = levels.make(name, seed)
+        level, walker = levels.from_minigrid(game, name, seed), Walker(game, seed, bot=seed % 2 == 0)
         record = {"name": name, "seed": seed, "game": as_lists(level.game), "actions": [], "expected": []}
         for _ in range(STEPS["minigrid"]):
             action = walker()
@@ -129,7 +129,7 @@ def record_minigrid() -> list[dict[str, Any]]:
 def record_agentboard(folder: str) -> list[dict[str, Any]]:
     records = []
     for seed, name in enumerate(LEVELS):
-        board, level, rng = agentboard(folder, name, seed), tasks.read(name, seed), np.random.default_rng(seed)
+        board, level, rng = agentboard(folder, name, seed), levels.read(name, seed), np.random.default_rng(seed)
         record = {"name": name, "seed": seed, "goal": board.goal, "game": as_lists(level.game)}
         record |= {"actions": [], "seen": [board.init_obs], "understood": [], "steps": []}
         for _ in range(STEPS["agentboard"]):

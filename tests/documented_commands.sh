@@ -24,6 +24,10 @@ test -s "$folder/hotpotqa/report.html"
 try -m experiments.export --run="$folder/hotpotqa/seed_0" --folder="$folder/released/hotpotqa"
 test -s "$folder/released/hotpotqa/chat_template.jinja"
 
+try -m experiments.prepare_data --folder="$folder/data" --train="$folder/hotpot.json"
+try -m experiments.prepare_data --folder="$folder/data" --runs="$folder/tiny"
+test -s "$folder/data/hotpot_qa/1.0.0/features.json" && test -s "$folder/data/trajectories/1.0.0/features.json"
+
 try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
     --config.warm.lessons=3 --config.warm.dealings=2 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
 test -s "$folder/warm/model.safetensors"

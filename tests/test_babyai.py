@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from agemem_jax.benchmarks.babyai import environment as engine
-from agemem_jax.benchmarks.babyai import expert, search, tasks, wording
+from agemem_jax.benchmarks.babyai import expert, levels, macros, search, wording
+from agemem_jax.benchmarks.babyai.levels import FIRST, Game, Sizes
 from agemem_jax.benchmarks.babyai.macros import Macros
-from agemem_jax.benchmarks.babyai.tasks import FIRST, Game, Sizes
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.types import Text
@@ -29,6 +29,9 @@ FIXTURES = Path(__file__).parent / "fixtures"
 DTYPES = dict.fromkeys(("cells", "kind", "colour", "doors", "contains", "atom", "order"), np.int8)
 DTYPES |= dict.fromkeys(("position", "direction", "carrying", "max_steps"), np.int32)
 DTYPES |= {"known": np.int16, "named": np.uint32} | dict.fromkeys(("strict", "order_strict"), bool)
+# Of a level as it begins.
+BEGUN = {"steps": np.int32(0), "fulfilled": np.zeros(4, bool), "first_done": np.bool_(False)}
+BEGUN |= {"carried": np.full(4, -1, np.int8)}
 
 start, act, see = jax.jit(engine.start), jax.jit(engine.act), jax.jit(engine.see)
 first_view, look, image = jax.jit(engine.first_view), jax.jit(engine.look), jax.jit(engine.image)
@@ -38,7 +41,8 @@ MACROS = Macros(seen_tokens=320, action_tokens=48)
 
 def stacked(games: list[dict]) -> Game:
     """Games from a fixture, one a row."""
-    return Game(**{f: np.stack([np.array(game[f], dtype) for game in games]) for f, dtype in DTYPES.items()})
+    told = {f: np.stack([np.array(game[f], dtype) for game in games]) for f, dtype in DTYPES.items()}
+    return Game(**told, **{f: np.stack([value] * len(games)) for f, value in BEGUN.items()})
 
 
 def records(kind: str) -> list[dict]:
@@ -56,7 +60,7 @@ def pictures(game: Game, state: engine.State) -> tuple[np.ndarray, np.ndarray]:
 
 def extent(cells: np.ndarray) -> tuple[slice, slice]:
     """The part of the cells [S, S] that is the level; beyond it are walls alone."""
-    open_rows, open_columns = ((cells != tasks.WALL).any(axis).nonzero()[0].max() + 2 for axis in (1, 0))
+    open_rows, open_columns = ((cells != levels.WALL).any(axis).nonzero()[0].max() + 2 for axis in (1, 0))
     return slice(open_rows), slice(open_columns)
 
 
@@ -86,8 +90,8 @@ def walk_beside_minigrid(names: list[str], steps: int, seeds: int = 2) -> int:
     Compared: image, grid, agent, what it carries, steps, and success, terminated and truncated of each action.
     """
     cases = [(name, seed) for name in names for seed in range(seeds)]
-    real = [tasks.make(*case) for case in cases]
-    game = tasks.stack([tasks.from_minigrid(one, *case) for one, case in zip(real, cases, strict=True)])
+    real = [levels.make(*case) for case in cases]
+    game = levels.stack([levels.from_minigrid(one, *case) for one, case in zip(real, cases, strict=True)])
     walkers = [Walker(one, i, bot=i % 2 == 0) for i, one in enumerate(real)]
     state, on, same = start(game), jnp.ones(len(cases), bool), 0
     for _ in range(steps):
@@ -120,7 +124,7 @@ def test_walks_are_minigrids():
 @pytest.mark.heavy
 @has_minigrid
 def test_walks_of_all_levels_are_minigrids():
-    names = tasks.names()
+    names = levels.names()
     assert len(names) == 96
     print("identical states:", walk_beside_minigrid(names, steps=250, seeds=3))
 
@@ -128,7 +132,7 @@ def test_walks_of_all_levels_are_minigrids():
 @has_minigrid
 def test_levels_are_what_was_recorded():
     for walk in records("minigrid"):
-        level = tasks.read(walk["name"], walk["seed"])
+        level = levels.read(walk["name"], walk["seed"])
         for field, value in walk["game"].items():
             np.testing.assert_array_equal(getattr(level.game, field), value)
             assert getattr(level.game, field).dtype == DTYPES[field]
@@ -137,26 +141,26 @@ def test_levels_are_what_was_recorded():
 @has_minigrid
 def test_the_first_view_is_of_before_something_was_taken_in_hand():
     for seed in range(6):
-        real = tasks.make("BabyAI-PutNextS5N2Carrying-v0", seed)
+        real = levels.make("BabyAI-PutNextS5N2Carrying-v0", seed)
         fresh, _ = real.reset(seed=seed)
-        game = tasks.stack([tasks.from_minigrid(real, "BabyAI-PutNextS5N2Carrying-v0", seed)])
+        game = levels.stack([levels.from_minigrid(real, "BabyAI-PutNextS5N2Carrying-v0", seed)])
         np.testing.assert_array_equal(image(first_view(game, start(game)))[0], fresh["image"])
 
 
 # --------------------------------------------------------------------------------------------- what is odd, by name
 
 
-def room(things: dict, atoms: list, order: int = tasks.ALONE, order_strict: bool = False, at=(1, 1)) -> Game:
+def room(things: dict, atoms: list, order: int = levels.ALONE, order_strict: bool = False, at=(1, 1)) -> Game:
     """A room of 5 x 5 cells, the agent looking right.
 
     things: (across, down) -> (kind, colour) or (kind, colour, bits of a door).
     atoms: (slot, kind, strict, places of the first description, of the second).
     """
     sizes = Sizes(side=7, objects=4)
-    cells = np.full((sizes.side, sizes.side), tasks.WALL, np.int8)
-    cells[1:6, 1:6] = tasks.EMPTY
+    cells = np.full((sizes.side, sizes.side), levels.WALL, np.int8)
+    cells[1:6, 1:6] = levels.EMPTY
     kind, colour, doors = (np.zeros(sizes.objects, np.int8) for _ in range(3))
-    known = np.full(sizes.objects, tasks.NOTHING, np.int16)
+    known = np.full(sizes.objects, levels.NOTHING, np.int16)
     number = {place: i for i, place in enumerate(things)}
     for (across, down), thing in things.items():
         i = number[across, down]
@@ -172,6 +176,7 @@ def room(things: dict, atoms: list, order: int = tasks.ALONE, order_strict: bool
         cells=cells, kind=kind, colour=colour, doors=doors, contains=np.full(sizes.objects, -1, np.int8), known=known,
         position=np.array(at, np.int32), direction=np.int32(0), carrying=np.int32(-1), max_steps=np.int32(50),
         atom=atom, strict=strict, named=named, order=np.int8(order), order_strict=np.bool_(order_strict),
+        **BEGUN,
     )  # fmt: skip
     return jax.tree.map(lambda x: x[None], game)
 
@@ -186,57 +191,57 @@ def verdicts(game: Game, *actions: int) -> str:
 
 
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE, DONE = range(7)
-BALL, KEY, DOOR, BOX = (tasks.BALL, 0), (tasks.KEY, 1), (tasks.DOOR, 2), (tasks.BOX, 3)
+BALL, KEY, DOOR, BOX = (levels.BALL, 0), (levels.KEY, 1), (levels.DOOR, 2), (levels.BOX, 3)
 
 
 def test_what_was_picked_up_is_still_gone_to_where_it_lay():
-    game = room({(2, 1): BALL}, [(0, tasks.GO_TO, False, [(2, 1)])])
+    game = room({(2, 1): BALL}, [(0, levels.GO_TO, False, [(2, 1)])])
     assert verdicts(game, DONE, PICKUP, LEFT, RIGHT, RIGHT, DROP, LEFT) == "ss.s.s."
     # Only a drop tells that it is no longer there.
-    game = room({(2, 1): BALL, (1, 2): KEY}, [(0, tasks.GO_TO, False, [(2, 1)])])
+    game = room({(2, 1): BALL, (1, 2): KEY}, [(0, levels.GO_TO, False, [(2, 1)])])
     assert verdicts(game, PICKUP, RIGHT, LEFT, DONE) == "s.ss"
     assert verdicts(game, PICKUP, RIGHT, DROP, LEFT) == "s..."  # also one that fails, for the key lies there
 
 
 def test_an_atom_that_has_not_begun_knows_nothing_of_the_hand():
     things = {(2, 1): BALL, (1, 3): KEY, (4, 1): DOOR}
-    put = (2, tasks.PUT_NEXT, False, [(2, 1)], [(1, 3)])
-    game = room(things, [(0, tasks.PICK_UP, False, [(2, 1)]), put], tasks.BEFORE)
+    put = (2, levels.PUT_NEXT, False, [(2, 1)], [(1, 3)])
+    game = room(things, [(0, levels.PICK_UP, False, [(2, 1)]), put], levels.BEFORE)
     assert verdicts(game, PICKUP, RIGHT, DROP) == "..s"
     # The first side is done by the very drop at which the second one begins.
-    game = room(things, [(0, tasks.GO_TO, False, [(2, 1)]), put], tasks.BEFORE, at=(1, 2))
+    game = room(things, [(0, levels.GO_TO, False, [(2, 1)]), put], levels.BEFORE, at=(1, 2))
     state, on = start(game), jnp.array([True])
     assert not act(game, state.replace(carrying=jnp.array([0])), jnp.array([DROP]), on)[1].success[0]
 
 
 def test_strict_levels_fail_by_the_wrong_object_and_an_and_forgets_it():
     things = {(2, 1): BALL, (1, 2): KEY}
-    pick = tasks.PICK_UP
+    pick = levels.PICK_UP
     assert verdicts(room(things, [(0, pick, True, [(1, 2)])]), PICKUP) == "f"
     assert verdicts(room(things, [(0, pick, False, [(1, 2)])]), PICKUP) == "."
-    both = [(0, pick, True, [(1, 2)]), (1, tasks.GO_TO, False, [(1, 2)])]
+    both = [(0, pick, True, [(1, 2)]), (1, levels.GO_TO, False, [(1, 2)])]
     assert verdicts(room(things, both), PICKUP, RIGHT, DROP) == "..."
-    put = [(0, tasks.PUT_NEXT, True, [(2, 1)], [(1, 2)])]
+    put = [(0, levels.PUT_NEXT, True, [(2, 1)], [(1, 2)])]
     assert verdicts(room(things, put), PICKUP) == "f"  # also by the right one: it is in hand
 
 
 def test_the_wrong_order_is_a_failure_where_it_is_strict():
-    atoms = [(0, tasks.GO_TO, False, [(1, 2)]), (2, tasks.GO_TO, False, [(2, 1)])]
+    atoms = [(0, levels.GO_TO, False, [(1, 2)]), (2, levels.GO_TO, False, [(2, 1)])]
     things = {(2, 1): BALL, (1, 2): KEY}
-    assert verdicts(room(things, atoms, tasks.BEFORE, True), DONE) == "f"
-    assert verdicts(room(things, atoms, tasks.BEFORE), DONE, RIGHT, LEFT) == "..s"
-    assert verdicts(room(things, atoms, tasks.AFTER, True), DONE, RIGHT) == ".s"
+    assert verdicts(room(things, atoms, levels.BEFORE, True), DONE) == "f"
+    assert verdicts(room(things, atoms, levels.BEFORE), DONE, RIGHT, LEFT) == "..s"
+    assert verdicts(room(things, atoms, levels.AFTER, True), DONE, RIGHT) == ".s"
 
 
 def test_identity_counts_and_not_looks():
-    game = room({(2, 1): BALL, (1, 2): BALL}, [(0, tasks.PICK_UP, False, [(1, 2)])])
+    game = room({(2, 1): BALL, (1, 2): BALL}, [(0, levels.PICK_UP, False, [(1, 2)])])
     assert verdicts(game, PICKUP, DROP, RIGHT, PICKUP) == "...s"
 
 
 def test_a_box_gives_place_to_what_is_in_it():
-    game = room({(2, 1): BOX, (3, 3): KEY}, [(0, tasks.PICK_UP, False, [(3, 3)])])
+    game = room({(2, 1): BOX, (3, 3): KEY}, [(0, levels.PICK_UP, False, [(3, 3)])])
     inside = game.replace(
-        cells=np.where(game.cells == FIRST + 1, tasks.EMPTY, game.cells).astype(np.int8),
+        cells=np.where(game.cells == FIRST + 1, levels.EMPTY, game.cells).astype(np.int8),
         contains=np.array([[1, -1, -1, -1]], np.int8),
         known=np.where(np.arange(4) == 1, -1, game.known).astype(np.int16),
     )
@@ -247,9 +252,9 @@ def test_a_box_gives_place_to_what_is_in_it():
 
 
 def test_locked_doors_open_by_their_key_alone():
-    door = (tasks.DOOR, 1, tasks.LOCKED)
+    door = (levels.DOOR, 1, levels.LOCKED)
     for colour, said in ((1, "...s"), (2, "....")):
-        game = room({(1, 2): (tasks.KEY, colour), (2, 1): door}, [(0, tasks.OPEN_IT, False, [(2, 1)])])
+        game = room({(1, 2): (levels.KEY, colour), (2, 1): door}, [(0, levels.OPEN_IT, False, [(2, 1)])])
         assert verdicts(game, RIGHT, PICKUP, LEFT, TOGGLE) == said
 
 
@@ -361,13 +366,29 @@ def test_recorded_transcripts_are_agentboards(tokenizer, shared):
     assert 0 < np.asarray(outcome.success).sum() < len(plays)
 
 
+def test_few_rows_of_many_go_on_by_themselves(tokenizer, shared):
+    """From 8 * FEW rows on: rows are what they are in a smaller batch."""
+    plays, times = records("agentboard"), 6
+    assert len(plays) * times >= 8 * macros.FEW and times <= len(plays) * times // macros.FEW
+    game, many = stacked([play["game"] for play in plays]), stacked([play["game"] for play in plays] * times)
+    alone, _ = reset(MACROS, shared, game)
+    state, _ = reset(MACROS, shared, many)
+    for i in range(len(plays[0]["actions"])):
+        said = tokens(tokenizer, [play["actions"][i] for play in plays])
+        alone, wanted = step(MACROS, shared, game, alone, said, jnp.ones(len(plays), bool))
+        said = jax.tree.map(lambda x: jnp.concatenate([x] * times), said)
+        state, outcome = step(MACROS, shared, many, state, said, jnp.ones(len(plays) * times, bool))
+        for one, other in zip(jax.tree.leaves((alone, wanted)), jax.tree.leaves((state, outcome)), strict=True):
+            np.testing.assert_array_equal(np.concatenate([one] * times), other)
+
+
 def play_beside_agentboard(folder: str, names: list[str], steps: int, tokenizer: Tokenizer, shared) -> int:
     """Plays AgentBoard's own class and the engine; returns how many answers were the same, which all must be."""
     engine_ = Macros(seen_tokens=512, action_tokens=96)
     boards = [babyai_record.agentboard(folder, name, seed) for seed, name in enumerate(names)]
-    levels = [tasks.read(name, seed) for seed, name in enumerate(names)]
-    assert [board.goal for board in boards] == [level.goal for level in levels]
-    game, on, rng = tasks.stack(levels), jnp.ones(len(names), bool), np.random.default_rng(0)
+    played = [levels.read(name, seed) for seed, name in enumerate(names)]
+    assert [board.goal for board in boards] == [level.goal for level in played]
+    game, on, rng = levels.stack(played), jnp.ones(len(names), bool), np.random.default_rng(0)
     state, seen = reset(engine_, shared, game)
     assert strings(tokenizer, seen) == [board.init_obs for board in boards]
     for _ in range(steps):
@@ -384,7 +405,7 @@ def play_beside_agentboard(folder: str, names: list[str], steps: int, tokenizer:
 @has_minigrid
 @pytest.mark.skipif("AGENTBOARD" not in os.environ, reason="AGENTBOARD does not name a checkout of AgentBoard")
 def test_all_levels_are_agentboards(tokenizer, shared):
-    print("answers:", play_beside_agentboard(os.environ["AGENTBOARD"], tasks.names() * 2, 60, tokenizer, shared))
+    print("answers:", play_beside_agentboard(os.environ["AGENTBOARD"], levels.names() * 2, 60, tokenizer, shared))
 
 
 def test_actions_are_read_in_any_tokens_and_case(tokenizer, shared):
@@ -432,7 +453,8 @@ def test_commands_have_keys_of_their_own(shared):
 
 
 def test_a_row_is_drawn_as_minigrid_prints_it(shared):
-    game = room({(2, 1): BALL, (3, 3): KEY, (4, 1): (tasks.DOOR, 2, tasks.LOCKED)}, [(0, tasks.GO_TO, False, [(2, 1)])])
+    things = {(2, 1): BALL, (3, 3): KEY, (4, 1): (levels.DOOR, 2, levels.LOCKED)}
+    game = room(things, [(0, levels.GO_TO, False, [(2, 1)])])
     state, _ = reset(MACROS, shared, game)
     drawn = MACROS.render(shared, game, state, 0).split("\n")
     assert drawn[1] == "WG>>AR  LB  WG" and drawn[3] == "WG    KG    WG" and len(drawn) == 7
@@ -447,8 +469,8 @@ def test_a_row_is_drawn_as_minigrid_prints_it(shared):
 def test_the_expert_wins_in_both_languages(tokenizer, shared):
     for name, seed in (("BabyAI-UnlockPickup-v0", 1), ("BabyAI-PutNextS5N2-v0", 0), ("BabyAI-GoToSeqS5R2-v0", 2)):
         moves = expert.primitives(name, seed)
-        level = tasks.read(name, seed)
-        game = tasks.stack([level])
+        level = levels.read(name, seed)
+        game = levels.stack([level])
         assert verdicts(game, *moves) == "." * (len(moves) - 1) + "s"
         said = expert.sentences(level, moves, MACROS, shared, tokenizer)
         assert 0 < len(said) <= len(moves)
@@ -461,7 +483,7 @@ def test_the_expert_wins_in_both_languages(tokenizer, shared):
 
 @has_minigrid
 def test_there_are_no_words_for_opening_a_box(tokenizer, shared):
-    level = tasks.read("BabyAI-KeyInBox-v0", 0)
+    level = levels.read("BabyAI-KeyInBox-v0", 0)
     assert expert.sentences(level, [engine.TOGGLE] * 3, MACROS, shared, tokenizer) is None
 
 
@@ -471,17 +493,17 @@ def test_there_are_no_words_for_opening_a_box(tokenizer, shared):
 @has_minigrid
 def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(InputError, match="'BabyAI-GoToObjS6-v0'; it has BabyAI-GoToObjS6-v1"):
-        tasks.read("BabyAI-GoToObjS6-v0", 0)
+        levels.read("BabyAI-GoToObjS6-v0", 0)
     with pytest.raises(InputError, match=r"'BabyAI-BossLevel-v0' with seed 3 has 22 x 22 cells.*Sizes.side"):
-        tasks.read("BabyAI-BossLevel-v0", 3, Sizes(side=21))
+        levels.read("BabyAI-BossLevel-v0", 3, Sizes(side=21))
     with pytest.raises(InputError, match=r"has \d+ objects, more than 5; raise Sizes.objects"):
-        tasks.read("BabyAI-BossLevel-v0", 3, Sizes(objects=5))
+        levels.read("BabyAI-BossLevel-v0", 3, Sizes(objects=5))
 
 
 def test_a_missing_minigrid_names_the_remedy(monkeypatch):
     def absent(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(tasks.importlib, "import_module", absent)
+    monkeypatch.setattr(levels.importlib, "import_module", absent)
     with pytest.raises(InputError, match=r"pip install 'agemem_jax\[babyai\]'"):
-        tasks.read("BabyAI-GoTo-v0", 0)
+        levels.read("BabyAI-GoTo-v0", 0)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from vocabularies import DATE, END, write_bpe
 
 from agemem_jax.benchmarks.hotpotqa import records as hotpotqa
-from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import build_pieces, system_message
+from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
 from agemem_jax.tools.schemas import tool_schemas
 from agemem_jax.types import Op, Status

@@ -77,7 +77,7 @@ def test_every_turn_parses_and_fits_its_budget(tmp_path, tools):
     memory_tools = {"ADD", "UPDATE", "DELETE", "RETRIEVE", "SUMMARY", "FILTER"}
     passing = {"PASS"} if config.tools.min_calls == 0 else set()
     assert set(seen[0]) == set(seen[1]) == memory_tools | passing
-    assert {"ANSWER", "RETRIEVE"} <= set(seen[2]) and seen[2]["ANSWER"] > BATCH  # most end with an answer
+    assert {"ACT", "RETRIEVE"} <= set(seen[2]) and seen[2]["ACT"] > BATCH  # most end with one
 
 
 def test_a_turn_that_does_not_fit_is_refused(tmp_path):

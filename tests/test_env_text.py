@@ -14,6 +14,7 @@ from agemem_jax.envs.text import (
     phrase_table,
     piece_of,
     pool,
+    running_sum,
     says,
     spell_pool,
     text_key,
@@ -117,3 +118,8 @@ def test_texts_of_a_pool_are_spelt_by_their_numbers():
     text = spell_pool(both, jnp.zeros((2, 3), jnp.int32), 4)
     np.testing.assert_array_equal(text.tokens, [[0] * 4, [5] * 4])
     np.testing.assert_array_equal(text.length, [0, 4])
+
+
+def test_running_sums_are_exact():
+    x = np.random.default_rng(0).integers(-60_000, 60_000, (3, 77))
+    np.testing.assert_array_equal(jax.jit(running_sum)(jnp.asarray(x, jnp.float32)), np.cumsum(x, 1))

@@ -24,6 +24,7 @@ from vocabularies import DATE, END, sentences, write_bpe, write_gguf, write_sent
 from agemem_jax import sharding
 from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.hotpotqa.tasks import HotpotQA
+from agemem_jax.benchmarks.vocabulary import worlds_pieces
 from agemem_jax.config import difference, from_json
 from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.tokenizer import Tokenizer, write_hf
@@ -87,6 +88,12 @@ def test_the_tiny_vocabulary(tmp_path):
     again = Tokenizer.load(str(tmp_path / "tokenizer.model"))
     assert again.pieces == tokenizer.pieces
     assert not list(tmp_path.glob("*partial*"))
+
+
+def test_the_vocabulary_of_all_benchmarks(tmp_path):
+    path = str(ASSET.parent / "worlds" / "tokenizer.model")
+    write_hf(path, tmp_path, TEMPLATE)
+    assert_same_ids(Tokenizer.load(path), tmp_path, [piece.strip() for piece in worlds_pieces()])
 
 
 def test_another_sentencepiece_model(tmp_path):

@@ -11,10 +11,10 @@ from small import SHARPER, small_config
 from test_export import save_run
 from vocabularies import DATE, write_bpe
 
-from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.data.batches import pad_texts
 from agemem_jax.data.gguf_vocabulary import PRE_TOKENIZERS
 from agemem_jax.data.prompts import system_prompt
+from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rl.losses import masked_log_prob

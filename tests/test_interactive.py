@@ -10,9 +10,9 @@ import pytest
 from flax import struct
 from small import build_small
 
-from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.benchmarks.hotpotqa.environment import QuestionAnswering, question_of
 from agemem_jax.data.batches import pad_text, pad_texts, stack
+from agemem_jax.data.scripts import write_turn
 from agemem_jax.envs import scoring
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import byte_table, compose, key_of, text_key

@@ -16,10 +16,10 @@ from rendered import assert_rendered, contexts
 from small import small_config
 from vocabularies import DATE, write_bpe
 
-from agemem_jax.benchmarks.hotpotqa.demos import write_turn
 from agemem_jax.benchmarks.hotpotqa.environment import question_of
 from agemem_jax.data.batches import pad_text, pad_texts, stack
 from agemem_jax.data.chat_template import chat_template
+from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import write_hf
 from agemem_jax.memory import context
 from agemem_jax.rl import rewards

@@ -13,6 +13,7 @@ from agemem_jax.config import refuse
 from agemem_jax.data.batches import Tasks, TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs.base import Environment
+from agemem_jax.tools.layout import Language
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Benchmark:
     tasks: Tasks  # what is told and asked
     env: Environment  # what task actions go to
     shared: Any  # its tables
+    language: Language = ()  # of its task actions, if it has one: all that is ever understood
 
 
 def load(config, tokenizer: Tokenizer) -> Benchmark:

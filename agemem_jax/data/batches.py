@@ -34,6 +34,8 @@ class Tasks(Protocol):
     most_gold: int  # supporting facts of a record, at most
     scores: dict[str, str]  # what "success" and "progress" are called
     limits: dict[str, tuple[str, bool]]  # of its own sizes, as LIMITS
+    demonstrator: type  # of the warm start (benchmarks/demos.py), called with (source, config, end of turn)
+    lessons: type | None  # for it to read before, called with (config, tokenizer, pieces)
 
     def tell(self, record: Any, rng: random.Random, always: random.Random) -> StagedRecord:
         """A record as it is told: `rng` is of the record and the epoch, `always` of the record alone."""

@@ -15,6 +15,7 @@ TFDS_MARK = "tfds:"
 # tfds:NAME:SPLIT@FOLDER; names hold colons themselves (a namespace before them, a version after), and so do slices.
 _TFDS = re.compile(r"tfds:(.+?):([A-Za-z]\w*(?:\[[^@]*\])?(?:\+[A-Za-z]\w*(?:\[[^@]*\])?)*)(?:@(.+))?")
 _CHUNK = 1 << 20  # characters read at a time
+_NESTED = "_json"  # ends the name of a data set's feature that holds JSON text
 _TAIL = 16  # characters before the end where a JSON error may only mean that the text ends there
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WRAPPERS = ("rows", "data")  # keys under which a file that is one object may hold its list
@@ -41,7 +42,8 @@ def read(path: str, field: str = "task.path") -> Iterator:
     A JSON file is a list of rows, rows one after another (JSON lines), or an object that has the list under "rows" or
     "data" (in the Hugging Face viewer's answers each is under "row" once more). It may be gzipped, and in any UTF. A
     data set, `tfds:NAME:SPLIT` or `tfds:NAME:SPLIT@FOLDER`, must be prepared, as array_record or parquet, in FOLDER
-    (else in TFDS_DATA_DIR or ~/tensorflow_datasets); TensorFlow is not needed.
+    (else in TFDS_DATA_DIR or ~/tensorflow_datasets); TensorFlow is not needed. A feature NAME_json holds JSON text, and
+    is read as NAME (data/builders.py writes such).
 
     Raises InputError, in one line that begins with `field`, for whatever cannot be read.
     """
@@ -193,7 +195,7 @@ def _tfds_rows(path: str, field: str) -> Iterator:
     try:
         source = builder_from_files(name, data_dir=folder).as_data_source(split)
         for i in range(len(source)):
-            yield _plain(source[i])
+            yield _unpacked(_plain(source[i]), f"{field}: {path!r}, record {i}")
     except DatasetNotFoundError as error:
         where = folder or "TFDS_DATA_DIR or ~/tensorflow_datasets"
         raise InputError(f"{field}: {path!r}: no data set {name!r} is prepared in {where}{remedy}") from error
@@ -202,6 +204,20 @@ def _tfds_rows(path: str, field: str) -> Iterator:
     except (ValueError, LookupError, OSError, RuntimeError) as error:  # an unknown split; a lost or damaged file
         first = str(error).strip().split("\n")[0]
         raise InputError(f"{field}: {path!r} cannot be read: {first}") from error
+
+
+def _unpacked(row: dict, where: str) -> dict:
+    """The row with what it holds as JSON text."""
+    values = {}
+    for name, value in row.items():
+        if name.endswith(_NESTED) and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where}: the text of {name!r} is not JSON ({error}); prepare it anew") from error
+            name = name.removesuffix(_NESTED)
+        values[name] = value
+    return values
 
 
 def _plain(value):

@@ -256,5 +256,6 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
         id_mark=one(":" if short else " | memory_id="),
         line_break=one("" if short else "\n"),
         related=one(RELATED if short else "Related memories"),
+        seen_open=one("" if tokenizer.unspelt and tokenizer.unspelt("\n") else "\n"),
         id_first=short,
     )

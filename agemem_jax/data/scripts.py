@@ -5,18 +5,24 @@ anything is played, so whoever writes one has to know the ids of entries and wha
 both as far as scripts need it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 from flax import struct
 
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts, stack
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.tools.schemas import write_calls
-from agemem_jax.types import TOOL_NAMES, Op, Text
+from agemem_jax.types import TOOL_NAMES, Op, Task, Text
 
 RESERVED_TOKENS = 10  # chat marks of a turn and of a summary after it, for which a context keeps room
 QUIET_TOKENS = 4  # of a round beside its message in the tiny vocabulary: chat marks and an empty turn
+
+
+# What one agent writes for a training record in an epoch, and what its store holds from stage 2 on as (speaker, text).
+Teller = Callable[[int, int], tuple["Lines", list[tuple[int, str]]]]
 
 
 @struct.dataclass
@@ -25,6 +31,15 @@ class Script:
 
     stages: tuple[Text, Text, Text]  # each [B, turns, A]
     summaries: Text  # [B, 3, S, A] the S-th summary that is asked for in a stage
+
+
+@struct.dataclass
+class Demonstration:
+    """Scripts, and the store that they find in stages 2 and 3."""
+
+    script: Script
+    entries: Text  # [B, N, W] texts in the store from stage 2 on
+    owners: np.ndarray  # [B, N] int32
 
 
 @dataclass
@@ -70,6 +85,23 @@ class Writer:
             return stack([stack([self._summary(text) for text in texts]) for texts in told])
 
         return Script(tuple(stage(s) for s in range(3)), stack([summaries(row) for row in rows]))
+
+    def demonstrations(self, tell: Teller, step: int, size: int, epochs: int = 0) -> tuple[Task, Demonstration]:
+        """Training tasks and demonstrations of one warm-start step, numpy arrays of `size` rows.
+
+        epochs: after so many they are the same again; 0: never.
+        """
+        source, places = self.source, range(step * size, (step + 1) * size)
+        rounds = [divmod(place, source.num_train) for place in places]
+        picks = [(index, epoch % epochs if epochs else epoch) for epoch, index in rounds]
+        told = [tell(index, epoch) for index, epoch in picks]
+        count, width = self.config.store.entries, self.config.task.message_tokens
+        entries = [pad_texts([source.encode(text)[:width] for _, text in held], count, width) for _, held in told]
+        owners = np.zeros((size, count), np.int32)
+        for row, (index, _), (_, held) in zip(owners, picks, told, strict=True):
+            row[: len(held)] = [source.owner(index, speaker) for speaker, _ in held]
+        script = self.script([lines for lines, _ in told])
+        return source.rows(picks), Demonstration(script, stack(entries), owners)
 
     def encode(self, text: str, limit: str = "action_tokens") -> list[int]:
         """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""

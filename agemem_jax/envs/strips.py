@@ -13,6 +13,7 @@ from flax import struct
 from jax import lax
 
 from agemem_jax.data.pddl import Grounded
+from agemem_jax.envs.text import covering
 from agemem_jax.errors import InputError
 
 BITS = 32
@@ -113,11 +114,12 @@ def pack(facts: jax.Array) -> jax.Array:
 
 def first(bits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The first `count` ones of bits [B, w] uint32: their numbers [B, count], and whether there are so many."""
+    bits = lax.optimization_barrier(bits)  # else XLA makes them again for each of their uses
     ones = lax.population_count(bits).astype(jnp.int32)
     ends = jnp.cumsum(ones, axis=1)
     wanted = jnp.arange(count)
-    word = jnp.minimum((ends[:, None] <= wanted[:, None]).sum(-1), bits.shape[1] - 1)
-    pick = lambda x: jnp.take_along_axis(x, word, 1)  # noqa: E731
+    word = jnp.minimum(covering(ends, count), bits.shape[1] - 1)
+    pick = lambda x: jnp.take_along_axis(x, word, 1, mode="promise_in_bounds")  # noqa: E731
     left, rest, place = wanted - pick(ends - ones), pick(bits), jnp.zeros_like(word)
     for half in (16, 8, 4, 2, 1):  # the `left`-th one of a word: is it in its lower half?
         lower = lax.population_count(rest & np.uint32(2**half - 1)).astype(jnp.int32)

@@ -148,23 +148,30 @@ def words(table: WordTable, text: Text) -> tuple[jax.Array, jax.Array]:
     table = jax.tree.map(jnp.asarray, table)
     shape, axis = text.length.shape, text.tokens.ndim - 1
     real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
-    there = real[..., None] & (jnp.arange(WORDS_OF_TOKEN) < table.count[text.tokens][..., None])
-    closes = jnp.pad(real & table.closes[text.tokens], [(0, 0)] * axis + [(1, 0)])[..., :-1]  # of the token before
-    first = real & (table.opens[text.tokens] | closes)
-    begins = there.at[..., 0].set(first)  # every word of a token but its first begins there
-    parts = jnp.where(there[..., None, None], table.words[text.tokens], jnp.array(polynomial(b""), jnp.uint32))
-    flat = lambda x: x.reshape(*shape, -1, *x.shape[axis + 2 :])  # noqa: E731
-    there, begins, parts = flat(there), flat(begins), flat(parts)
+    count = jnp.where(real, table.count[text.tokens], 0)
+    opens, closes = real & table.opens[text.tokens], real & table.closes[text.tokens]
+    empty = jnp.broadcast_to(jnp.array(polynomial(b"")[0], jnp.uint32), (*shape, 2))
 
-    def extend(one, two):
-        begun, said, word = two
-        whole = jnp.where(begun[..., None, None], word, join_pieces(one[2], word))
-        return one[0] | begun, jnp.where(begun, said, one[1] | said), whole
+    def add(carry, token):
+        key, is_word, closed = carry  # the word before this place, and whether it has ended
+        there, count, opens, closes, parts = token
+        found = []
+        for k in range(WORDS_OF_TOKEN):
+            # Every word of a token but its first begins there.
+            begins = (there & (opens | closed)) if k == 0 else k < count
+            found.append((key, is_word & begins))
+            key = jnp.where(begins[..., None], empty, key)
+            key = jnp.where((k < count)[..., None], join_value(key, parts[..., k, :, :]), key)
+            is_word = (is_word & ~begins) | (k < count)
+        return (key, is_word, jnp.where(there, closes, closed)), jax.tree.map(lambda *x: jnp.stack(x, axis), *found)
 
-    _, said, running = lax.associative_scan(extend, (begins, there, parts), axis=axis)
-    before = lambda x: jnp.pad(x, [(0, 0)] * axis + [(1, 0)] + [(0, 0)] * (x.ndim - axis - 1))  # noqa: E731
-    ends = jnp.concatenate([begins, jnp.ones((*shape, 1), bool)], axis=-1)  # the word before a place ends there
-    return before(running[..., 0, :]), before(said) & ends
+    tokens = real, count, opens, closes, table.words[text.tokens]
+    by_place = jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), tokens)
+    never = jnp.zeros(shape, bool)
+    (key, is_word, _), found = lax.scan(add, (empty, never, never), by_place)
+    keys, ended = (jnp.moveaxis(x, 0, axis) for x in found)
+    keys, ended = keys.reshape(*shape, -1, 2), ended.reshape(*shape, -1)
+    return jnp.concatenate([keys, key[..., None, :]], -2), jnp.concatenate([ended, is_word[..., None]], -1)
 
 
 def says(table: jax.Array, text: Text) -> jax.Array:
@@ -194,20 +201,30 @@ def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> 
 def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
     """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
     pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
+    ids = lax.optimization_barrier(ids)  # fused with what makes them, a gather takes a CPU several times as long
     begin = pick(pool.start, ids)
     length = pick(pool.start, ids + 1) - begin
     ends = jnp.cumsum(length, axis=1)
-    start = ends - length
-    # A text's number stands where it starts, and reaches to where the next one does.
-    mark = lambda row, at, number: row.at[at].max(number, mode="drop")  # noqa: E731
-    at = jnp.where(length > 0, start, width)
-    text = jax.vmap(mark, (0, 0, None))(jnp.zeros((len(ids), width), jnp.int32), at, jnp.arange(ids.shape[1]))
-    text = lax.associative_scan(jnp.maximum, text, axis=1)
-    place = jnp.arange(width) + pick(begin - start, text)
+    # How far a text's place in the pool is from that in what is spelt: each text adds what it changes, where it begins.
+    apart = jnp.diff(begin - (ends - length), axis=1, prepend=0)
+    put = lambda row, at, change: row.at[at].add(change, mode="drop")  # noqa: E731
+    apart = jax.vmap(put)(jnp.zeros((len(ids), width)), ends - length, apart.astype(jnp.float32))
+    place = jnp.arange(width)
     total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
-    real = jnp.arange(width) < total[:, None]
-    letters = pick(pool.tokens, jnp.where(real, place, 0)).astype(jnp.int32)
+    real = place < total[:, None]
+    source = jnp.where(real, place + running_sum(apart).astype(jnp.int32), 0)
+    letters = pick(pool.tokens, lax.optimization_barrier(source)).astype(jnp.int32)
     return Text(jnp.where(real, pick(pool.alphabet, letters), PAD_ID), total)
+
+
+def running_sum(x: jax.Array) -> jax.Array:
+    """Sums [B, n] up to each place of whole numbers x [B, n] float32; exact where all sums stay below 2^24."""
+    block, n = 32, x.shape[1]
+    x = jnp.pad(x, [(0, 0), (0, -n % block)]).reshape(len(x), -1, block)
+    # By products with a triangle: several times as fast as cumsum.
+    within = jnp.matmul(x, jnp.triu(jnp.ones((block, block))), precision="highest")
+    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
+    return (within + before[..., None]).reshape(len(x), -1)[:, :n]
 
 
 def compose(tokens: jax.Array, lengths: jax.Array, width: int) -> Text:
@@ -231,14 +248,8 @@ def covering(ends: jax.Array, width: int) -> jax.Array:
 
     ends: [B, P] int32, where each part ends: not a place of its own any more. P, behind the last of them.
     """
-    block = 32
-    blocks = -(-width // block)
-    one = lambda row: jnp.zeros(blocks * block).at[row].add(1, mode="drop")  # noqa: E731
-    ended = jax.vmap(one)(ends).reshape(-1, blocks, block)
-    # A running sum by products with a triangle: several times as fast as cumsum. Exact, for there are few parts.
-    within = jnp.matmul(ended, jnp.triu(jnp.ones((block, block))), precision="highest")
-    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
-    return (within + before[..., None]).reshape(len(ends), -1)[:, :width].astype(jnp.int32)
+    one = lambda row: jnp.zeros(width).at[row].add(1, mode="drop")  # noqa: E731
+    return running_sum(jax.vmap(one)(ends)).astype(jnp.int32)
 
 
 def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:

@@ -58,7 +58,7 @@ def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
     return lines
 
 
-def message(rows: Rows, task: Task, spec: RolloutSpec, stage: int) -> tuple[Text, jax.Array]:
+def message(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int) -> tuple[Text, jax.Array]:
     """The user message of a turn (Algorithms 3 to 5 of the paper): ([B, W] body, [B] bool whether there is one).
 
     In stage 3 that is the query, then what the environment answers.
@@ -71,7 +71,9 @@ def message(rows: Rows, task: Task, spec: RolloutSpec, stage: int) -> tuple[Text
     begins = turn == 0
     if not spec.env.seen_tokens:
         return task.query, begins
-    return context_lib.pack([where_text(begins, task.query), rows.seen]), begins | (rows.seen.length > 0)
+    shown = rows.seen.length > 0
+    between = spread(world.pieces.seen_open, begins & shown)
+    return context_lib.pack([where_text(begins, task.query), between, rows.seen]), begins | shown
 
 
 def speaker(task: Task, stage: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -114,7 +116,7 @@ def read_message(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage:
     """
     if spec.reader is None:
         return ()
-    body, present = message(rows, task, spec, stage)
+    body, present = message(rows, world, task, spec, stage)
     present = present & (rows.mode == Mode.ACT)
     shows, top_k, _ = retrievals(rows, world, spec, stage, present)
     none = jnp.zeros((spec.batch, spec.embedding_size))
@@ -141,7 +143,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     pieces, rules = world.pieces, world.rules
     silent = is_silent(world, stage)
     act, summarize = rows.mode == Mode.ACT, rows.mode == Mode.SUMMARIZE
-    body, present = message(rows, task, spec, stage)
+    body, present = message(rows, world, task, spec, stage)
     present = present & act
     related: list[Text] = []
     as_entry, as_query = (given(world, vectors) for vectors in read or (None, None))

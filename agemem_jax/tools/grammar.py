@@ -36,7 +36,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.tools import fields
 from agemem_jax.tools.fields import FAR, NOTHING, NUM_SUBS, Spelling
-from agemem_jax.tools.layout import END, START, SUMMARY, THINK, TYPE_KEY, Exit, Layout, Part, Place
+from agemem_jax.tools.layout import END, START, SUMMARY, THINK, TYPE_KEY, Exit, Language, Layout, Part, Place
 from agemem_jax.tools.schemas import MAX_ID_DIGITS, Kind
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
 
@@ -75,18 +75,19 @@ class ToolGrammar:
     constrained: bool = struct.field(pytree_node=False)
 
 
-def build_grammar(config, tokenizer: Tokenizer) -> ToolGrammar:
+def build_grammar(config, tokenizer: Tokenizer, language: Language = ()) -> ToolGrammar:
     """Builds the tables for a vocabulary.
 
     Args:
       config: the `tools` group of the run config. With `constrained` False every token but control tokens is allowed
         until the end of the turn, and the automaton follows literals in any tokenisation in which no token straddles
         a field's boundary; with True it follows canonical tokenisations only.
+      language: of task actions, all that can be said in one; empty: free text.
 
     Raises:
       InputError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
     """
-    return _Builder(config, tokenizer).build()
+    return _Builder(config, tokenizer, language).build()
 
 
 def calls_of_a_turn(config) -> int:
@@ -311,6 +312,18 @@ def _ops_of(rests: Iterable[Rest]) -> int:
     return ops
 
 
+def _is_spoken(rest: Rest) -> bool:
+    """Whether a literal is a part of a task action, in its language."""
+    return rest.target.name == "action" and rest.op is None
+
+
+def _place_of(state: State) -> Place:
+    """The place whose field a state is in; END of none."""
+    if state.place is None and all(map(_is_spoken, state.rests)):
+        return next(iter(state.rests)).target  # as good as any other: they differ in what follows
+    return state.place or END
+
+
 def _entry(place: Place) -> State:
     """The state in which a place is entered: nothing written."""
     return State(place, 0, frozenset())
@@ -319,9 +332,9 @@ def _entry(place: Place) -> State:
 class _Builder:
     """Builds a ToolGrammar. One use."""
 
-    def __init__(self, config, tokenizer: Tokenizer):
+    def __init__(self, config, tokenizer: Tokenizer, language: Language):
         self.config, self.tokenizer = config, tokenizer
-        self.layout = Layout(config, tokenizer.end_of_turn)
+        self.layout = Layout(config, tokenizer.end_of_turn, language)
         self.pieces = tokenizer.token_bytes()
         string = fields.token_paths(fields.field_table(json_string=True), self.pieces)
         self.stored, string = fields.stored_tokens(self.pieces, string)
@@ -371,7 +384,7 @@ class _Builder:
 
     def _kind(self, place: Place) -> str:
         """What is written at a place: "text", "string", "digits", or nothing ("choice")."""
-        if place.name in ("think", "action", "summary"):
+        if place.name in ("think", "summary") or (place.name == "action" and not self.layout.language):
             return "text"
         if place.name != "argument":
             return "choice"
@@ -408,8 +421,10 @@ class _Builder:
             for r in rests
         ]
         done = [rest for rest in left if not rest.text]
-        assert not done or len(left) == 1, f"the literal {text!r} is a beginning of another"
-        return _entry(done[0].target) if done else State(None, 0, frozenset(left))
+        others = frozenset(rest for rest in left if rest.text)
+        spoken = all(map(_is_spoken, left))
+        assert not done or len(left) == 1 or (spoken and len(done) == 1), f"{text!r} is a beginning of another literal"
+        return State(done[0].target, 0, others) if done else State(None, 0, others)
 
     def _field_states(self, place: Place) -> list[State]:
         """The states of a place: one for each state of the field or number of digits."""
@@ -514,7 +529,7 @@ class _Builder:
         else:
             usable = np.array([self.pieces[token] is not None or token == eos for token in members])
             need, reach = np.where(usable, 1, FAR)[None], np.full((1, len(members)), ANY_OP, np.int16)
-        places = [state.place or END for state in index] + [END]
+        places = [*map(_place_of, index), END]
         digit = np.array([self.digits.get(token, -1) for token in members], np.int32)
         type_key = self.tokenizer.encode_markup(TYPE_KEY) if self.config.optional_arguments else []
         return ToolGrammar(

@@ -29,7 +29,7 @@ class Place(NamedTuple):
     name: str  # "start", "think", "action", "summary", "argument" or "end"
     call: int = -1
     op: Op = Op.NONE
-    argument: int = 0  # index among the tool's arguments
+    argument: int = 0  # index among the tool's arguments; of an action the node of its language
     side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value
     value: int = -1  # of an argument with listed values, once chosen
 
@@ -47,10 +47,17 @@ SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
 _LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
 
 
-class Layout:
-    """The turn format: which literals may follow a place, and where they lead."""
+# The language of task actions: templates, each of slots, each of the texts that may stand there, with their spaces.
+Language = tuple[tuple[tuple[str, ...], ...], ...]
 
-    def __init__(self, config, end: str):
+
+class Layout:
+    """The turn format: which literals may follow a place, and where they lead.
+
+    language: of task actions; empty: free text.
+    """
+
+    def __init__(self, config, end: str, language: Language = ()):
         if config.format not in ("paper", "hermes"):
             refuse("tools.format", config.format, "must be 'paper' or 'hermes'")
         if config.max_calls < 1:
@@ -63,6 +70,9 @@ class Layout:
         self.tools: dict[Op, Tool] = {tool.op: tool for tool in active_tools(config)}
         self.open, self.between, self.close = CALL_MARKS[config.format]
         self.no_calls = write_calls([], config)
+        self.language = language
+        # Nodes of the language: the places (template, slot) in it that what was written so far may have led to.
+        self.nodes = [frozenset((t, 0) for t in range(len(language)))]
 
     def places(self) -> list[Place]:
         """Every place of the format, breadth first from the starts of a turn and of a summary."""
@@ -84,7 +94,7 @@ class Layout:
         if place == THINK:
             return self._bodies("</think>")
         if place.name == "action":
-            return [Exit(f"</{self.config.action_tag}>{self.end}", END, None)]
+            return self._spoken(place)
         if place == SUMMARY:
             return [Exit(self.end, END, None)]
         if place == END:
@@ -108,6 +118,24 @@ class Layout:
 
     def _action(self, before: str, place: int) -> Exit:
         return Exit(f"{before}<{self.config.action_tag}>", Place("action", place, Op.ACT), Op.ACT)
+
+    def _spoken(self, place: Place) -> list[Exit]:
+        """What may follow in an action: words of its language, or its end."""
+        ending = Exit(f"</{self.config.action_tag}>{self.end}", END, None)
+        if not self.language:
+            return [ending]
+        after: dict[str, set] = {}
+        for t, slot in sorted(self.nodes[place.argument]):
+            for text in self.language[t][slot] if slot < len(self.language[t]) else ():
+                after.setdefault(text, set()).add((t, slot + 1))
+        exits = [Exit(text, place._replace(argument=self._node(frozenset(to))), None) for text, to in after.items()]
+        is_whole = any(slot == len(self.language[t]) for t, slot in self.nodes[place.argument])
+        return exits + [ending] * is_whole
+
+    def _node(self, places: frozenset) -> int:
+        if places not in self.nodes:
+            self.nodes.append(places)
+        return self.nodes.index(places)
 
     def _call(self, before: str, tool: Tool, call: int) -> Exit:
         opening = before + f'{{"name": "{tool.name}", "arguments": {{' + self._key(tool.arguments[0])

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from agemem_jax import benchmarks, sharding
+from agemem_jax.benchmarks import Benchmark
 from agemem_jax.config import ConfigError, check_mesh, check_prompt, check_turns, derive, difference, refuse, validate
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.prompts import build_pieces
@@ -30,6 +31,7 @@ from agemem_jax.rollout.reader import Reader, first_layers, needed
 from agemem_jax.rollout.rows import RolloutSpec, World
 from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.tools.layout import Language
 from agemem_jax.training import identity as identities
 from agemem_jax.training.distributed import agree
 from agemem_jax.training.identity import Identity
@@ -76,10 +78,10 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     described = architecture(config.policy, tokenizer.vocab_size)
     model = fitted(config, described, tokenizer.vocab_size, pieces)
     check_policy_mesh(config, model, mesh)
-    grammar = grammar_lib.build_grammar(config.tools, tokenizer)
+    benchmark = benchmarks.load(config, tokenizer)
+    grammar = grammar_lib.build_grammar(config.tools, tokenizer, spoken(config, benchmark))
     check_budget(config, grammar)
     check_lengths(config, pieces, grammar)
-    benchmark = benchmarks.load(config, tokenizer)
     source = TaskSource(config, tokenizer, benchmark.tasks)
     counts = document_counts(source, tokenizer.vocab_size)
     identity = {"weights": agree(lambda: identities.of_weights(config.policy.weights))}
@@ -115,6 +117,13 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     if reader:
         world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
     return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
+
+
+def spoken(config: ConfigDict, benchmark: Benchmark) -> Language:
+    """The language of task actions that `tools.actions` asks for. Raises ConfigError if the benchmark has none."""
+    if config.tools.actions == "language" and not benchmark.language:
+        refuse("tools.actions", "language", f"{config.task.benchmark} has no language of actions; set it to 'free'")
+    return benchmark.language if config.tools.actions == "language" else ()
 
 
 def tokenizer_path(p: ConfigDict) -> str:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from agemem_jax.benchmarks.hotpotqa.demos import Demonstration
-from agemem_jax.data.scripts import Script
+from agemem_jax.data.scripts import Demonstration, Script
 from agemem_jax.memory import store as store_lib
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import learner_batch
@@ -130,3 +129,16 @@ def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, 
         return state, metrics
 
     return step
+
+
+def embeddings_for(table: jax.Array, theirs: list[bytes | None], ours: list[bytes | None], seed: int) -> jax.Array:
+    """Embeddings [V, D] of another vocabulary: of a piece that both have the same, of a new one as spread as these.
+
+    Args:
+      table: [V', D], of the pieces `theirs`.
+      theirs, ours: what each token is (setup.named_pieces).
+    """
+    place = {piece: i for i, piece in reversed(list(enumerate(theirs))) if piece is not None}
+    known = jnp.array([place.get(piece, -1) for piece in ours])
+    fresh = jax.random.normal(jax.random.key(seed), (len(ours), table.shape[1])) * jnp.std(table)
+    return jnp.where(known[:, None] >= 0, table[known], fresh).astype(table.dtype)

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from agemem_jax.benchmarks.babyai.tasks import (
+from agemem_jax.benchmarks.babyai.levels import (
     AFTER,
     ALONE,
     BALL,
@@ -62,6 +62,11 @@ def _view_cells(step: np.ndarray) -> np.ndarray:
 _VIEW_ACROSS, _VIEW_DOWN = _view_cells(ACROSS), _view_cells(DOWN)
 
 
+def view_cells(direction: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far the cells of the view are from the agent, across and down: [49] each, row by row. On the host."""
+    return _VIEW_ACROSS[direction], _VIEW_DOWN[direction]
+
+
 @struct.dataclass
 class State:
     """What play has made of games. S and N as in `Game`."""
@@ -89,7 +94,7 @@ class Verdict:
 
 
 def start(game: Game) -> State:
-    """Games as they begin."""
+    """Games where play begins."""
     batch, side, _ = game.cells.shape
     cells = jnp.asarray(game.cells).reshape(batch, side * side)
     objects = game.kind.shape[1]
@@ -104,10 +109,10 @@ def start(game: Game) -> State:
         position=jnp.asarray(game.position),
         direction=jnp.asarray(game.direction),
         carrying=jnp.asarray(game.carrying),
-        steps=jnp.zeros(batch, jnp.int32),
-        fulfilled=jnp.zeros((batch, 4), bool),
-        first_done=jnp.zeros(batch, bool),
-        carried=jnp.full((batch, 4), NOTHING, jnp.int8),
+        steps=jnp.asarray(game.steps),
+        fulfilled=jnp.asarray(game.fulfilled),
+        first_done=jnp.asarray(game.first_done),
+        carried=jnp.asarray(game.carried),
     )
 
 
@@ -258,12 +263,12 @@ def see(game: Game, state: State) -> jax.Array:
 
 
 def first_view(game: Game, state: State) -> jax.Array:
-    """The view that minigrid's reset returns: what the agent carries from the start is seen where it lay before."""
-    rows, carries = jnp.arange(len(state.carrying)), state.carrying >= 0
+    """The view where play begins. minigrid's reset returns one in which what the agent carries lies where it did."""
+    rows, carries = jnp.arange(len(state.carrying)), (state.carrying >= 0) & (state.steps == 0)
     lay = jnp.take_along_axis(state.known, jnp.maximum(state.carrying, 0)[:, None], 1)[:, 0].astype(jnp.int32)
     lay = jnp.where(carries & (lay >= 0), lay, state.cells.shape[1])
     cells = state.cells.at[rows, lay].set((FIRST + state.carrying).astype(jnp.int8), mode="drop")
-    return see(game, state.replace(cells=cells, carrying=jnp.full_like(state.carrying, NOTHING)))
+    return see(game, state.replace(cells=cells, carrying=jnp.where(carries, NOTHING, state.carrying)))
 
 
 def look(game: Game, state: State) -> jax.Array:

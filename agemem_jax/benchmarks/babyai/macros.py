@@ -23,7 +23,7 @@ from jax import lax
 from agemem_jax.benchmarks.babyai import environment as engine
 from agemem_jax.benchmarks.babyai import search
 from agemem_jax.benchmarks.babyai import wording as say
-from agemem_jax.benchmarks.babyai.tasks import EMPTY, FIRST, WALL, Game
+from agemem_jax.benchmarks.babyai.levels import EMPTY, FIRST, WALL, Game
 from agemem_jax.benchmarks.babyai.wording import AT, PLACES, Shared
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import says, text_key
@@ -31,6 +31,7 @@ from agemem_jax.types import Text
 
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
+FEW = 8  # the share of rows that is few
 # The cell of the board (search.py) of each place in view.
 _CELL = (engine.VIEW - PLACES[:, 0]) * search.SIDE + PLACES[:, 1]
 _PRIMITIVE = np.array([engine.FORWARD, engine.LEFT, engine.RIGHT])  # by step of a path
@@ -78,7 +79,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Macros:
-    """AgentBoard's BabyAI as an Environment; `shared` is wording.Shared, `game` is tasks.Game."""
+    """AgentBoard's BabyAI as an Environment; `shared` is wording.Shared, `game` is levels.Game."""
 
     seen_tokens: int = 256
     action_tokens: int = 16
@@ -86,7 +87,7 @@ class Macros:
     objects: int = 20  # K, the most objects in view that are told; the farthest are left out
 
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
-        """Games at their start, and what AgentBoard says there: not the goal, which is `Level.goal`."""
+        """Games where play begins, and what AgentBoard says there: not the goal, which is `Level.goal`."""
         play = engine.start(game)
         view = engine.first_view(game, play)
         off = jnp.zeros(len(view), bool)
@@ -248,10 +249,11 @@ def _play(game, play, view, ways, verb, target, on):
     goals = search.goal_of(jnp.where(enters, inside, search.facing(at, ways.free)), ways.free, has_path)
     way = search.distances(goals, ways.free, has_path)
     ends = jnp.asarray(_ENDS)[verb]
-    end_of = lambda done: jnp.take_along_axis(ends, done[:, None], 1)[:, 0]  # noqa: E731
 
-    def one(carry):
+    def one(fixed, carry):
+        game, has_path, goals, way, ends = fixed
         play, view, cell, direction, done, alive, finished, success = carry
+        end_of = lambda done: jnp.take_along_axis(ends, done[:, None], 1)[:, 0]  # noqa: E731
         walks = alive & has_path & ~search.at_goal(goals, cell, direction)
         step, next_cell, next_direction = search.next_step(way, cell, direction, last=True)
         action = jnp.where(walks, jnp.asarray(_PRIMITIVE)[step], end_of(done))
@@ -269,8 +271,29 @@ def _play(game, play, view, ways, verb, target, on):
     idle = on & ~((has_path & ~search.at_goal(goals, *begin)) | (ends[:, 0] >= 0))
     never = jnp.zeros(rows, bool)
     carry = play, view, *begin, jnp.zeros(rows, jnp.int32), on & ~idle, never, never
-    play, view, *_, finished, success = lax.while_loop(lambda carry: carry[5].any(), one, carry)
+    fixed = game, has_path, goals, way, ends
+    play, view, *_, finished, success = _until_few(one, fixed, carry, alive=5)
     return play, view, finished, success, idle
+
+
+def _until_few(one, fixed, carry, alive: int):
+    """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
+
+    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own.
+    """
+    rows = len(carry[alive])
+    few = rows // FEW if rows >= 8 * FEW else 0
+
+    def loop(fixed, carry, most):
+        return lax.while_loop(lambda carry: carry[alive].sum() > most, lambda carry: one(fixed, carry), carry)
+
+    carry = loop(fixed, carry, few)
+    if few == 0:
+        return carry
+    which = jnp.nonzero(carry[alive], size=few, fill_value=rows)[0]  # rows beyond the last one: nobody
+    pick = lambda x: jnp.asarray(x).at[which].get(mode="fill", fill_value=0)  # noqa: E731
+    left = loop(*jax.tree.map(pick, (fixed, carry)), 0)
+    return jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop", unique_indices=True), carry, left)
 
 
 def _fit(one: jax.Array, other: jax.Array, choice: jax.Array) -> jax.Array:
@@ -298,13 +321,13 @@ def _observation(scene: Scene, finished: jax.Array) -> jax.Array:
         put("there is", scene.name, real), put("number", scene.number, real), put("place", scene.place, real)
     )
     facing = scene.barrier - 1 + engine.LAST * scene.is_box
+    hands = lambda end: jnp.where(scene.held >= 0, AT[f"carrying{end}"] + scene.held, AT[f"empty-handed{end}"])  # noqa: E731
     return _row(
         jnp.where(scene.anything, AT["sees"], AT["blind"]),
         objects,
         jnp.where(scene.anything, AT["room"], 0),
         put("facing", facing, scene.barrier > 0),
-        jnp.where(scene.held >= 0, AT["carrying"] + scene.held, AT["empty-handed"]),
-        put("completed", 0, finished),
+        jnp.where(finished, *(hands(end) for end in (", completed", ""))),
     )
 
 

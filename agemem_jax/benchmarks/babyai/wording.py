@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
-from agemem_jax.benchmarks.babyai.tasks import COLOURS
+from agemem_jax.benchmarks.babyai.levels import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
-from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table
+from agemem_jax.data.words import cut
+from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table, running_sum
+from agemem_jax.tools.layout import Language
 from agemem_jax.types import PAD_ID, Text
 
 CARRIED_NAMES = [f"{colour} {thing}" for thing in ("key", "ball", "box") for colour in COLOURS]
@@ -39,6 +42,7 @@ def _place(row: int, column: int) -> str:
     return f" {ahead} steps in front of you and {abs(aside)} steps to your {side}. "
 
 
+_COMPLETED = "\n The task is completed."
 _numbers = range(NUMBERS + 1)
 # Each group of pieces, in the order of the table. `AT` tells where a group begins.
 PIECES = {
@@ -52,7 +56,9 @@ PIECES = {
     "facing": [f" You are facing a {what} {n} steps away." for what in ("wall", "box") for n in range(1, VIEW)],
     "carrying": [f" You are carrying a {name}." for name in CARRIED_NAMES],
     "empty-handed": [" You are not carrying anything."],
-    "completed": ["\n The task is completed."],
+    # The line break is in one piece with what is before it, as vocabularies have it in one token.
+    "carrying, completed": [f" You are carrying a {name}.{_COMPLETED}" for name in CARRIED_NAMES],
+    "empty-handed, completed": [f" You are not carrying anything.{_COMPLETED}"],
     "actions": ["You can take the following actions: turn left, turn right,"],
     "move": [" move forward,"],
     "drop": [" drop,"],
@@ -79,6 +85,24 @@ PIECES = {
     "number}": [f" {n}}}" for n in _numbers],
 }
 AT = dict(zip(PIECES, np.cumsum([0, *(len(group) for group in PIECES.values())]).tolist(), strict=False))
+
+# Instructions of minigrid, and AgentBoard's form of them.
+_GOALS = "go to the a pick up open door put next to on your left right in front of behind you then after"
+# What is one piece of a vocabulary though it is of several words: it is told in no other way. Objects, numbers and
+# directions are words.
+_PHRASES = (
+    *(text for group in ("sees", "room", "blind", "empty-handed", "actions", "check", "no change", "unknown",
+                         "barrier", "nothing to drop", "no room to drop", "no path", "closed", "no key", "other key")
+      for text in PIECES[group]),
+    _COMPLETED, " There is a", " You are facing a", " You are carrying a", " right in front of you", " steps away.",
+    " steps in front of you and", " steps to your",
+)  # fmt: skip
+
+
+def vocabulary() -> list[str]:
+    """The pieces that the texts are made of, for a vocabulary (benchmarks/vocabulary.py)."""
+    said = [text for group in PIECES.values() for text in group]
+    return list(dict.fromkeys([*_PHRASES, *cut([*said, *_ALONE, *_OF_OBJECTS.values(), _CHECK, _GOALS])]))
 
 
 @struct.dataclass
@@ -123,6 +147,16 @@ def commands() -> dict[str, tuple[int, int, int]]:
     return said
 
 
+def language() -> Language:
+    """All actions that can be understood, but for saying nothing."""
+    each = lambda texts: tuple(f" {text}" for text in texts)  # noqa: E731
+    numbers = each(range(1, NUMBERS + 1))
+    carried, doors, names = each(CARRIED_NAMES), each(DOOR_NAMES), each(NAMES)
+    of = {PICK_UP: carried, GO_TO: names, GO_THROUGH: doors, TOGGLE_THROUGH: doors}
+    alone = (*each(text for text in _ALONE if text), " check available actions")
+    return (alone,), *(((f" {word}",), of[verb], numbers) for verb, word in _OF_OBJECTS.items())
+
+
 def meaning(tables: Shared, key: jax.Array) -> jax.Array:
     """Verb, name and number [B, 3] of actions with keys [B, 2]; UNKNOWN where there is none."""
     keys = jnp.asarray(tables.keys)
@@ -132,13 +166,14 @@ def meaning(tables: Shared, key: jax.Array) -> jax.Array:
 
 def write(tables: Shared, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
+    pieces = lax.optimization_barrier(pieces)  # fused with what makes them, a gather takes a CPU much longer
     length = jnp.asarray(tables.length)[pieces]
     ends = jnp.cumsum(length, 1)
     rows, starts = jnp.arange(len(pieces))[:, None], ends - length
     # How far a piece's place in the table is from that in the text; each piece adds what it changes, where it begins.
     apart = jnp.asarray(tables.begins)[pieces] - starts
-    change = jnp.diff(apart, axis=1, prepend=0)
-    offset = jnp.cumsum(jnp.zeros((len(pieces), width), jnp.int32).at[rows, starts].add(change, mode="drop"), 1)
+    change = jnp.diff(apart, axis=1, prepend=0).astype(jnp.float32)
+    offset = running_sum(jnp.zeros((len(pieces), width)).at[rows, starts].add(change, mode="drop")).astype(jnp.int32)
     place = jnp.arange(width)
     total = jnp.minimum(ends[:, -1], width)
     tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]

@@ -22,7 +22,8 @@ import random
 
 import numpy as np
 
-from agemem_jax.benchmarks.hotpotqa.demos import digest, named, some_words, subject
+from agemem_jax.benchmarks.demos import some_words
+from agemem_jax.benchmarks.hotpotqa.demos import digest, named, subject
 from agemem_jax.benchmarks.hotpotqa.questions import (
     BORN_WHERE,
     CLOSINGS,

@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.hotpotqa import questions, records
+from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
 from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, Question, QuestionAnswering, question_of
+from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import encoded
 from agemem_jax.data.staged import SPLITS, StagedRecord
@@ -43,6 +45,7 @@ class HotpotQA:
 
     kinds = questions.KINDS
     made_for = questions.MADE_FOR
+    demonstrator, lessons = Demonstrator, Lessons
     scores = {"success": "exact match", "progress": "token F1"}
     limits = {"answers": ("task.answer_tokens", True), "supporting facts of a record": ("task.facts", False)}
 

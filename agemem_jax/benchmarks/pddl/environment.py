@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 
 from agemem_jax.envs import strips
 from agemem_jax.envs.base import Outcome
@@ -48,12 +49,13 @@ class Game:
     # behind it (in a list it is always followed by something).
     texts: Pool
     letters: jax.Array  # [B, a, n] uint8 UTF-8 of the pool's alphabet, for people
-    code: jax.Array  # [B, A, 2] uint32 an action as its verb and its objects
+    code: jax.Array  # [B, 2, A] uint32 an action as its verb and its objects
     verb_key: jax.Array  # [B, Vb, 2] uint32 keys of its actions' names
     verb_terms: jax.Array  # [B, Vb] int32 how many objects they have
     verb_actions: jax.Array  # [B, Vb, Aw] uint32 bits of its actions
     name_key: jax.Array  # [B, O, 2] uint32
     tells_new: jax.Array  # [B] bool: only what is new is told, and looking around is listed
+    told: jax.Array  # [B, Fw] uint32 facts that are told where they hold: all, or all but those that stage 1 tells
 
 
 @struct.dataclass
@@ -84,7 +86,7 @@ class Pddl:
         facts = jnp.asarray(game.strips.init)
         zero = jnp.zeros(len(facts), jnp.int32)
         none = strips.pack(jnp.zeros(game.strips.there.shape, bool))
-        seen = self._tell(game, facts, none, zero, zero)
+        seen = self._tell(game, facts & game.told, none, zero, zero)
         return State(facts, zero, zero), seen
 
     def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
@@ -94,7 +96,7 @@ class Pddl:
         live_bits = strips.pack(live)
         parsed, code = self._parse(shared, game, action, live_bits)
         acts = on & parsed & ~asks & ~looks
-        meant = live & (jnp.asarray(game.code) == code[:, None]).all(-1)
+        meant = live & (game.code[:, 0] == code[:, :1]) & (game.code[:, 1] == code[:, 1:])
         number = jnp.where(meant, jnp.arange(meant.shape[1]), -1).max(1)  # there is one at most
         after = strips.apply(game.strips, state.facts, jnp.maximum(number, 0), acts & (number >= 0))
         moved = (after != state.facts).any(1)
@@ -104,7 +106,7 @@ class Pddl:
         new = State(after, best, state.steps + on)
 
         shown = jnp.where((moved & game.tells_new)[:, None], after & ~state.facts, after)
-        shown = jnp.where((on & (moved | looks))[:, None], shown, 0)
+        shown = jnp.where((on & (moved | looks))[:, None], shown & game.told, 0)
         refused = jnp.where(parsed, Piece.NO_EFFECT, Piece.UNKNOWN)
         head = jnp.where(asks, Piece.VALID, jnp.where(moved | looks, Piece.NOTHING, refused))
         checks = jnp.where(game.tells_new, Piece.CHECK_OR_LOOK, Piece.CHECK)
@@ -141,11 +143,15 @@ class Pddl:
         that name any, wherever they stand.
         """
         key, is_word = words(shared.words, action)
+        halves = lax.optimization_barrier((key[..., 0], key[..., 1]))
 
         def which(keys: jax.Array, open_: jax.Array) -> jax.Array:
             """Number of the one that each word names, -1 if none; of those that are open [B, n]."""
-            same = (key[:, :, None] == jnp.asarray(keys)[:, None]).all(-1) & open_[:, None]
-            return jnp.where(is_word, jnp.where(same, jnp.arange(keys.shape[1]), -1).max(-1), -1)
+            found = jnp.full(is_word.shape, -1)
+            for i in range(keys.shape[1]):  # a comparison of whole rows each
+                same = (halves[0] == keys[:, i, :1]) & (halves[1] == keys[:, i, 1:])
+                found = jnp.where(same & open_[:, i, None], i, found)
+            return jnp.where(is_word, found, -1)
 
         verbs = which(game.verb_key, (game.verb_actions & live[:, None] != 0).any(-1))
         place = jnp.where(verbs >= 0, jnp.arange(verbs.shape[1]), verbs.shape[1]).min(1, keepdims=True)

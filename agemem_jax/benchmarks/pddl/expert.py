@@ -7,6 +7,7 @@ do without, and the shortest is taken. It need not be the shortest there is.
 
 import heapq
 import itertools
+import random
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from agemem_jax.data.pddl import Grounded, Operator
 
 WEIGHTS = (1, 2, 5)  # of the distance to the goal, against the actions so far
 FAR = 1 << 20  # the cost of what cannot be reached
+GUESSED = 200  # states whose distance is estimated on the way to a condition that is guessed
 
 
 class Search:
@@ -161,6 +163,28 @@ def plan(game: Grounded, start: frozenset[int] | None = None, budget: int = 2000
     state = _rows([game.init if start is None else start], len(game.facts))[0]
     path = Search(game).plan(state, np.array(sorted(game.goal)), budget)
     return None if path is None else [game.operators[i] for i in path]
+
+
+def guess(
+    game: Grounded, start: frozenset[int], conditions: list[int], most: int, rng: random.Random
+) -> list[Operator] | None:
+    """Actions, at most `most`, of one who does not know the goal, if they happen to reach it.
+
+    What may be asked, the facts `conditions`, is brought about one after the other, in a random order.
+    """
+    if len(game.goal) < game.goals:
+        return None
+    search, state = Search(game), _rows([start], len(game.facts))[0]
+    goal, path = sorted(game.goal), []
+    for wanted in rng.sample(conditions, len(conditions)):
+        for action in search.plan(state, np.array([wanted]), GUESSED) or ():
+            state = search.after(state, action)
+            path.append(game.operators[action])
+            if len(path) > most:
+                return None
+            if state[goal].all():
+                return path
+    return None
 
 
 def _rows(sets: list[frozenset[int]], width: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     gripper     `level` + 1 balls in rooms and arms; where some of them should be
     blockworld  `level` + 2 blocks in towers; part of other towers
-    barman      up to three drinks; more shots, ingredients and cocktails with each level
+    barman      up to three drinks; more shots, ingredients and cocktails with each level; some shots in use
     tyreworld   `level` hubs, work on them begun; some conditions of a car that is ready
 
 A problem is a function of its domain, level and seed (and of those to avoid).
@@ -10,7 +10,7 @@ A problem is a function of its domain, level and seed (and of those to avoid).
 
 import hashlib
 import random
-from collections.abc import Collection
+from collections.abc import Container
 from functools import cache
 from importlib.resources import files
 
@@ -28,7 +28,7 @@ def domain(name: str) -> Domain:
     return read_domain(file.read_text(encoding="utf-8"), f"domains/{name}.pddl")
 
 
-def generate(name: str, level: int, seed: int, avoid: Collection[str] = ()) -> Problem:
+def generate(name: str, level: int, seed: int, avoid: Container[str] = ()) -> Problem:
     """A problem of one of DOMAINS, of level 1 or more.
 
     avoid: `canonical` forms of problems that it must not be.
@@ -123,9 +123,15 @@ def _barman(rng: random.Random, level: int) -> tuple[dict, list[Atom], list[Atom
     ingredients, cocktails = _named("ingredient", 2 + (level + 1) // 2), _named("cocktail", 1 + level // 2)
     shots, taps = _named("shot", wanted + 1 + rng.randint(0, level)), _named("dispenser", len(ingredients))
     hands, levels, shaker = ["left", "right"], ["l0", "l1", "l2"], "shaker1"
-    init = [*(("handempty", hand) for hand in hands), *(("next", *levels[i : i + 2]) for i in range(2))]
-    init += [("shaker-empty-level", shaker, "l0"), ("shaker-level", shaker, "l0")]
-    init += [(fact, vessel) for vessel in (shaker, *shots) for fact in ("ontable", "clean", "empty")]
+    held = dict(zip(rng.sample(hands, 2), rng.sample(shots, rng.choice((0, 0, 1))), strict=False))
+    init = [("holding", hand, held[hand]) if hand in held else ("handempty", hand) for hand in hands]
+    init += [("next", *levels[i : i + 2]) for i in range(2)]
+    init += [("shaker-empty-level", shaker, "l0"), ("shaker-level", shaker, "l0"), ("clean", shaker), ("empty", shaker)]
+    init += [("ontable", vessel) for vessel in (shaker, *shots) if vessel not in held.values()]
+    for shot in shots:
+        drink, state = rng.choice(ingredients), rng.choice(("clean", "clean", "clean", "used", "full"))
+        init.append(("clean", shot) if state == "clean" else ("used", shot, drink))
+        init.append(("contains", shot, drink) if state == "full" else ("empty", shot))
     init += [("dispenses", *pair) for pair in zip(taps, rng.sample(ingredients, len(taps)), strict=True)]
     for cocktail in cocktails:
         parts = rng.sample(ingredients, 2)

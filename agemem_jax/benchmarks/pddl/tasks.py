@@ -1,85 +1,252 @@
-"""Reads problems, and makes of them what the engine plays: its sizes (`fit`), and arrays (`shared`, `games`)."""
+"""PDDL's tasks: problems that are generated or read, how they are told, and what the engine plays.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+What the engine plays: its sizes (`fit`), and arrays (`shared`, `games`).
+"""
+
+import random
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from agemem_jax.benchmarks.pddl import wording
+from agemem_jax.benchmarks import Benchmark
+from agemem_jax.benchmarks.pddl import expert, generators, telling, wording
 from agemem_jax.benchmarks.pddl.environment import MOST_TERMS, NO_OBJECT, Game, Pddl, Piece, Shared, code_of
-from agemem_jax.data.pddl import Domain, Grounded, Problem, ground, read_domain, read_problem
+from agemem_jax.benchmarks.pddl.puzzles import Puzzle, capital, puzzle, read
+from agemem_jax.benchmarks.worlds import Demonstrator
+from agemem_jax.config import refuse
+from agemem_jax.data.pddl import Problem
+from agemem_jax.data.staged import SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import strips
-from agemem_jax.envs.text import WORD, key_of, phrase_table, pool, word_table
+from agemem_jax.envs.text import key_of, phrase_table, pool, word_table
 from agemem_jax.errors import InputError
+from agemem_jax.tools.layout import Language
+from agemem_jax.types import TOOL_NAMES
+
+CACHED = 4096  # games whose arrays are kept
+SHARES = 10  # so many parts of all generated problems: two are the test split's, one is the validation split's
 
 
-@dataclass(frozen=True)
-class Puzzle:
-    """A problem, grounded; facts and actions in the order of their sentences."""
-
-    name: str  # where it comes from, for errors
-    domain: Domain
-    problem: Problem
-    grounded: Grounded
-
-    @property
-    def tells_new(self) -> bool:
-        return self.domain.name in wording.TELLS_NEW
-
-    @property
-    def goal(self) -> str:
-        """The goal in words."""
-        return wording.goal_text(self.problem)
+def load(config, tokenizer: Tokenizer) -> Benchmark:
+    """Problems and their engine. Raises InputError and ConfigError as `PddlTasks`."""
+    tasks = PddlTasks(config, tokenizer)
+    return Benchmark(tasks, tasks.engine, shared(tokenizer), language(tasks.puzzles))
 
 
-def puzzle(domain: Domain, problem: Problem, name: str) -> Puzzle:
-    """Grounds a problem.
+def language(puzzles: Iterable[Puzzle]) -> Language:
+    """Every action of the problems, as its name and its objects, and both questions."""
+    slots: dict[tuple[str, int], list[dict[str, None]]] = {}
+    for op in (op for one in puzzles for op in one.grounded.operators):
+        names = slots.setdefault((op.name, len(op.arguments)), [{} for _ in op.arguments])
+        for seen, argument in zip(names, op.arguments, strict=True):
+            seen[f" {argument}"] = None
+    actions = [((f" {name}",), *map(tuple, seen)) for (name, _), seen in sorted(slots.items())]
+    return *actions, ((" check valid actions", " look around"),)
 
-    An action that names an object twice is left out, for AgentBoard never lists one; in its four domains none changes
-    anything.
 
-    Raises:
-      InputError: it cannot be played, as the text says.
+class PddlTasks:
+    """The problems of each split, and how they are told and played (data/batches.py: Tasks).
+
+    A split with a folder of its own (`task.path` for training, `task.validation_path`, `task.test_path`) is read from
+    it: folders of `task.parts` (all, if none is named) with domain.pddl and problems. Without one, validation and test
+    problems are the last of each part of `task.path`, as their fractions say. Without that either they are generated,
+    of all domains of generators.DOMAINS or those of `task.parts` in turn, of levels `task.lowest_level` to
+    `task.highest_level`; none tells more than the store and stage 1 have room for.
+
+    No problem of a split is one of a later split in other names (generators.canonical). Among those that are read the
+    earlier one is left out, and a warning counts them.
+
+    Raises InputError if a file cannot be used or a split would be empty; ConfigError if a part is unknown, levels are
+    the wrong way round, or a problem has to tell more than `task.facts` messages hold.
     """
-    grounded = ground(domain, problem)
-    if not problem.goal:
-        raise InputError(f"{name} has no condition in its goal; give it one")
-    for one in grounded.objects:
-        if WORD.fullmatch(one) is None:
-            raise InputError(f"{name} has an object {one!r}, which is not one word to say; rename it")
-    operators = [op for op in grounded.operators if len({*op.arguments}) == len(op.arguments)]
-    order = sorted(range(len(grounded.facts)), key=lambda i: (_capital(grounded.facts[i]), grounded.facts[i]))
-    number = {old: new for new, old in enumerate(order)}
-    moved = lambda facts: frozenset(number[i] for i in facts)  # noqa: E731
-    operators = [
-        replace(
-            op, positive=moved(op.positive), negative=moved(op.negative), add=moved(op.add), delete=moved(op.delete)
+
+    made_for = dict.fromkeys(TOOL_NAMES, ())
+    scores = {"success": "success", "progress": "progress"}
+    demonstrator, lessons = Demonstrator, None
+    limits = {"first observations": ("task.seen_tokens", True)}
+
+    def __init__(self, config, tokenizer: Tokenizer):
+        self.config, task = config, config.task
+        self.room = telling.Room(task.facts, task.chatter, task.distractors)
+        found = self._read()
+        self.kinds = tuple(dict.fromkeys(kind for split in SPLITS for kind, _ in found[split]))
+        self._check(found)
+        self.splits = {split: [_record(*pair) for pair in found[split]] for split in SPLITS}
+        self._puzzles = {one.name: one for split in SPLITS for _, one in found[split]}
+        every = self.puzzles = [*self._puzzles.values()]
+        self.most_gold = max(len(telling.needed(one.problem)) for one in every)
+        self.asked = {
+            kind: frozenset(
+                telling.shape(one, atom) for its, one in found["train"] if its == kind for atom in one.problem.goal
+            )
+            for kind in self.kinds
+        }
+        self.engine = fit(every, tokenizer, task.seen_tokens, config.rollout.action_tokens)
+        self._spelt = Spelling(tokenizer)
+        self._hidden = () if task.official else wording.HIDDEN
+        self._arrays = lru_cache(CACHED)(
+            lambda name: _game(self.engine, self._puzzles[name], self._spelt, self._hidden)
         )
-        for op in sorted(operators, key=lambda op: (wording.sentence((op.name, *op.arguments)), op.name, op.arguments))
-    ]
-    facts = tuple(grounded.facts[i] for i in order)
-    grounded = replace(
-        grounded, facts=facts, operators=tuple(operators), init=moved(grounded.init), goal=moved(grounded.goal)
-    )
-    return Puzzle(name, domain, problem, grounded)
+
+    def tell(self, record: dict, rng: random.Random, always: random.Random) -> StagedRecord:
+        """A problem as it is told in an epoch; its goal is the same in every epoch."""
+        one, kind = self._puzzles[record["name"]], record["kind"]
+        if self.config.task.official:
+            return telling.official(one, kind)
+        revised = always.random() < self.config.task.revised
+        return telling.tell(one, self.room, rng, revised, self.asked[kind], kind)
+
+    def game(self, staged: StagedRecord) -> Game:
+        """The game from where the walk has left it."""
+        game = self._arrays(staged.play.puzzle.name)
+        init = strips.rows_of([staged.play.start], 1, self.engine.sizes.words)[0]
+        return game.replace(strips=game.strips.replace(init=init))
+
+    def sizes(self, record: dict, staged: StagedRecord) -> dict[str, int]:
+        """What `limits` are about."""
+        facts = staged.play.puzzle.grounded.facts
+        told = [capital(facts[i]) for i in sorted(staged.play.start) if facts[i][0] not in self._hidden]
+        return {"first observations": sum(len(self._spelt.encode(f" {text}")) for text in told)}
+
+    def solve(self, staged: StagedRecord, rng: random.Random, knows: bool) -> list[str] | None:
+        """Actions that win from where play begins, no more than there are turns, or None.
+
+        knows: as the expert does. Without, as one who brings about one after the other of what is commonly asked, and
+        has luck; the recipes are known to both.
+        """
+        play, turns = staged.play, self.config.rollout.stage3_turns
+        game = play.puzzle.grounded
+        if knows:
+            path = expert.plan(game, play.start)
+        else:
+            atoms = {*telling.conditions(play.puzzle, self.asked[staged.kind])}
+            path = expert.guess(game, play.start, [i for i, a in enumerate(game.facts) if a in atoms], turns, rng)
+        if path is None or len(path) > turns:
+            return None
+        return [" ".join((op.name, *op.arguments)) for op in path]
+
+    def _read(self) -> dict[str, list[tuple[str, Puzzle]]]:
+        """(kind, problem) of each split."""
+        task, found = self.config.task, {}
+        if task.path:
+            found = {split: [] for split in SPLITS}
+            own = {"test": task.test_path, "validation": task.validation_path}
+            for kind, problems in _folders(task.path, "task.path", task.parts).items():
+                for split, path in own.items():
+                    cut = len(problems) - round(len(problems) * (0 if path else task[f"{split}_fraction"]))
+                    problems, its = problems[:cut], problems[cut:]
+                    found[split] += [(kind, one) for one in its]
+                found["train"] += [(kind, one) for one in problems]
+        for split in ("validation", "test"):
+            if path := task[f"{split}_path"]:
+                folders = _folders(path, f"task.{split}_path", task.parts)
+                found[split] = [(kind, one) for kind, problems in folders.items() for one in problems]
+        later: set[str] = set()
+        for split in reversed(SPLITS):
+            if split not in found:
+                continue
+            forms = [generators.canonical(one.problem) for _, one in found[split]]
+            kept = [pair for pair, form in zip(found[split], forms, strict=True) if form not in later]
+            if out := len(forms) - len(kept):
+                warnings.warn(f"left out {out} of {len(forms)} {split} problems that a later split has too (train, "
+                              "validation, test)", stacklevel=5)  # fmt: skip
+            later, found[split] = later | {*forms}, kept
+        for split in SPLITS:
+            if split not in found:
+                found[split] = self._generate(split, later)
+        return found
+
+    def _generate(self, split: str, avoid: Collection[str]) -> list[tuple[str, Puzzle]]:
+        task, made = self.config.task, []
+        for part in task.parts:
+            if part not in generators.DOMAINS:
+                refuse("task.parts", tuple(task.parts), f"no {part!r} problems are generated; "
+                       f"there are {', '.join(generators.DOMAINS)}")  # fmt: skip
+        if task.lowest_level > task.highest_level:
+            refuse("task.lowest_level", task.lowest_level, f"above task.highest_level = {task.highest_level}; lower it")
+        parts, forms = task.parts or generators.DOMAINS, _Reserved(split, avoid)
+        most = min(self.config.store.entries, task.facts)
+        for i in range(task[f"{split}_size"]):
+            kind, rng = parts[i % len(parts)], random.Random(f"{task.seed}/{split}/{i}")
+            problem = _fitting(kind, rng, range(task.lowest_level, task.highest_level + 1), most, forms)
+            made.append((kind, puzzle(generators.domain(kind), problem, f"generated {split} problem {i}")))
+        return made
+
+    def _check(self, found: dict[str, list[tuple[str, Puzzle]]]) -> None:
+        """That each split has a problem, and stage 1 room for what it has to tell."""
+        task = self.config.task
+        needed = ("train", "test", "validation") if self.config.train.eval_every else ("train", "test")
+        if not all(found[split] for split in needed):
+            counts = ", ".join(f"{len(found[split])} {split}" for split in SPLITS)
+            raise InputError(
+                f"task: {counts} problems; training and test need at least one each, and so does validation with "
+                f"train.eval_every (task.test_fraction = {task.test_fraction}, task.validation_fraction = "
+                f"{task.validation_fraction} of each domain of task.path = {task.path!r}, where a split has no folder "
+                "of its own)"
+            )
+        for _, one in (pair for split in SPLITS for pair in found[split]):
+            need = len(telling.needed(one.problem))
+            if need > task.facts and not task.official:
+                refuse("task.facts", task.facts, f"{one.name} has {need} conditions to tell, one a message; set >= "
+                       f"{need}, or task.official")  # fmt: skip
 
 
-def read(folder: str | Path) -> list[Puzzle]:
-    """All problems of a folder that holds domain.pddl, and *.pddl, in the order of their file names.
+class _Reserved:
+    """Forms of problems that a split must not have: of other splits, and given ones."""
 
-    Raises:
-      InputError: a file is missing or cannot be used.
+    def __init__(self, split: str, given: Collection[str]):
+        self.split, self.given = split, given
+
+    def __contains__(self, form: str) -> bool:
+        share = int(form[:8], 16) % SHARES
+        return form in self.given or ("test", "test", "validation", *["train"] * SHARES)[share] != self.split
+
+
+def _fitting(kind: str, rng: random.Random, levels: Sequence[int], most: int, avoid: _Reserved) -> Problem:
+    """A fresh problem of one of the levels, with at most so many things to tell.
+
+    Raises InputError if there is none.
     """
-    folder = Path(folder)
-    domain = read_domain(_text(folder / "domain.pddl"), str(folder / "domain.pddl"))
-    paths = sorted(path for path in folder.glob("*.pddl") if path.name != "domain.pddl")
-    if not paths:
-        raise InputError(f"{str(folder)!r} holds no problem, a file *.pddl beside domain.pddl; give another folder")
-    return [puzzle(domain, read_problem(_text(path), domain, str(path)), str(path)) for path in paths]
+    levels = [*levels]
+    for _ in range(generators.TRIES):
+        level = rng.choice(levels)
+        try:
+            problem = generators.generate(kind, level, rng.getrandbits(32), avoid)
+        except InputError:  # a low level may have too few problems for all splits
+            levels.remove(level)
+            if not levels:
+                break
+        else:
+            if len(telling.needed(problem)) <= most:
+                return problem
+    raise InputError(
+        f"task: no {kind} problem for the {avoid.split} split was found that tells at most {most} conditions (the "
+        "smaller of task.facts and store.entries); raise these or task.highest_level"
+    )
+
+
+def _folders(path: str, field: str, parts: Sequence[str]) -> dict[str, list[Puzzle]]:
+    """The problems of each folder in a folder. Raises InputError and ConfigError as PddlTasks."""
+    there = sorted(file.parent.name for file in Path(path).glob("*/domain.pddl"))
+    if not there:
+        raise InputError(f"{field}: {path!r} has no folder with a domain.pddl in it; give AgentBoard's pddl folder")
+    for part in parts:
+        if part not in there:
+            refuse("task.parts", tuple(parts), f"{field} = {path!r} has no {part!r}; it has {', '.join(there)}")
+    return {part: read(Path(path) / part) for part in parts or there}
+
+
+def _record(kind: str, one: Puzzle) -> dict:
+    """What a problem is, for a run's identity."""
+    problem = one.problem
+    return {
+        "name": one.name, "kind": kind, "objects": {name: list(kinds) for name, kinds in problem.objects.items()},
+        "init": sorted(map(list, problem.init)), "goal": [list(atom) for atom in problem.goal],
+    }  # fmt: skip
 
 
 def fit(
@@ -109,7 +276,7 @@ def shared(tokenizer: Tokenizer) -> Shared:
 
 
 def games(engine: Pddl, puzzles: Sequence[Puzzle], tokenizer: Tokenizer) -> Game:
-    """The arrays of games [B, ...], on the host.
+    """The arrays of games [B, ...] as they were published, on the host.
 
     Raises:
       InputError: a game exceeds the engine's sizes.
@@ -127,7 +294,7 @@ class Spelling:
 
     def of(self, one: Puzzle, facts: int | None = None) -> list[list[int]]:
         """All texts of a game, in the order of `Game.texts`; its facts are filled up with empty ones."""
-        told = [_capital(atom) for atom in one.grounded.facts]
+        told = [capital(atom) for atom in one.grounded.facts]
         more = [""] * (0 if facts is None else facts - len(told))
         pieces = {Piece.VALID: wording.VALID, Piece.CHECK: wording.CHECK, Piece.UNKNOWN: wording.UNKNOWN,
                   Piece.CHECK_OR_LOOK: wording.CHECK + wording.LOOK, Piece.NO_EFFECT: wording.NO_EFFECT,
@@ -137,7 +304,8 @@ class Spelling:
         return [self.encode(text) if text else [] for text in [*texts, *(f" {text}," for text in actions)]]
 
 
-def _game(engine: Pddl, one: Puzzle, spelt: Spelling) -> Game:
+def _game(engine: Pddl, one: Puzzle, spelt: Spelling, hidden: Collection[str] = ()) -> Game:
+    """The arrays of a game without the rows axis; facts of predicates `hidden` are not told in it."""
     grounded, verbs = one.grounded, _verbs(one)
     facts, actions = engine.sizes.words * strips.BITS, engine.sizes.operators
     table = strips.tables(grounded, engine.sizes, one.name)
@@ -166,7 +334,7 @@ def _game(engine: Pddl, one: Puzzle, spelt: Spelling) -> Game:
         strips=table,
         texts=pool(texts, len(Piece) + 2 * facts + actions, engine.text_tokens, engine.alphabet),
         letters=fill([list(text.ljust(engine.letters, b"\0")) for text in letters], engine.alphabet, np.uint8),
-        code=fill(code_of(verb, objects), actions, np.uint32),
+        code=fill(code_of(verb, objects), actions, np.uint32).T,
         verb_key=fill([key_of(name) for name, _ in verbs], engine.verbs, np.uint32),
         verb_terms=fill([number for _, number in verbs], engine.verbs, np.int32),
         verb_actions=strips.rows_of(
@@ -176,20 +344,12 @@ def _game(engine: Pddl, one: Puzzle, spelt: Spelling) -> Game:
         ),
         name_key=fill([key_of(name) for name in grounded.objects], engine.objects, np.uint32),
         tells_new=np.bool_(one.tells_new),
+        told=strips.rows_of(
+            [frozenset(i for i, atom in enumerate(grounded.facts) if atom[0] not in hidden)], 1, engine.sizes.words
+        )[0],
     )
 
 
 def _verbs(one: Puzzle) -> list[tuple[str, int]]:
     """Kinds of action, as (name, number of objects)."""
     return sorted((schema.name, len(schema.parameters)) for schema in one.domain.schemas)
-
-
-def _capital(atom) -> str:
-    return wording.sentence(atom).capitalize()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); give AgentBoard's pddl folder") from error

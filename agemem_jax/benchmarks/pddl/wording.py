@@ -95,6 +95,8 @@ UNKNOWN = "The action is not valid and therefore takes no effect. Please check v
 SATISFIED = " The goal is satisfied."
 # Domains (the names within their files) in which only what is new is told after an action.
 TELLS_NEW = ("barman", "tyreworld")
+# Facts that are told in stage 1 where the goal is: which cocktail consists of what.
+HIDDEN = ("cocktail-part1", "cocktail-part2")
 
 
 def format_of(name: str, terms: int) -> str:

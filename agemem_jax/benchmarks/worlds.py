@@ -1,0 +1,90 @@
+"""How tasks of worlds are played in demonstrations (benchmarks/demos.py): what was told is looked up, then acted on."""
+
+import functools
+import random
+from typing import Protocol
+
+from agemem_jax.benchmarks import demos
+from agemem_jax.benchmarks.demos import OFF_PLAN, SENSE
+from agemem_jax.data.batches import TaskSource
+from agemem_jax.data.scripts import Demonstration, Lines, Shadow
+from agemem_jax.data.staged import StagedRecord
+from agemem_jax.types import Op, Task
+
+ALIKE = 0.4  # share of the words that a message and an entry about the same have in common
+LOOKED_UP = 0.9  # chance that a fact which is not in view is looked up
+SEEN_ANYWAY = 0.15  # chance that one in view is
+EPOCHS = 2  # after which the same demonstrations come again
+
+
+class Solver(Protocol):
+    """Tasks (data/batches.py) that can be played to win."""
+
+    def solve(self, staged: StagedRecord, rng: random.Random, knows: bool) -> list[str] | None:
+        """Task actions that win from where stage 3 begins, within its turns: of one who knows the world as it was told,
+        or of one who has to search. None if there are none."""
+        ...
+
+
+class Demonstrator(demos.Demonstrator):
+    """Retrieves what the goal is about, then does what wins: at once with all the facts, else after a search."""
+
+    def __init__(self, source: TaskSource, config, end_of_turn: str):
+        super().__init__(source, config, end_of_turn)
+        self.told = functools.cache(self.tell)  # plans take long to find
+
+    def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
+        return self.writer.demonstrations(self.told, step, size, EPOCHS)
+
+    def related(self, shadow: Shadow, owner: int, text: str) -> int | None:
+        """The owner's entry that has most words in common with a text, if they are ALIKE."""
+        words = set(text.lower().split())
+
+        def shared(entry: str) -> float:
+            other = set(entry.lower().split())
+            return len(words & other) / max(1, len(words | other))
+
+        mine = [(shared(entry), number) for number, (who, entry) in shadow.entries.items() if who == owner]
+        share, number = max(mine, default=(0.0, None))
+        return number if share >= ALIKE else None
+
+    def criteria(self, text: str) -> str:
+        return text
+
+    def digest(self, seen: list[str]) -> str:
+        return " ".join(seen[:2])
+
+    def reason(self, rng: random.Random, staged: StagedRecord, shadow: Shadow, lines: Lines) -> None:
+        mine = [text for who, text in shadow.entries.values() if who == staged.asker]
+        seen, turns, limit = shadow.texts(), lines.stages[2], self.config.rollout.stage3_turns
+        in_view = {text: any(text in other for other in seen) for text in staged.gold}
+        stored = {text: any(text in entry for entry in mine) for text in staged.gold}
+        wanted = [text for text in staged.gold if rng.random() < (SEEN_ANYWAY if in_view[text] else LOOKED_UP)]
+        knows = all(in_view[text] or (text in wanted and stored[text]) for text in staged.gold)
+        asked = set()
+        for text in wanted:
+            query = asking(text, staged) if rng.random() < SENSE else demos.some_words(rng, text)
+            if query not in asked:
+                asked.add(query)
+                turns.append(self.turn([(Op.RETRIEVE, {"query": f" {query}"})]))
+        plan = self.source.tasks.solve(staged, rng, knows) or self.source.tasks.solve(staged, rng, True) or []
+        for action in plan:
+            if rng.random() < OFF_PLAN / 3 and staged.facts:
+                op = rng.choice([Op.ADD, Op.UPDATE, Op.RETRIEVE, Op.FILTER])
+                turns.append(self.turn([self.call(rng, op, rng.choice(staged.facts), staged.asker, shadow)]))
+            turns.append(self.turn([], action))
+        del turns[limit:]
+
+
+def asking(text: str, staged: StagedRecord) -> str:
+    """By what a told text is looked up with the query in view: its words that are key words of the query, or at least
+    words of it; or its first ones."""
+
+    def bare(word: str) -> str:
+        return word.lower().strip(".,:;?!")
+
+    asked = {bare(word) for word in staged.query.split()}
+    keys = {bare(word) for word in staged.key_words} & asked
+    words = text.split()
+    shared = [word for word in words if bare(word) in keys] or [word for word in words if bare(word) in asked]
+    return " ".join(map(bare, shared or words[:3]))

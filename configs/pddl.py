@@ -1,0 +1,106 @@
+"""PDDL's four domains as AgentBoard plays them, with goals that are told in stage 1 and asked for in stage 3.
+
+    python -m experiments.train --config=configs/pddl.py --config.policy.weights=FILE \\
+        --config.task.test_path=FOLDER --workdir=runs/pddl
+
+`weights` as in configs/hotpotqa.py. Training problems are generated; `test_path` is AgentBoard's pddl folder (gripper,
+blockworld, barman, tyreworld, each with domain.pddl and problems), "" = generated test problems as well.
+`:tiny` is a small policy for a laptop.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import agemem_jax
+from agemem_jax.config import refuse
+from configs import base, tiny
+
+TOKENIZER = Path(agemem_jax.__file__).parent / "assets" / "worlds" / "tokenizer.model"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in ("", "tiny"):
+        refuse("config", f"pddl.py:{variant}", "there are configs/pddl.py and configs/pddl.py:tiny")
+    return small() if variant else real()
+
+
+def worlds(c: ConfigDict) -> None:
+    """What both have."""
+    c.task.benchmark = "pddl"
+    c.task.revised = 0.4
+    c.task.train_size = 1024  # they are grounded before training begins
+    c.task.validation_size = 64
+    c.task.test_size = 128
+    c.tools.action_tag = "action"
+    c.train.eval_tasks = 128
+
+
+def real() -> ConfigDict:
+    c = base.get_config()
+    worlds(c)
+    c.name = "pddl"
+    c.tools.action_brief = (
+        "An action is its name and its objects, such as: pick ball1 rooma left. "
+        "check valid actions lists those that can be taken now; look around tells what holds."
+    )
+    c.tools.body_tokens = 80
+    c.tools.max_calls = 2
+    c.tools.max_tags = 1
+    c.tools.max_top_k = 4
+    c.tools.default_top_k = 4
+    c.store.entries = 16
+    c.store.entry_tokens = 64
+    c.task.highest_level = 3
+    c.task.facts = 16
+    c.task.chatter = 2
+    c.task.distractors = 6
+    c.task.message_tokens = 96
+    c.task.seen_tokens = 512
+    c.task.auto_top_k = 1
+    c.task.auto_min_score = 0.2
+
+    c.context.limit = 4800
+    c.context.capacity = 4096  # without the system prompt, which is shared
+    c.context.messages = 96
+    c.context.max_segments = 8
+    c.rollout.action_tokens = 112
+    c.rollout.summary_tokens = 64
+    c.rollout.stage1_answer_ends = False
+    c.rollout.stage3_turns = 30
+    c.rollout.summary_slots = 1
+    c.rollout.prefill_chunk = 64
+
+    c.rl.updates = 3
+    c.rl.tasks_per_update = 1
+    c.rl.group_size = 4
+    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
+    c.rl.micro_batch = 4
+    c.rl.logit_chunk = 256
+    c.policy.remat = "full"
+    c.train.traces = 4
+    c.train.checkpoint_every = 3
+    return c
+
+
+def small() -> ConfigDict:
+    c = tiny.get_config()
+    worlds(c)
+    c.name = "pddl-tiny"
+    c.policy.weights = ""
+    c.policy.tokenizer = str(TOKENIZER)
+    c.tools.max_top_k = 5
+    c.tools.default_top_k = 5
+    c.store.entries = 5
+    c.store.entry_tokens = 16
+    c.store.min_score = -1.0  # the query names nothing: what was kept is found whatever is asked for
+    c.task.facts = 10
+    c.task.chatter = 1
+    c.task.distractors = 6
+    c.task.message_tokens = 28
+    c.task.seen_tokens = 160
+    c.rollout.action_tokens = 34  # a call with any message in it
+    c.rollout.stage3_turns = 12
+    c.context.limit = c.context.capacity = 512
+    c.rl.stage1_updates = c.rl.stage2_updates = 0
+    return c
