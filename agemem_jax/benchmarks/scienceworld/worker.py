@@ -7,7 +7,7 @@ One JVM plays several episodes, each in an interface of its own. They share its 
 which `_play` sets anew before each action: an episode is a function of its game and its actions, whatever else the JVM
 plays and has played. That takes -XX:hashCode=2 (pool.py) too: the engine's sets go by the places of objects in memory.
 
-Requests: "start" {"episode", "game": [task, variation, simplifications], "commands": those that are taken at once},
+Requests: "start" {"episode", "game": [task, variation, simplifications], "commands": those taken at once, or none},
 "step" {"episode", "text"}, "sight" {"episode"}, "close", and without an episode "splits" {"task"}, "goal" {"game"} and
 "gold" {"game"}.
 """
@@ -88,9 +88,10 @@ class Engine:
         self._load(world, request["game"])
         episode = self.episodes[request["episode"]] = Episode(world, self.ids.count())
         text = self._play(episode, "look around")  # as the package's own reset does
-        for command in request["commands"]:
+        commands = request.get("commands", ())
+        for command in commands:
             self._play(episode, command)
-        return {"text": world.freeActionLook() if request["commands"] else text}
+        return {"text": world.freeActionLook() if commands else text}
 
     def step(self, request):
         episode = self.episodes[request["episode"]]
