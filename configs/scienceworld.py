@@ -104,7 +104,10 @@ def small() -> ConfigDict:
     c.rollout.action_tokens = 48  # an entry to be written, and the marks around it
     c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
     c.context.limit = c.context.capacity = 560
+    c.reward.task_metric = "success"  # the walk has come by some of the engine's score already
     c.rl.stage1_updates = c.rl.stage2_updates = 0
     c.rl.tasks_per_update = 6
+    c.warm.lessons = c.warm.dealings = 0
+    c.warm.steps = 500
     c.train.eval_tasks = 128
     return c

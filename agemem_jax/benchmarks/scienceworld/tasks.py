@@ -31,6 +31,7 @@ from agemem_jax.benchmarks.scienceworld import expert, variations, walks
 from agemem_jax.benchmarks.scienceworld.environment import environment
 from agemem_jax.benchmarks.scienceworld.pool import Pool
 from agemem_jax.benchmarks.scienceworld.variations import PLACES, TASKS, kept
+from agemem_jax.benchmarks.worlds import Demonstrator
 from agemem_jax.config import derive, refuse
 from agemem_jax.data.batches import encoded
 from agemem_jax.data.staged import REVISIONS, SPLITS, StagedRecord
@@ -99,8 +100,9 @@ class ScienceWorld:
     """
 
     scores = {"success": "success", "progress": "progress"}
+    demonstrator, lessons = Demonstrator, None
     limits: dict[str, tuple[str, bool]] = {}
-    made_for: dict[str, tuple[str, ...]] = {name: () for name in TOOL_NAMES}
+    made_for: dict[str, tuple[str, ...]] = dict.fromkeys(TOOL_NAMES, ())
 
     def __init__(self, config, tokenizer: Tokenizer, pool: Pool):
         self.config, self.tokenizer, self.pool = config, tokenizer, pool

@@ -100,6 +100,7 @@ class Errand:
     room: str  # of the box
     box: Callable[[int], str]  # its name, by the degrees that were measured
     unlike: str  # a regular expression: what is told as a sight for its own sake is none of these
+    kind: str = ""  # what the goal calls a thing that serves, where it has another name
 
 
 def errand_of(goal: str, rng: random.Random) -> Errand | None:
@@ -108,7 +109,8 @@ def errand_of(goal: str, rng: random.Random) -> Errand | None:
     if found := FIND.search(goal):
         kind, box, room = found.groups()
         home, serves = SERVES[rng.choice(sorted(SERVES)) if kind == "living thing" else kind]
-        return Errand((Stop(home, serves, take, take),), room, lambda degrees: box, ALIVE)
+        called = f", {'an' if kind == 'animal' else 'a'} {kind}"
+        return Errand((Stop(home, serves, take, take),), room, lambda degrees: box, ALIVE, called)
     if found := MEASURE.search(goal):
         thing, home, limit, above, below, room = found.groups()
         named = NAMED.format(re.escape(thing))
@@ -146,7 +148,7 @@ def run(pool: Pool, number: int, errand: Errand, rng: random.Random) -> Walk:
             thing, name = rng.choice(visit.serving(stop.serves) or [_lost(f"nothing in the {stop.home} serves")])
             texts.append(thing.text)
             names.append(name)
-            walk.former.append((visit.time, message(stop.home, thing), ""))
+            walk.former.append((visit.time, message(stop.home, thing, errand.kind), ""))
             if len(stop.search) > len(stop.acts) and len(names) > 1:
                 degrees = visit.measure(name)
                 walk.facts.append((visit.time, f"The {name['name']} has a temperature of {degrees} degrees celsius."))
@@ -155,7 +157,7 @@ def run(pool: Pool, number: int, errand: Errand, rng: random.Random) -> Walk:
         for i in reversed(range(len(rooms))):
             visit.go(rooms[i])
             visit.do(f"put down {names[i]['name']}")
-            now = message(rooms[i], Thing("", texts[i]))
+            now = message(rooms[i], Thing("", texts[i]), errand.kind)
             walk.facts.append((visit.time, now))
             walk.former[i] = *walk.former[i][:2], now
         visit.go(end)
@@ -320,12 +322,12 @@ def parts(listing: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?![^(]*\))(?! which| currently)", listing)]
 
 
-def message(room: str, thing: Thing) -> str:
-    """A sight as it is told. Rooms are written like names, for texts that differ in them to differ (envs/names.py); the
-    engine takes them so in commands too."""
+def message(room: str, thing: Thing, kind: str = "") -> str:
+    """A sight as it is told, with what the goal calls the thing. Rooms are written like names, for texts that differ in
+    them to differ (envs/names.py); the engine takes them so in commands too."""
     place = f", {thing.where}," if thing.where else ""
     text = re.sub(r" \(containing nothing\)|, (?:currently|which is) .*|[. ]+$", "", thing.text)
-    return f"In the {room.title()}{place} you see {text}."
+    return f"In the {room.title()}{place} you see {text}{kind}."
 
 
 def content(goal: str) -> list[str]:
