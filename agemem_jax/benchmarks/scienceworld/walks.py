@@ -49,6 +49,7 @@ EGG = r"an? (?P<name>(?P<focus>(?:\w+ )+egg))$"
 NAMED = r"(?:an? )?(?:substance called )?(?P<name>(?P<focus>{}))\b"
 SERVES = {"plant": ("greenhouse", PLANT), "animal": ("outside", EGG)}
 ALIVE = r"\b(?:egg|plant|tree|pollen|seed|flower|baby|hatchling|juvenile|adult|larva|pupa|caterpillar)\b"
+STAGE = re.compile(r" in the [a-z]+ stage[^)]*")  # of a plant, with what else is in its pot
 UNSTEADY = r"\bbee\b|currently"  # what is elsewhere, or reads otherwise, a moment later
 DULL = ("nothing", "the agent", "a substance called air", "the ground", "")  # things that are nothing to tell
 # Words of goals that say nothing of what is needed.
@@ -327,6 +328,7 @@ def message(room: str, thing: Thing, kind: str = "") -> str:
     them to differ (envs/names.py); the engine takes them so in commands too."""
     place = f", {thing.where}," if thing.where else ""
     text = re.sub(r" \(containing nothing\)|, (?:currently|which is) .*|[. ]+$", "", thing.text)
+    text = STAGE.sub("", text) if kind else text
     return f"In the {room.title()}{place} you see {text}{kind}."
 
 
