@@ -3,6 +3,7 @@
 Without Java by a worker that answers in the engine's place; the heavy tests need what tests/test_scienceworld.py needs.
 """
 
+import itertools
 import random
 
 import jax
@@ -96,9 +97,17 @@ def test_things_are_carried_to_where_knowing_saves_moves():
             rooms, end = walks.places(errand, rng)
             homes = [stop.home for stop in errand.stops]
             near = walks.length(end, *rooms, errand.room)
-            assert near <= walks.NEAR and near < walks.length(end, *homes, errand.room)
+            assert near < walks.NEAR + len(homes)
+            assert len(homes) > 1 or near < walks.length(end, *homes, errand.room)
             assert end != rooms[0] and not any(a == b for a, b in zip(rooms, homes, strict=True))
     assert walks.errand_of("Your task is to boil water.", random.Random(0)) is None
+    rooms = itertools.product(walks.HOUSE, repeat=2)
+    for home, box in rooms:  # wherever the engine puts what is measured, and the boxes
+        goal = goal_of("use-thermometer", 0).replace("around the living room", f"around the {home}")
+        errand = walks.errand_of(goal.replace("around the kitchen", f"around the {box}"), random.Random(0))
+        assert errand.room == box and errand.stops[1].home == home
+        if home != "kitchen":
+            walks.places(errand, random.Random(0))
 
 
 def test_a_walk_is_a_function_of_its_game_and_what_it_plans_wins(stand_in):  # noqa: F811
@@ -111,7 +120,7 @@ def test_a_walk_is_a_function_of_its_game_and_what_it_plans_wins(stand_in):  # n
             assert walks.wins(two, number, walk.commands, walk.plan)
             assert walks.wins(two, number, walk.commands, walk.search)
             assert not walks.wins(two, number, walk.commands, walk.plan[:-1])
-            assert len(walk.plan) < len(walk.search) and len(walk.plan) <= walks.NEAR + 4
+            assert len(walk.plan) < len(walk.search) and len(walk.plan) <= walks.NEAR + 5
             assert walks.record(one, number, goal, False).search == []
             told = dict((text, time) for time, text in walk.facts)
             assert all(now in told and time < told[now] for time, _, now in walk.former)

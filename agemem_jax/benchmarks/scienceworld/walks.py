@@ -32,7 +32,7 @@ HOUSE = {  # every variation's rooms, and where their doors lead
     "outside": ("foundry", "greenhouse", "kitchen"),
     "workshop": ("hallway",),
 }
-NEAR = 3  # moves that an errand takes who knows where all is, at most
+NEAR = 3  # moves that an errand takes who knows where all is, at most; one more for each thing after the first
 TOUR = 3  # rooms that a walk visits where there is no errand
 TRIES = 3  # walks that are tried for an errand
 MOST_ACTIONS = 40  # of a search
@@ -171,16 +171,19 @@ def run(pool: Pool, number: int, errand: Errand, rng: random.Random) -> Walk:
 
 
 def places(errand: Errand, rng: random.Random) -> tuple[tuple[str, ...], str]:
-    """Rooms to which things are carried, and where the walk ends: near for who knows them, far for who does not."""
+    """Rooms to which things are carried, and where the walk ends: near for who knows them, far for who does not.
+
+    To look for several things is far wherever it begins. Raises Lost if there are none.
+    """
     homes, options = [stop.home for stop in errand.stops], []
     for rooms in itertools.permutations(HOUSE, len(homes)):
         if any(room == home for room, home in zip(rooms, homes, strict=True)):
             continue
         for end in HOUSE:
             near, moves = length(end, *rooms, errand.room), length(end, *homes, errand.room)
-            if end != rooms[0] and near <= NEAR and near < moves:
+            if end != rooms[0] and near < NEAR + len(homes) and (near < moves or len(homes) > 1):
                 options.append((moves, rooms, end))
-    far = max(options)[0]
+    far = max(options)[0] if options else _lost("nothing is to be gained by knowing")
     return rng.choice([(rooms, end) for moves, rooms, end in options if moves >= far - 1])
 
 
