@@ -101,13 +101,12 @@ def test_things_are_carried_to_where_knowing_saves_moves():
             assert len(homes) > 1 or near < walks.length(end, *homes, errand.room)
             assert end != rooms[0] and not any(a == b for a, b in zip(rooms, homes, strict=True))
     assert walks.errand_of("Your task is to boil water.", random.Random(0)) is None
-    rooms = itertools.product(walks.HOUSE, repeat=2)
-    for home, box in rooms:  # wherever the engine puts what is measured, and the boxes
+    inside = "bathroom", "bedroom", "kitchen", "living room"
+    for home, box in itertools.product(inside, repeat=2):  # where the engine puts what is measured, and the boxes
         goal = goal_of("use-thermometer", 0).replace("around the living room", f"around the {home}")
         errand = walks.errand_of(goal.replace("around the kitchen", f"around the {box}"), random.Random(0))
         assert errand.room == box and errand.stops[1].home == home
-        if home != "kitchen":
-            walks.places(errand, random.Random(0))
+        walks.places(errand, random.Random(0))
 
 
 def test_a_walk_is_a_function_of_its_game_and_what_it_plans_wins(stand_in):  # noqa: F811
