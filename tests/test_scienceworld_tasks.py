@@ -103,8 +103,9 @@ def test_things_are_carried_to_where_knowing_saves_moves():
     assert walks.errand_of("Your task is to boil water.", random.Random(0)) is None
     inside = "bathroom", "bedroom", "kitchen", "living room"
     for home, box in itertools.product(inside, repeat=2):  # where the engine puts what is measured, and the boxes
-        goal = goal_of("use-thermometer", 0).replace("around the living room", f"around the {home}")
-        errand = walks.errand_of(goal.replace("around the kitchen", f"around the {box}"), random.Random(0))
+        goal = goal_of("use-thermometer", 0).replace("around the kitchen", f"around the {box}")
+        goal = goal.replace("around the living room", f"around the {home}", 1)
+        errand = walks.errand_of(goal, random.Random(0))
         assert errand.room == box and errand.stops[1].home == home
         walks.places(errand, random.Random(0))
 
