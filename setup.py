@@ -49,6 +49,7 @@ setup(
             MINIGRID,
         ],
         "babyai": [MINIGRID],  # makes the levels
+        "scienceworld": ["scienceworld==1.2.3"],  # Apache-2.0; runs in processes of its own, with a Java 17 runtime
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
     },

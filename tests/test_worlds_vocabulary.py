@@ -25,7 +25,7 @@ from agemem_jax.benchmarks.hotpotqa import questions
 from agemem_jax.benchmarks.pddl import generators
 from agemem_jax.benchmarks.pddl import tasks as pddl
 from agemem_jax.benchmarks.pddl.wording import goal_text
-from agemem_jax.benchmarks.scienceworld import tasks as scienceworld
+from agemem_jax.benchmarks.scienceworld import variations as scienceworld
 from agemem_jax.benchmarks.scienceworld.expert import solutions
 from agemem_jax.benchmarks.scienceworld.pool import Pool
 from agemem_jax.data.batches import encoded
@@ -274,7 +274,7 @@ def test_play_of_scienceworld(tokenizer, tmp_path):
         for goal in scienceworld.goals(pool, tmp_path, numbers):
             heard.words(goal)
         for number, actions in zip(numbers, solutions(pool, tmp_path, numbers), strict=True):
-            game = pool.game(True)
+            game = pool.game()
             text = game.start(number).result()
             heard.seen(tokenizer.encode(text), text)
             for action in actions:

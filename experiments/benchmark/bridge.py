@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from agemem_jax.benchmarks.scienceworld import pool, tasks
+from agemem_jax.benchmarks.scienceworld import pool, variations
 from agemem_jax.envs.host import Bridge, HostEnvironment
 from agemem_jax.envs.workers import Workers
 from experiments.benchmark.envs import Spelling, vocabulary
@@ -32,7 +32,7 @@ def engine() -> list[str]:
 
 def games() -> list[list]:
     """[task, variation, simplifications] of the games."""
-    return [tasks.game_of(tasks.number_of(task, 0)) for task in GAMES]
+    return [variations.game_of(variations.number_of(task, 0)) for task in GAMES]
 
 
 def play(python: str, walks: list[dict], folder: Path) -> dict:
@@ -73,7 +73,7 @@ def measured(env: HostEnvironment, workers: Workers, walks: list[dict], spelling
             workers.ask("spent")
             for row in range(0, max(len(walks), batch), batch):
                 numbers = np.arange(row, row + batch) % len(walks)
-                game = tasks.games(numbers, fresh=False)
+                game = variations.games(numbers)
                 given, on = actions([walks[i] for i in numbers], spelling)
                 state, seen = jax.block_until_ready(begin(game))
                 if repetition == row == 0:

@@ -1,31 +1,39 @@
 """Java virtual machines that play ScienceWorld, under the supervisor of envs/workers.py.
 
-A machine starts in some seconds, holds 0.3 to 0.6 GB and plays several episodes in turn. Its random numbers go on from
-episode to episode, so that the same variation is another world the second time (cups hold other things). Episodes
-that must be comparable are fresh ones: each gets a machine to itself, which has played nothing before.
+A machine starts in some seconds and holds 0.2 GB, and 11 MB for each episode that it plays at the same time. As the
+engine comes, the same variation is another world the second time (cups hold other things), and worlds in one machine
+disturb each other. Here they do not (worker.py): a game is the same world on every machine, with any others beside it.
 """
 
 import functools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 
-from agemem_jax.benchmarks.scienceworld.tasks import SIMPLIFICATIONS, TASKS, game_of
-from agemem_jax.envs.workers import Workers
+from agemem_jax.benchmarks.scienceworld.variations import SIMPLIFICATIONS, TASKS, game_of
+from agemem_jax.envs.workers import TEXT, WorkerGame, Workers
 from agemem_jax.errors import InputError
 
 WORKER = Path(__file__).parent / "worker.py"
-# Many machines share the cores, so that each collects by itself; one whose memory is full is replaced.
-OPTIONS = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
+# Many machines share the cores, so that each collects by itself; one whose memory is full is replaced. With hash codes
+# that are all the same the engine's sets keep an order that does not change from run to run.
+OPTIONS = (
+    "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2",
+)  # fmt: skip
+
+
+NO_WALKS: Mapping[int, Sequence[str]] = MappingProxyType({})
 
 
 class Pool(Workers):
     """Machines that play.
 
     Args:
-      count: of machines; with fresh episodes, at least as many as rows.
+      count: of machines; about one a core.
       python: that has the package `scienceworld`; this one if None.
       heap: the most memory of a machine's objects, as Java writes it.
       simplifications: of the engine, for every game but those that they would make impossible.
@@ -46,6 +54,22 @@ class Pool(Workers):
         if set(self.info["tasks"]) != set(TASKS):
             self.close()
             raise InputError(f"scienceworld: version {self.version} has other tasks; pip install scienceworld==1.2.3")
+
+    def game(self, fresh: bool = False, walks: Mapping[int, Sequence[str]] = NO_WALKS) -> "WalkedGame":
+        """A game for the bridge. `walks`: commands that are taken before an episode begins, by the game's number."""
+        return WalkedGame(self, next(self._numbers), fresh, walks)
+
+
+class WalkedGame(WorkerGame):
+    """An episode that begins where a walk has ended."""
+
+    def __init__(self, workers: Workers, episode: int, fresh: bool, walks: Mapping[int, Sequence[str]]):
+        super().__init__(workers, episode, fresh)
+        self.walks = walks
+
+    def start(self, index: int) -> Future:
+        told = {"game": self.workers.games(index), "commands": list(self.walks.get(index, ()))}
+        return self.workers.send("start", TEXT, episode=self.episode, fresh=self.fresh, **told)
 
 
 def find_java() -> str:

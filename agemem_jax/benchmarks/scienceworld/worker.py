@@ -1,10 +1,15 @@
 """Plays ScienceWorld for envs/supervisor.py: a script for the Python that has `scienceworld`; nothing of this project.
 
 It speaks with the engine directly. The package's own `step` also lists every valid action after each one, which takes
-22 times as long. One JVM plays several episodes, each in an interface of its own; they share its random numbers.
+22 times as long.
 
-Requests: "start" {"episode", "game": [task, variation, simplifications]}, "step" {"episode", "text"}, "close", and
-without an episode "splits" {"task"}, "goal" {"game"} and "gold" {"game"}.
+One JVM plays several episodes, each in an interface of its own. They share its random numbers and its count of objects,
+which `_play` sets anew before each action: an episode is a function of its game and its actions, whatever else the JVM
+plays and has played. That takes -XX:hashCode=2 (pool.py) too: the engine's sets go by the places of objects in memory.
+
+Requests: "start" {"episode", "game": [task, variation, simplifications], "commands": those taken at once, or none},
+"step" {"episode", "text"}, "sight" {"episode"}, "close", and without an episode "splits" {"task"}, "goal" {"game"} and
+"gold" {"game"}.
 """
 
 import ctypes
@@ -24,6 +29,13 @@ SET_PDEATHSIG = 1
 def say(**message):
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
+
+
+class Episode:
+    """A world, and what is its own of what worlds share."""
+
+    def __init__(self, world, ids):
+        self.world, self.turn, self.ids = world, 0, ids
 
 
 class Engine:
@@ -56,7 +68,11 @@ class Engine:
         self.gateway = JavaGateway(
             gateway_parameters=GatewayParameters(port=int(port), auth_token=token.decode().strip(), auto_field=True)
         )
-        self.new = self.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface
+        jvm = self.gateway.jvm
+        self.new = jvm.scienceworld.runtime.pythonapi.PythonInterface
+        self.random = getattr(getattr(jvm.scala.util, "Random$"), "MODULE$")
+        self.ids = getattr(getattr(jvm.util, "UniqueIdentifier$"), "MODULE$")
+        self.set_count = getattr(self.ids, "count_$eq")
         self.episodes = {}
         self.idle = self.new()  # for questions about tasks; starting the classes takes a second
 
@@ -68,14 +84,19 @@ class Engine:
         return getattr(self, request["do"])(request)
 
     def start(self, request):
-        world = self.episodes[request["episode"]] = self.new()
+        world = self.new()
         self._load(world, request["game"])
-        return {"text": world.step("look around")}
+        episode = self.episodes[request["episode"]] = Episode(world, self.ids.count())
+        text = self._play(episode, "look around")  # as the package's own reset does
+        commands = request.get("commands", ())
+        for command in commands:
+            self._play(episode, command)
+        return {"text": world.freeActionLook() if commands else text}
 
     def step(self, request):
-        world = self.episodes[request["episode"]]
-        text = world.step(request["text"])
-        score, done = world.getScore(), world.getCompleted()
+        episode = self.episodes[request["episode"]]
+        text = self._play(episode, request["text"])
+        score, done = episode.world.getScore(), episode.world.getCompleted()
         return {
             "text": text,
             "progress": max(0.0, score),
@@ -85,11 +106,23 @@ class Engine:
             "understood": not text.startswith(NOT_UNDERSTOOD),
         }
 
+    def sight(self, request):
+        """What is seen and held now; it takes no time in the world."""
+        world = self.episodes[request["episode"]].world
+        return {"text": world.freeActionLook(), "held": world.freeActionInventory()}
+
     def close(self, request):
-        world = self.episodes.pop(request["episode"], None)
-        if world is not None:
-            self.gateway.detach(world)  # else the JVM keeps it
+        episode = self.episodes.pop(request["episode"], None)
+        if episode is not None:
+            self.gateway.detach(episode.world)  # else the JVM keeps it
         return {}
+
+    def _play(self, episode, text):
+        self.random.setSeed(episode.turn)
+        self.set_count(episode.ids)
+        text = episode.world.step(text)
+        episode.turn, episode.ids = episode.turn + 1, self.ids.count()
+        return text
 
     def splits(self, request):
         self._load(self.idle, [request["task"], 0, ""])
@@ -120,7 +153,8 @@ def main():
         import scienceworld
         from py4j.protocol import Py4JJavaError
     except ImportError as error:
-        say(refused=f"{sys.executable} has no ScienceWorld ({error}); in it, pip install scienceworld==1.2.3")
+        remedy = "in it, pip install scienceworld==1.2.3, which this project's extra 'scienceworld' does"
+        say(refused=f"{sys.executable} has no ScienceWorld ({error}); {remedy}")
         return
     from scienceworld.constants import ID2TASK
 

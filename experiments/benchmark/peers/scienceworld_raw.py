@@ -32,7 +32,7 @@ def drawn(walk, seed: int) -> list[str]:
     rng, actions = random.Random(seed), []
     begin(walk["game"])
     while len(actions) < walk["steps"]:
-        valid = sorted(engine.episodes[0].getValidActionObjectCombinations())
+        valid = sorted(engine.episodes[0].world.getValidActionObjectCombinations())
         actions.append(rng.choice([text for text in valid if not text.startswith("focus")]))
         if step(engine, actions[-1])["terminated"]:
             break
