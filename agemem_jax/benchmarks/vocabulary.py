@@ -18,6 +18,7 @@ tabs and line breaks can be spelled. How a text is cut follows from the scores o
 """
 
 import io
+import itertools
 import random
 import string
 
@@ -84,12 +85,16 @@ def build(path: str, tools_config, seed: int = 0) -> None:
 def build_worlds(path: str, tools_config) -> None:
     """Writes the model of all benchmarks to `path`; the same arguments give the same bytes.
 
-    tools_config: config.tools, whose grammar's literals become pieces, with <answer> and with <action>.
+    tools_config: config.tools, whose grammar's literals become pieces, with <answer> and with <action>, alone or behind
+      calls.
     Raises ValueError if a piece does not come out as itself, or there are more than MOST_PIECES.
     """
-    answers = _literals(tools_config)
-    marks = [*CHAT_MARKS, *answers, *(text.replace("answer>", "action>") for text in answers)]
-    marks, listed = list(dict.fromkeys(marks)), worlds_pieces()
+    marks, listed = [*CHAT_MARKS], worlds_pieces()
+    for tag, turn in itertools.product(("answer", "action"), ("either", "both")):
+        tools = tools_config.copy_and_resolve_references()
+        tools.action_tag, tools.turn = tag, turn
+        marks += _literals(tools)
+    marks = list(dict.fromkeys(marks))
     scores = {letter: LETTER for one in string.ascii_letters + string.digits for letter in (one, f" {one}")}
     scores |= {" ": PIECE, "\t": PIECE, "\n": BREAK, ". ": STOP}
     scores |= dict.fromkeys([*string.punctuation, *(f" {mark}" for mark in OPENING)], PIECE)

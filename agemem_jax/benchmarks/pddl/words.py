@@ -9,6 +9,7 @@ NUMBERED = {
     "ball": 16, "b": 12, "ingredient": 6, "cocktail": 9, "dispenser": 6, "shot": 16, "shaker": 2, "the-hub": 8,
     "nuts": 8, "r": 8, "w": 8,
 }  # fmt: skip
+WISHED = " should be contain have need not another task"  # how conditions are asked for (telling.py)
 OTHERS = ("rooma", "roomb", "left", "right", "l0", "l1", "l2", "boot", "wrench", "jack", "pump")
 # What is one piece though it is of several words: it is told in no other way.
 PHRASES = (wording.GOAL, wording.VALID, wording.CHECK, wording.NO_EFFECT, wording.UNKNOWN, wording.SATISFIED)
@@ -21,7 +22,7 @@ def vocabulary() -> list[str]:
     names = [*(f"{name}{i}" for name, most in NUMBERED.items() for i in range(1, most + 1)), *OTHERS]
     # A fact is told with a capital, an action as it is; either may begin a text.
     begins = [*said, *names, *map(str.capitalize, [*said, *names]), "check valid actions", "look around"]
-    return list(dict.fromkeys([*PHRASES, *cut([*begins, *PHRASES])]))
+    return list(dict.fromkeys([*PHRASES, *cut([*begins, *PHRASES, WISHED])]))
 
 
 def _parts(name: str) -> list[str]:

@@ -5,6 +5,9 @@ solutions say them. What else it says is spelled in letters; temperatures are nu
 spelled in part.
 """
 
+# Rooms as names, and what told facts say beside the engine's words (walks.py).
+TOLD = """Art Bathroom Bedroom Earlier Foundry Greenhouse Hallway Kitchen Living Outside Room Studio Workshop house
+landscape saw""".split()
 WORDS = """A a above abstract acceptable acetate action actions activate activated adult After agent air Alexandra
 almond almonds already also aluminum Ambiguous an and angle animal animals anode another ant appears apple applepollen
 approximately apricot are around art Arthur artist as ash at Austen avocado avocadopollen axe B b baby banana
@@ -60,4 +63,4 @@ PHRASES = (
 
 def vocabulary() -> list[str]:
     """The pieces that the texts are made of."""
-    return [*PHRASES, *(f" {word}" for word in WORDS), *BEGINS]
+    return [*PHRASES, *(f" {word}" for word in dict.fromkeys([*WORDS, *TOLD])), *BEGINS]
