@@ -23,6 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import agemem_jax
+from agemem_jax.config import refuse
 from configs import base, tiny
 
 VOCABULARY = Path(agemem_jax.__file__).parent / "assets" / "worlds" / "tokenizer.model"
@@ -32,7 +33,9 @@ object, with their numbers: take mug 1 from shelf 2. In some games it is move O 
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    c = {"": _real, "tiny": _tiny}[variant]()
+    if variant not in ("", "tiny"):
+        refuse("config", f"alfworld.py:{variant}", "there are configs/alfworld.py and configs/alfworld.py:tiny")
+    c = _tiny() if variant else _real()
     c.task.benchmark = "alfworld"
     c.task.revised = 0.45  # in one of six of these nothing can be carried elsewhere
     c.task.validation_fraction = 0.1

@@ -7,14 +7,22 @@
 instruct model; tokenizer and chat template are read from it. `path`: HotpotQA records (configs/base.py).
 Three updates of a 0.5B model run on 2 CPU cores; the README has the minutes, tokens/s and memory measured. On
 accelerators raise group_size, tasks_per_update and the token limits to configs/base.py's.
+`:tiny` is the built-in default (configs/tiny.py), on generated questions.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base
+from agemem_jax.config import refuse
+from configs import base, tiny
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in ("", "tiny"):
+        refuse("config", f"hotpotqa.py:{variant}", "there are configs/hotpotqa.py and configs/hotpotqa.py:tiny")
+    return tiny.get_config() if variant else real()
+
+
+def real() -> ConfigDict:
     c = base.get_config()
     c.name = "hotpotqa"
 

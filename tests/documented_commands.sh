@@ -31,3 +31,10 @@ test -s "$folder/data/hotpot_qa/1.0.0/features.json" && test -s "$folder/data/tr
 try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
     --config.warm.lessons=3 --config.warm.dealings=2 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
 test -s "$folder/warm/model.safetensors"
+
+try -m experiments.train --config=configs/pddl.py:tiny --workdir="$folder/pddl" --config.task.train_size=16 \
+    --config.task.validation_size=4 --config.task.test_size=8 --config.task.parts=gripper --config.rl.updates=1 \
+    --config.rl.tasks_per_update=2 --config.rl.group_size=4 --config.train.eval_tasks=8
+test -s "$folder/pddl/report.html"
+try -m experiments.ceilings --config=configs/pddl.py:tiny --tasks=8 --config.task.train_size=16 \
+    --config.task.test_size=8 --config.train.eval_tasks=8
