@@ -27,7 +27,7 @@ from experiments.paths import define_path
 DATA = define_path("data", None, "folder with alfworld/ and pddl/, the published games", required=True)
 AGENTBOARD = define_path("agentboard", None, "checkout of AgentBoard, for pddl and babyai")
 PYTHON = flags.DEFINE_multi_string("python", [], "NAME=PYTHON that has a benchmark's real engine; may be repeated")
-PART = flags.DEFINE_enum("part", None, [*envs.PARTS, "scienceworld"], "measure this part alone, in this process")
+PART = flags.DEFINE_enum("engine", None, [*envs.PARTS, "scienceworld"], "measure this part alone, in this process")
 
 SCRIPTS = Path(envs.__file__).parent / "peers"
 # The real engine of each part: its name, the benchmark whose Python runs it, its script, whether it needs AgentBoard.
@@ -115,7 +115,7 @@ def missing(part: str, pythons: dict[str, str], checkout: str | None) -> str | N
 
 def run_part(part: str, given: list[dict] | None = None, flags_: tuple[str, ...] = ()) -> dict:
     """Measures one of our own parts."""
-    command = [sys.executable, "-m", "experiments.benchmark_envs", f"--data={DATA.value}", f"--part={part}", *flags_]
+    command = [sys.executable, "-m", "experiments.benchmark_envs", f"--data={DATA.value}", f"--engine={part}", *flags_]
     return run(f"ours: {part}", command, given)
 
 

@@ -176,13 +176,13 @@ def test_splits_of_a_file_are_disjoint(tmp_path, tokenizer):
     trained = {i for update in range(8) for i in source.batch(update).index.tolist()}
     assert trained <= set(range(13)) and source.split_batch("test", 0, 5)[0].index.tolist() == list(range(15, 20))
     assert source.split_batch("validation", 0, 2)[0].index.tolist() == [13, 14]
-    for fraction, told in ((0.0, "20 train, 0 validation, 0 test"), (1.0, "0 train, 0 validation, 20 test")):
+    for fraction, told in ((0.01, "20 train, 0 validation, 0 test"), (0.99, "0 train, 0 validation, 20 test")):
         config = tiny_config(path=path, test_fraction=fraction, validation_fraction=0.0)
         with pytest.raises(InputError, match=f"give {told} tasks.*task.test_fraction = {fraction}, .*of task.path = "):
             task_source(config, tokenizer)
     config = tiny_config(path=path, test_fraction=0.25, validation_fraction=0.0)
     assert len(task_source(config, tokenizer).places["validation"]) == 0
-    config.train.eval_every = 5
+    config.train.eval_every, config.task.validation_fraction = 5, 0.01
     with pytest.raises(InputError, match="15 train, 0 validation, 5 test tasks; .* so does validation with train.eval"):
         task_source(config, tokenizer)
 
