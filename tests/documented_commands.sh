@@ -33,7 +33,7 @@ try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
 test -s "$folder/warm/model.safetensors"
 
 try -m experiments.train --config=configs/pddl.py:tiny --workdir="$folder/pddl" --config.task.train_size=16 \
-    --config.task.validation_size=4 --config.task.test_size=8 --config.task.parts=gripper --config.rl.updates=1 \
+    --config.task.validation_size=4 --config.task.test_size=8 "--config.task.parts=('gripper',)" --config.rl.updates=1 \
     --config.rl.tasks_per_update=2 --config.rl.group_size=4 --config.train.eval_tasks=8
 test -s "$folder/pddl/report.html"
 try -m experiments.ceilings --config=configs/pddl.py:tiny --tasks=8 --config.task.train_size=16 \

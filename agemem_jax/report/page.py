@@ -332,7 +332,7 @@ def describe(run: RunFiles, updates: int) -> str:
         sentences.append(f"The policy starts from {Path(policy['weights']).name}.")
     elif policy.get("num_layers"):
         layers, width = policy["num_layers"], policy.get("hidden_size", "?")
-        sentences.append(f"A small policy of {layers} layers, {width} wide, taught the tool format by a warm start.")
+        sentences.append(f"A small policy of {layers} layers, {width} wide, that begins from nothing.")
     if updates:
         made = f"{rl.get('schedule', '')} step-wise GRPO".strip()
         size = ""
@@ -342,9 +342,9 @@ def describe(run: RunFiles, updates: int) -> str:
     else:
         sentences.append("No update was made by reinforcement learning.")
     if task:
-        source = Path(task["path"]).name if task.get("path") else "generated, each kind made for a tool"
-        told = "what they ask for is told in two stages before, and the context is emptied between them"
-        sentences.append(f"Questions: {source}; {told}.")
+        source = Path(task["path"]).name if task.get("path") else "generated"
+        told = "what they take is told in two stages before, and the context is emptied between them"
+        sentences.append(f"Tasks: {task.get('benchmark', 'questions')}, {source}; {told}.")
     return " ".join(sentences)
 
 

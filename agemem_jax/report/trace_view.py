@@ -16,7 +16,7 @@ VARIANTS = (
     ("agemem_norl", "Before RL"),
     ("agemem", "After RL"),
 )
-STAGE_TITLES = {1: "Building the memory", 2: "Distractors", 3: "The question"}
+STAGE_TITLES = {1: "Building the memory", 2: "Distractors", 3: "The task"}
 OUTCOMES = {  # (correct before, correct after) -> how the tasks of that outcome are headed; in the order of interest
     (False, True): "Learned",
     (False, False): "Still wrong",
