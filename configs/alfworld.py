@@ -18,15 +18,11 @@ first where such things fit and nothing has to be opened (12 on average):
 The benchmark's own protocol: --config.task.official=True --config.rollout.stage3_turns=50 (30 in AgentBoard).
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-import agemem_jax
 from agemem_jax.config import refuse
 from configs import base, tiny
 
-VOCABULARY = Path(agemem_jax.__file__).parent / "assets" / "worlds" / "tokenizer.model"
 COMMANDS = """Write one command, in these words: go to R, open R, close R, examine R, take O from R, put O in/on R, \
 clean O with R, heat O with R, cool O with R, slice O with O, use O, look, inventory. R is a receptacle and O an \
 object, with their numbers: take mug 1 from shelf 2. In some games it is move O to R in place of put O in/on R."""
@@ -45,11 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _tiny() -> ConfigDict:
-    c = tiny.get_config()
+    c = tiny.world()
     c.name = "alfworld-tiny"
-    c.policy.weights = ""
-    c.policy.tokenizer = str(VOCABULARY)
-    c.tools.actions = "language"
     c.store.entries = 3
     c.store.entry_tokens = 16
     c.task.facts = 7
@@ -59,13 +52,8 @@ def _tiny() -> ConfigDict:
     c.task.answer_tokens = 1  # there are none
     c.task.seen_tokens = 256  # of the receptacles of the largest household
     c.context.limit = c.context.capacity = 576
-    c.context.messages = 64
     c.rollout.action_tokens = 24
-    c.rollout.summary_tokens = 16
     c.rollout.stage3_turns = 10
-    c.rollout.prefill_chunk = 32
-    c.warm.lessons = c.warm.dealings = c.warm.lesson_every = 0
-    c.warm.steps = 1500
     return c
 
 

@@ -8,15 +8,10 @@ blockworld, barman, tyreworld, each with domain.pddl and problems), "" = generat
 `:tiny` is a small policy for a laptop.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-import agemem_jax
 from agemem_jax.config import refuse
 from configs import base, tiny
-
-TOKENIZER = Path(agemem_jax.__file__).parent / "assets" / "worlds" / "tokenizer.model"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -84,12 +79,9 @@ def real() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    c = tiny.get_config()
+    c = tiny.world()
     worlds(c)
     c.name = "pddl-tiny"
-    c.policy.weights = ""
-    c.policy.tokenizer = str(TOKENIZER)
-    c.tools.actions = "language"
     c.tools.max_top_k = 5
     c.tools.default_top_k = 5
     c.store.entries = 5
@@ -103,5 +95,4 @@ def small() -> ConfigDict:
     c.rollout.action_tokens = 34  # a call with any message in it
     c.rollout.stage3_turns = 12
     c.context.limit = c.context.capacity = 512
-    c.rl.stage1_updates = c.rl.stage2_updates = 0
     return c

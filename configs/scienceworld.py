@@ -6,15 +6,11 @@
 tasks.py); the engine's JVMs take a core each. `:tiny` is a small policy for a laptop.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-import agemem_jax
 from agemem_jax.config import refuse
 from configs import base, tiny
 
-TOKENIZER = Path(agemem_jax.__file__).parent / "assets" / "worlds" / "tokenizer.model"
 ERRANDS = ("find-plant", "find-animal", "find-living-thing")  # short ones: 450 variations to train, 225, 225
 
 
@@ -85,11 +81,10 @@ def real() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    c = tiny.get_config()
+    c = tiny.world()
     worlds(c)
     c.name = "scienceworld-tiny"
-    c.policy.weights = ""
-    c.policy.tokenizer = str(TOKENIZER)
+    c.tools.actions = "free"
     c.task.parts = ERRANDS
     c.task.train_size = 240
     c.task.validation_size = 32
@@ -105,9 +100,6 @@ def small() -> ConfigDict:
     c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
     c.context.limit = c.context.capacity = 560
     c.reward.task_metric = "success"  # the walk has come by some of the engine's score already
-    c.rl.stage1_updates = c.rl.stage2_updates = 0
     c.rl.tasks_per_update = 6
-    c.warm.lessons = c.warm.dealings = 0
-    c.warm.steps = 500
     c.train.eval_tasks = 128
     return c

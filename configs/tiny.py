@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 import agemem_jax
 from configs import base
 
-POLICY = Path(agemem_jax.__file__).parent / "assets" / "tiny"  # ships with the package, wherever that is installed
+ASSETS = Path(agemem_jax.__file__).parent / "assets"  # ship with the package, wherever that is installed
+POLICY, WORLDS = ASSETS / "tiny", ASSETS / "worlds"
 
 
 def get_config() -> ConfigDict:
@@ -86,4 +87,28 @@ def get_config() -> ConfigDict:
     c.train.eval_tasks = 256
     c.optim.learning_rate = 1e-3
     c.optim.warmup_updates = 5
+    return c
+
+
+def world() -> ConfigDict:
+    """What the small policies of worlds have in common (alfworld.py, pddl.py, babyai.py, scienceworld.py: tiny)."""
+    c = get_config()
+    # Made of the policy above by demonstrations of three of them:
+    #   python -m experiments.warm_start --config=configs/alfworld.py:tiny --config.task.path=json_2.1.1/valid_train
+    #     --config.task.test_path=json_2.1.1/valid_seen --also=configs/pddl.py:tiny,configs/babyai.py:tiny
+    #     --export=agemem_jax/assets/worlds
+    c.policy.weights = str(WORLDS)
+    c.policy.tokenizer = str(WORLDS / "tokenizer.model")
+    c.tools.action_tag = "action"
+    c.tools.actions = "language"
+    c.context.messages = 64
+    c.rollout.prefill_chunk = 32
+    c.rollout.summary_tokens = 16
+    c.rl.stage1_updates = c.rl.stage2_updates = 0
+    c.warm.weights = str(POLICY)
+    c.warm.lessons = c.warm.dealings = c.warm.lesson_every = 0
+    c.warm.steps = 330
+    c.warm.batch = 32
+    c.warm.warmup_steps = 20
+    c.warm.learning_rate = 2e-3
     return c

@@ -319,9 +319,9 @@ def test_a_whole_stage_3_is_won_by_who_knows(folder, tokenizer):
     c = configs.get_config("tiny")
     c.task.path, c.task.test_path = str(folder / "train"), str(folder / "test")
     c.update_from_flattened_dict({
-        "policy.hidden_size": 32, "policy.intermediate_size": 48, "policy.num_layers": 1, "policy.num_heads": 2,
-        "policy.num_kv_heads": 1, "policy.head_dim": 16, "rl.tasks_per_update": 2, "rl.group_size": 2,
-        "rl.kl_coef": 0.0, "mesh.fsdp": 1, "rollout.history_widths": 1, "rollout.prefill_rows": 0,
+        "policy.weights": "", "policy.hidden_size": 32, "policy.intermediate_size": 48, "policy.num_layers": 1,
+        "policy.num_heads": 2, "policy.num_kv_heads": 1, "policy.head_dim": 16, "rl.tasks_per_update": 2,
+        "rl.group_size": 2, "rl.kl_coef": 0.0, "mesh.fsdp": 1, "rollout.history_widths": 1, "rollout.prefill_rows": 0,
         "task.seen_tokens": 96, "context.limit": 400, "context.capacity": 400,
     })  # fmt: skip
     run = build(c)

@@ -188,7 +188,8 @@ def test_telling_is_a_function_of_its_seeds(source, benchmark):
     one, again, later = source.staged(1), source.staged(1), source.staged(1, 1)
     assert one.facts == again.facts and one.play.moves == later.play.moves and one.keep == later.keep
     assert any(source.staged(i).facts != source.staged(i, 1).facts for i in range(6))
-    task = source.batch(0)
+    with jax.transfer_guard("disallow"):  # as in the training loop
+        task = source.batch(0)
     assert task.game.cells.shape[0] == source.config.rl.tasks_per_update * source.config.rl.group_size
     seeds = [{record.seed for record in benchmark.tasks.splits[split]} for split in ("train", "validation", "test")]
     assert sum(map(len, seeds)) == len(set().union(*seeds)) and min(set().union(*seeds)) > 1237

@@ -56,9 +56,12 @@ def follow(level: Level, moves: Sequence[int]) -> Walk:
     game = jax.tree.map(lambda x: x[None], level.game)
     actions = np.full(MOST_MOVES, environment.DONE, np.int32)
     actions[: len(moves)] = moves
-    _, over, shown, place = jax.device_get(_take(game, actions, len(moves)))
+    # Tasks are told in the training loop, where nothing goes to a device unasked.
+    game, actions = jax.device_put((game, actions))
+    take = lambda length: jax.device_get(_take(game, actions, jax.device_put(np.int32(length))))  # noqa: E731
+    _, over, shown, place = take(len(moves))
     length = int(np.argmax(over[: len(moves)])) if over[: len(moves)].any() else len(moves)
-    state = jax.tree.map(lambda x: x[0], jax.device_get(_take(game, actions, length)[0]))
+    state = jax.tree.map(lambda x: x[0], take(length)[0])
     side = level.game.cells.shape[0]
     left = level.game.replace(
         cells=state.cells.reshape(side, side), **{name: getattr(state, name) for name in _KEPT}
