@@ -19,7 +19,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.state import Optimizer, new_state
-from agemem_jax.training.warm import seed_store, warm_step
+from agemem_jax.training.warm import embeddings_for, seed_store, warm_step
 from agemem_jax.types import TOOL_NAMES, Op
 from configs import tiny
 
@@ -167,3 +167,14 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
         scores.append(float(metrics["demo_score"]))
     assert losses[0] < 20 and np.mean(losses[-3:]) < 0.7 * losses[0]
     assert 0.2 < np.mean(scores) <= 1 and int(state.step) == 12
+
+
+def test_embeddings_go_over_to_another_vocabulary():
+    table = jax.random.normal(jax.random.key(0), (4, 64)) * 0.02
+    theirs, ours = [None, b" a", b" b", b" b"], [b" new", b" b", None, b" a", b" other"]
+    moved = np.asarray(embeddings_for(table, theirs, ours, seed=1))
+    assert moved.shape == (5, 64) and moved.dtype == np.float32
+    np.testing.assert_array_equal(moved[[1, 3]], table[jnp.array([2, 1])])  # of two alike the first
+    fresh = moved[[0, 2, 4]]
+    assert 0.015 < fresh.std() < 0.025 and len(np.unique(fresh, axis=0)) == 3
+    np.testing.assert_array_equal(moved, embeddings_for(table, theirs, ours, seed=1))
