@@ -58,40 +58,19 @@ def _tiny() -> ConfigDict:
 
 
 def _real() -> ConfigDict:
-    c = base.get_config()
+    c = base.workstation()
     c.name = "alfworld"
     c.tools.action_brief = COMMANDS
     c.tools.body_tokens = 64
-    c.tools.max_calls = 2
-    c.tools.max_tags = 1
-    c.tools.max_top_k = 2
-    c.tools.default_top_k = 2
-    c.store.entries = 16
     c.store.entry_tokens = 48
     c.task.facts = 8
     c.task.chatter = 1
     c.task.distractors = 4
     c.task.message_tokens = 48
-    c.task.auto_top_k = 1
-    c.task.auto_min_score = 0.2
     c.task.seen_tokens = 512
     c.context.limit = 3600
     c.context.capacity = 2560  # without the system prompt, which is shared
     c.context.messages = 64
     c.rollout.action_tokens = 96
-    c.rollout.summary_tokens = 64
-    c.rollout.stage1_answer_ends = False
     c.rollout.stage3_turns = 10
-    c.rollout.summary_slots = 1
-    c.rollout.prefill_chunk = 64
-    c.rl.updates = 3
-    c.rl.tasks_per_update = 1
-    c.rl.group_size = 4
-    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
-    c.rl.micro_batch = 4
-    c.rl.logit_chunk = 256
-    c.policy.remat = "full"
-    c.train.eval_tasks = 4
-    c.train.traces = 4
-    c.train.checkpoint_every = 3
     return c

@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The run with real weights, or the one of a small policy ("tiny"). Raises InputError for another variant."""
     if variant not in ("", "tiny"):
         raise InputError(f"--config=configs/babyai.py:{variant}: there is no such variant; there is 'tiny'")
-    c = tiny.world() if variant else base.get_config()
+    c = tiny.world() if variant else base.workstation()
     c.name = f"babyai-{variant}" if variant else "babyai"
     c.task.benchmark = "babyai"
     c.task.revised = 0.45  # a third of the tasks has an instruction of its own that is revised
@@ -41,40 +41,17 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _real(c: ConfigDict) -> ConfigDict:
     c.tools.action_brief = BRIEF
-    c.tools.body_tokens = 80
-    c.tools.max_calls = 2
-    c.tools.max_tags = 1
-    c.tools.max_top_k = 2
-    c.tools.default_top_k = 2
-    c.store.entries = 16
     c.store.entry_tokens = 48
     c.task.facts = 8
     c.task.distractors = 6
     c.task.message_tokens = 48
     c.task.seen_tokens = 224
-    c.task.auto_top_k = 1
-    c.task.auto_min_score = 0.2
     c.task.train_size = 2048
     c.task.test_size = 112
     c.context.limit = 6144
     c.context.capacity = 6656
     c.context.messages = 96
-    c.rollout.action_tokens = 112
-    c.rollout.summary_tokens = 64
     c.rollout.stage3_turns = 12
-    c.rollout.summary_slots = 1
-    c.rollout.prefill_chunk = 64
-    c.rl.updates = 3
-    c.rl.tasks_per_update = 1
-    c.rl.group_size = 4
-    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
-    c.rl.micro_batch = 4
-    c.rl.logit_chunk = 256
-    c.optim.learning_rate = 1e-6
-    c.policy.remat = "full"
-    c.train.eval_tasks = 4
-    c.train.traces = 4
-    c.train.checkpoint_every = 3
     return c
 
 

@@ -264,3 +264,32 @@ def get_config() -> ConfigDict:
     c.train.traces = 8  # trajectories kept for the report at each evaluation
     c.train.transfer_guard = True
     return c
+
+
+def workstation() -> ConfigDict:
+    """Real weights on a machine without an accelerator: what the benchmarks' own configs begin with."""
+    c = get_config()
+    c.policy.remat = "full"
+    c.tools.body_tokens = 80  # thinking ends early enough to tell a fact in full
+    c.tools.max_calls = 2
+    c.tools.max_tags = 1
+    c.tools.max_top_k = 2
+    c.tools.default_top_k = 2
+    c.store.entries = 16
+    c.task.auto_top_k = 1
+    c.task.auto_min_score = 0.2
+    c.rollout.action_tokens = 112
+    c.rollout.summary_tokens = 64
+    c.rollout.stage1_answer_ends = False
+    c.rollout.summary_slots = 1
+    c.rollout.prefill_chunk = 64
+    c.rl.updates = 3
+    c.rl.tasks_per_update = 1
+    c.rl.group_size = 4
+    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
+    c.rl.micro_batch = 4  # the prompt, longer than most segments, runs once for them
+    c.rl.logit_chunk = 256
+    c.train.eval_tasks = 4
+    c.train.traces = 4
+    c.train.checkpoint_every = 3
+    return c

@@ -23,42 +23,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def real() -> ConfigDict:
-    c = base.get_config()
+    c = base.workstation()
     c.name = "hotpotqa"
-
-    c.tools.body_tokens = 80  # thinking ends early enough to tell a fact in full
-    c.tools.max_calls = 2
-    c.tools.max_tags = 1
-    c.tools.max_top_k = 2
-    c.tools.default_top_k = 2
-    c.store.entries = 16
     c.store.entry_tokens = 96
     c.task.facts = 2  # four of ten questions have more supporting facts, of which two are told
     c.task.chatter = 0
     c.task.distractors = 1
     c.task.message_tokens = 96  # 97 % of the messages, 99 % of the supporting facts
-    c.task.auto_top_k = 1
-    c.task.auto_min_score = 0.2
-
     c.context.limit = 2300
     c.context.capacity = 1280  # without the system prompt of about 1,100 tokens, which is shared
     c.context.messages = 32
-    c.rollout.action_tokens = 112
-    c.rollout.summary_tokens = 64
-    c.rollout.stage1_answer_ends = False
     c.rollout.stage3_turns = 2
-    c.rollout.summary_slots = 1
-    c.rollout.prefill_chunk = 64
 
-    c.rl.updates = 3
-    c.rl.tasks_per_update = 1
-    c.rl.group_size = 4
-    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
-    c.rl.micro_batch = 4  # the prompt, longer than most segments, runs once for them
-    c.rl.logit_chunk = 256
-    c.optim.learning_rate = 1e-6
-    c.policy.remat = "full"
-    c.train.eval_tasks = 4
-    c.train.traces = 4
-    c.train.checkpoint_every = 3
     return c

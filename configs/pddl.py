@@ -32,19 +32,15 @@ def worlds(c: ConfigDict) -> None:
 
 
 def real() -> ConfigDict:
-    c = base.get_config()
+    c = base.workstation()
     worlds(c)
     c.name = "pddl"
     c.tools.action_brief = (
         "An action is its name and its objects, such as: pick ball1 rooma left. "
         "check valid actions lists those that can be taken now; look around tells what holds."
     )
-    c.tools.body_tokens = 80
-    c.tools.max_calls = 2
-    c.tools.max_tags = 1
     c.tools.max_top_k = 4
     c.tools.default_top_k = 4
-    c.store.entries = 16
     c.store.entry_tokens = 64
     c.task.highest_level = 3
     c.task.facts = 16
@@ -52,29 +48,12 @@ def real() -> ConfigDict:
     c.task.distractors = 6
     c.task.message_tokens = 96
     c.task.seen_tokens = 512
-    c.task.auto_top_k = 1
-    c.task.auto_min_score = 0.2
-
     c.context.limit = 4800
     c.context.capacity = 4096  # without the system prompt, which is shared
     c.context.messages = 96
     c.context.max_segments = 8
-    c.rollout.action_tokens = 112
-    c.rollout.summary_tokens = 64
-    c.rollout.stage1_answer_ends = False
     c.rollout.stage3_turns = 30
-    c.rollout.summary_slots = 1
-    c.rollout.prefill_chunk = 64
 
-    c.rl.updates = 3
-    c.rl.tasks_per_update = 1
-    c.rl.group_size = 4
-    c.rl.kl_coef = 0.0  # a reference would need a second copy of the weights
-    c.rl.micro_batch = 4
-    c.rl.logit_chunk = 256
-    c.policy.remat = "full"
-    c.train.traces = 4
-    c.train.checkpoint_every = 3
     return c
 
 

@@ -7,6 +7,7 @@ draw, whatever stage 1 stored, so that going on from retrieved facts is shown of
 """
 
 import random
+from abc import ABC, abstractmethod
 
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.scripts import Demonstration, Lines, Shadow, Writer, write_turn
@@ -25,7 +26,7 @@ SEEDED = 0.85  # chance of each fact that holds to be in the store of stage 3
 OFF_PLAN = 0.15  # chance of any operation in a turn of stage 3
 
 
-class Demonstrator:
+class Demonstrator(ABC):
     """Writes scripts for the training tasks of a source; script i is a function of (seed, i).
 
     A benchmark's own says what a message is about (`related`, `criteria`), what is worth keeping of several (`digest`),
@@ -60,17 +61,20 @@ class Demonstrator:
         """The id of the owner's entry that a message is about, if there is one."""
         return shadow.related(owner, text)
 
+    @abstractmethod
     def criteria(self, text: str) -> str:
         """By what a message is filtered out."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def digest(self, seen: list[str]) -> str:
         """What is worth keeping of messages, in few words."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def reason(self, rng: random.Random, staged: StagedRecord, shadow: Shadow, lines: Lines) -> None:
         """Writes the turns of stage 3; `shadow` has what is in store and context when it begins."""
-        raise NotImplementedError
+        ...
 
     def turn(self, calls: list[tuple[Op, dict]], action: str | None = None) -> str:
         return write_turn(self.config.tools, calls, action)
