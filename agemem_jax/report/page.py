@@ -297,6 +297,7 @@ def contents(run: RunFiles) -> dict:
         "score_bars": bars(scores, top=1.0),
         "quality_bars": bars(quality, top=1.0),
         "score_is": score_metric(summary),
+        "progress_name": called["progress"],
         "result_columns": result_columns(summary, methods, results),
         "call_columns": result_columns(summary, methods, CALLS),
         "result_columns_sampled": result_columns(sampled, methods, results),
