@@ -20,7 +20,6 @@ The benchmark's own protocol: --config.task.official=True --config.rollout.stage
 
 from ml_collections import ConfigDict
 
-from agemem_jax.config import refuse
 from configs import base, tiny
 
 COMMANDS = """Write one command, in these words: go to R, open R, close R, examine R, take O from R, put O in/on R, \
@@ -29,9 +28,7 @@ object, with their numbers: take mug 1 from shelf 2. In some games it is move O 
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "tiny"):
-        refuse("config", f"alfworld.py:{variant}", "there are configs/alfworld.py and configs/alfworld.py:tiny")
-    c = _tiny() if variant else _real()
+    c = _tiny() if base.is_tiny("alfworld", variant) else _real()
     c.task.benchmark = "alfworld"
     c.task.revised = 0.45  # in one of six of these nothing can be carried elsewhere
     c.task.validation_fraction = 0.1

@@ -9,7 +9,6 @@ small policy on a laptop. AgentBoard's own 112 episodes, without anything told: 
 
 from ml_collections import ConfigDict
 
-from agemem_jax.errors import InputError
 from configs import base, tiny
 
 # Of each kind, with few objects in view: what is seen is then some 30 tokens. Who knows what to do needs 3 actions; who
@@ -27,16 +26,15 @@ BRIEF = (
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The run with real weights, or the one of a small policy ("tiny"). Raises InputError for another variant."""
-    if variant not in ("", "tiny"):
-        raise InputError(f"--config=configs/babyai.py:{variant}: there is no such variant; there is 'tiny'")
-    c = tiny.world() if variant else base.workstation()
-    c.name = f"babyai-{variant}" if variant else "babyai"
+    """The run with real weights, or the one of a small policy ("tiny"). Raises ConfigError for another variant."""
+    small = base.is_tiny("babyai", variant)
+    c = tiny.world() if small else base.workstation()
+    c.name = "babyai-tiny" if small else "babyai"
     c.task.benchmark = "babyai"
     c.task.revised = 0.45  # a third of the tasks has an instruction of its own that is revised
     c.tools.action_tag = "action"
     c.rollout.stage1_answer_ends = False
-    return _small(c) if variant else _real(c)
+    return _small(c) if small else _real(c)
 
 
 def _real(c: ConfigDict) -> ConfigDict:

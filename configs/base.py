@@ -5,6 +5,8 @@ Not a run of its own: see tiny.py (a laptop, minutes) and hotpotqa.py (real weig
 
 from ml_collections import ConfigDict
 
+from agemem_jax.config import refuse
+
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
@@ -293,3 +295,10 @@ def workstation() -> ConfigDict:
     c.train.traces = 4
     c.train.checkpoint_every = 3
     return c
+
+
+def is_tiny(name: str, variant: str) -> bool:
+    """Whether configs/NAME.py is asked for its small policy. Raises ConfigError for a variant that there is not."""
+    if variant not in ("", "tiny"):
+        refuse("config", f"{name}.py:{variant}", f"there is one variant, 'tiny': configs/{name}.py:tiny")
+    return variant == "tiny"

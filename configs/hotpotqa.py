@@ -12,14 +12,11 @@ accelerators raise group_size, tasks_per_update and the token limits to configs/
 
 from ml_collections import ConfigDict
 
-from agemem_jax.config import refuse
 from configs import base, tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "tiny"):
-        refuse("config", f"hotpotqa.py:{variant}", "there are configs/hotpotqa.py and configs/hotpotqa.py:tiny")
-    return tiny.get_config() if variant else real()
+    return tiny.get_config() if base.is_tiny("hotpotqa", variant) else real()
 
 
 def real() -> ConfigDict:

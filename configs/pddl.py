@@ -10,14 +10,11 @@ blockworld, barman, tyreworld, each with domain.pddl and problems), "" = generat
 
 from ml_collections import ConfigDict
 
-from agemem_jax.config import refuse
 from configs import base, tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "tiny"):
-        refuse("config", f"pddl.py:{variant}", "there are configs/pddl.py and configs/pddl.py:tiny")
-    return small() if variant else real()
+    return small() if base.is_tiny("pddl", variant) else real()
 
 
 def worlds(c: ConfigDict) -> None:

@@ -8,17 +8,13 @@ tasks.py); the engine's JVMs take a core each. `:tiny` is a small policy for a l
 
 from ml_collections import ConfigDict
 
-from agemem_jax.config import refuse
 from configs import base, tiny
 
 ERRANDS = ("find-plant", "find-animal", "find-living-thing")  # short ones: 450 variations to train, 225, 225
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    if variant not in ("", "tiny"):
-        known = "there are configs/scienceworld.py and configs/scienceworld.py:tiny"
-        refuse("config", f"scienceworld.py:{variant}", known)
-    return small() if variant else real()
+    return small() if base.is_tiny("scienceworld", variant) else real()
 
 
 def worlds(c: ConfigDict) -> None:
