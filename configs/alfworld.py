@@ -44,11 +44,12 @@ def _tiny() -> ConfigDict:
     c.store.entry_tokens = 16
     c.task.facts = 7
     c.task.chatter = 1
-    c.task.distractors = 4
+    c.task.distractors = 17
     c.task.message_tokens = 16
     c.task.answer_tokens = 1  # there are none
-    c.task.seen_tokens = 256  # of the receptacles of the largest household
-    c.context.limit = c.context.capacity = 576
+    c.task.seen_tokens = 240  # of the receptacles of the largest household
+    # As in babyai.py.
+    c.context.limit = c.context.capacity = 352
     c.rollout.action_tokens = 24
     c.rollout.stage3_turns = 10
     return c

@@ -58,17 +58,18 @@ def small() -> ConfigDict:
     c = tiny.world()
     worlds(c)
     c.name = "pddl-tiny"
-    c.tools.max_top_k = 5
-    c.tools.default_top_k = 5
-    c.store.entries = 5
-    c.store.entry_tokens = 16
+    c.tools.max_top_k = 4
+    c.tools.default_top_k = 4
+    c.store.entries = 4
+    c.store.entry_tokens = 12
     c.store.min_score = -1.0  # the query names nothing: what was kept is found whatever is asked for
     c.task.facts = 10
     c.task.chatter = 1
-    c.task.distractors = 6
+    c.task.distractors = 16
     c.task.message_tokens = 28
-    c.task.seen_tokens = 160
+    c.task.seen_tokens = 144
     c.rollout.action_tokens = 34  # a call with any message in it
     c.rollout.stage3_turns = 12
-    c.context.limit = c.context.capacity = 512
+    # As in babyai.py.
+    c.context.limit = c.context.capacity = 288
     return c

@@ -67,12 +67,13 @@ def small() -> ConfigDict:
     c.store.entry_tokens = 32
     c.task.facts = 7
     c.task.chatter = 1
-    c.task.distractors = 6
+    c.task.distractors = 10
     c.task.message_tokens = 40
     c.task.seen_tokens = 96  # longer ones are cut: of a kitchen its first things
     c.rollout.action_tokens = 48  # an entry to be written, and the marks around it
     c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
-    c.context.limit = c.context.capacity = 560
+    # As in babyai.py.
+    c.context.limit = c.context.capacity = 320
     c.reward.task_metric = "success"  # the walk has come by some of the engine's score already
     c.rl.tasks_per_update = 6
     c.train.eval_tasks = 128

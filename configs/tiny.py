@@ -102,6 +102,7 @@ def world() -> ConfigDict:
     c.tools.action_tag = "action"
     c.tools.actions = "language"
     c.context.messages = 64
+    c.context.low_water = 0.6  # long observations: fewer, deeper cuts cost fewer segments
     c.rollout.prefill_chunk = 32
     c.rollout.summary_tokens = 16
     c.rl.stage1_updates = c.rl.stage2_updates = 0

@@ -5,7 +5,8 @@
 With `warm.weights` it begins from these, in the vocabulary of `policy.tokenizer`: embeddings of pieces that both
 vocabularies have are taken over. The demonstrations of several benchmarks take turns with --also.
 
-The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it.
+The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it. Until it is
+made, the folder holds checkpoints: the same command goes on from the newest.
 """
 
 import dataclasses
@@ -24,9 +25,11 @@ from tqdm import tqdm
 
 from agemem_jax import sharding
 from agemem_jax.benchmarks import vocabulary
-from agemem_jax.config import check_fields, check_precision, refuse, validate
+from agemem_jax.config import check_fields, check_precision, refuse, to_json, validate
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.errors import InputError
 from agemem_jax.models import weights
+from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
@@ -37,6 +40,7 @@ from experiments import cli, out, paths
 
 EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
 ALSO = flags.DEFINE_list("also", [], "more configs, whose demonstrations take turns with those of --config")
+PROGRESS = "progress"  # the checkpoints' place in the export's folder
 
 
 def main(config) -> None:
@@ -97,30 +101,61 @@ def make(configs: list, folder: Path) -> None:
             ],
         ),
     }
-    curves, began = {}, time.time()
+    kinds = list(dict.fromkeys((read, *watch)))
+    with Checkpointer(folder / PROGRESS, config, config.train.keep_checkpoints) as checkpoints:
+        params, curves = learn(model, params, phases, kinds, checkpoints, [to_json(one) for one in configs[1:]])
+    weights.save_hf(folder, model, params)
+    shutil.rmtree(folder / PROGRESS)
+    out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
+
+
+def learn(model, params: dict, phases: dict, kinds: list["Kind"], checkpoints: Checkpointer, also: list[str]) -> tuple:
+    """Goes through the phases, from the newest checkpoint on if there is one: (parameters, curves).
+
+    Args:
+      phases: {name: (learning rate, [(kind of step, its number)])}.
+      also: the other configs, which have to be the same when it goes on.
+    """
+    config = kinds[0].run.config
+    every, mesh = config.train.checkpoint_every, kinds[0].run.mesh
+    curves, seconds, done, before = {}, 0.0, 0, 0
     for name, (rate, steps) in phases.items():
         if not steps:
             continue
-        optimizer = warm_optimizer(warm, rate, len(steps), config.optim.max_grad_norm)
-        state, curves[name] = placed(new_state(params, optimizer), run.mesh), []
+        optimizer = warm_optimizer(config.warm, rate, len(steps), config.optim.max_grad_norm)
+        state = placed(new_state(params, optimizer), mesh)
+        if not done and (saved := checkpoints.restore_latest(state)):
+            done, found, host = saved
+            if host["also"] != also:
+                raise InputError(f"{checkpoints.directory} is of other configs in --also: name those, or delete it")
+            curves, seconds = host["curves"], host["seconds"]
+        if done >= before + len(steps):  # a phase that is over; the last one holds what was saved
+            params, before = (found.params if done == before + len(steps) else params), before + len(steps)
+            continue
+        state = found if done > before else state
+        began = time.time() - seconds
+        curve = curves.setdefault(name, [])
         # It stays where it is, so that each kind of step compiles once.
         where = jax.tree.map(lambda x: x.sharding, state), None
         jitted = {
             kind: jax.jit(kind.step(model, optimizer, config.rl.logit_chunk), donate_argnums=0, out_shardings=where)
-            for kind in (read, *watch)
+            for kind in kinds
         }
-        bar = tqdm(steps, desc=name)
-        for step, (kind, i) in enumerate(bar):
+        first = max(done - before, 0)
+        bar = tqdm(steps[first:], desc=name, initial=first, total=len(steps))
+        for step, (kind, i) in enumerate(bar, first):
             state, metrics = jitted[kind](state, *kind.batch(i), kind.run.world)
-            if step % 20 < len(watch) or step + 1 == len(steps):
+            if step % 20 < len(kinds) or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in metrics.items()}
-                seconds = time.time() - began
-                of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": seconds}
-                curves[name].append(of | metrics)
+                of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": time.time() - began}
+                curve.append(of | metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
-        params = state.params
-    weights.save_hf(folder, model, params)
-    out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
+            if (step + 1) % every == 0 or step + 1 == len(steps):
+                host = {"curves": curves, "seconds": time.time() - began, "also": also}
+                checkpoints.save(before + step + 1, state, host)
+        seconds = time.time() - began
+        params, before = state.params, before + len(steps)
+    return params, curves
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
