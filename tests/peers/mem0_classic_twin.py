@@ -4,11 +4,12 @@ One `add` makes at most two model calls; nothing of earlier messages is shown to
 code's functions.
 
 1. *Extract* (`_add_to_vector_store`; the prompt of mem0/configs/prompts.py). Shown: the messages alone, one line
-   "role: content" each, a line feed after the last. Role instruction, in other words: note the user's preferences,
-   personal details, plans, health, work and other lasting facts as short separate statements without a subject, from
-   the user's messages only, in their language; nothing for small talk or general knowledge. With an agent id and an
-   assistant's message, the same about the assistant, from its messages only. Answer: `{"facts": ["TEXT", ...]}`, the
-   list may be empty. No facts: no search, no second call, no write.
+   "role: content" each, a line feed after the last. Role instruction, in other words: note the user's preferences, personal
+   details, plans, health, work and other lasting facts as short separate statements without a subject, from the user's
+   messages only, in their language; nothing for small talk or general knowledge. With an agent id and an assistant's
+   message, the same about the assistant, from its messages only. Answer (the list may be empty):
+       {"facts": ["TEXT", ...]}
+   No facts: no search, no second call, no write.
 2. *Search* (`Qdrant.search`): for each fact in turn, repeated ones too, its 5 nearest memories by cosine, however far.
    The scope is every id that the call was given (user, session, agent), each of which must match exactly; one that was
    not given matches anything.
@@ -17,10 +18,10 @@ code's functions.
    facts, repeated ones too. Role instruction, in other words: for each fact choose ADD if it is new (with a new id);
    UPDATE if a memory says something else or less about the same (same id; keep what says more; leave it if both mean
    the same); DELETE if it contradicts a memory or asks for its removal; NONE if it is known or irrelevant. Answer with
-   the whole memory afterwards:
-   `{"memory": [{"id": "0", "text": "TEXT", "event": "ADD"|"UPDATE"|"DELETE"|"NONE", "old_memory": "TEXT"}, ...]}`,
-   `old_memory` for UPDATE only. In the instruction's example, a fact that contradicts deletes and is itself added
-   nowhere, so that it is lost: kept here, since it is the model's choice.
+   the whole memory that was listed and what is new (`old_memory` for UPDATE only):
+       {"memory": [{"id": "0", "text": "TEXT", "event": "ADD"|"UPDATE"|"DELETE"|"NONE", "old_memory": "TEXT"}, ...]}
+   In the instruction's example a fact that contradicts deletes and is itself added nowhere, so that it is lost. That
+   is the model's choice: an ADD in the same answer would be carried out.
 5. *Write*, in the order of the answer, each entry by itself; one that fails is skipped and the rest goes on.
    - no text, or an empty one: skipped, even a DELETE, which does not use it;
    - ADD: a new memory with the scope of the call; its id is ignored, a listed one too; nothing looks for duplicates;

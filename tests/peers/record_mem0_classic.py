@@ -234,7 +234,7 @@ def fresh() -> tuple[Memory, ScriptedModel]:
             "history_db_path": tempfile.mkdtemp(dir=where) + "/history.db",
         }
     )
-    model = ScriptedModel(read, quoted=True)
+    model = ScriptedModel(read)
     memory.embedding_model = Embedder()
     memory.llm = type("Model", (), {"generate_response": lambda self, messages, **_: model(messages)})()
     return memory, model
