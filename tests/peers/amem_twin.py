@@ -1,10 +1,10 @@
 """Slow twin of A-Mem as its paper evaluates it: github.com/WujiangXu/A-mem at d81fb22, memory_layer.py (classes
 AgenticMemorySystem, MemoryNote, SimpleEmbeddingRetriever) and test_advanced.py (class advancedMemAgent).
 
-Every turn becomes a note, with two model calls; nothing is ever deleted, merged or found equal. There are no users:
-a conversation has a system of its own, which holds the notes of both speakers. Notes are numbered by their places from
-0; these numbers are what the model is shown and what links hold. The evaluation writes a turn as
-"Speaker NAMEsays : TEXT" (no space before "says") with its session's date as its time.
+Every turn becomes a note, with two model calls; nothing is ever deleted, merged or found equal. There are no users: a
+conversation has a system of its own, which holds the notes of both speakers. Notes are numbered by their places from 0;
+these numbers are what the model is shown and what links hold. The evaluation writes a turn as "Speaker NAMEsays : TEXT"
+(no space before "says") with its session's date as its time.
 
 1. *Analyze* (`MemoryNote.analyze_content`). Shown: the text alone. Role instruction, in other words: find the salient
    keywords (at least three, the most important first, no names of speakers, no times), one sentence about topic, points

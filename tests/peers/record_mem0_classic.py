@@ -137,6 +137,7 @@ INVALID = [  # answers as small models give them
     told("ana", "I sing.", 'Here you are: {"facts": ["Sings in a choir"]} Anything else?',
          'Sure! {"memory": [{"id": "5", "text": "Sings in a choir", "event": "ADD"}]} Done.'),
     told("ana", "I sing.", "<think>Is {this} a fact?</think>\n{\"facts\": []}"),
+    told("ana", "I sing.", "<think>Is {this} a fact?</think> It is: {\"facts\": [\"Sings\"]}"),
     told("ana", "I sing.", {"fact": ["Sings"]}),
     told("ana", "I sing.", ["Sings"], "I would add it."),
     told("ana", "I sing.", ["Sings"], ""),
