@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peers import amem_twin, mem0_classic_twin
+from peers import amem_twin, mem0_additive_twin, mem0_classic_twin
 from peers.embedding import embed
 
 FIXTURES = Path(__file__).parent / "fixtures" / "peers"
@@ -39,6 +39,12 @@ def searched(found, expected):
         assert gaps(score for _, score in other["hits"]) > GAP
 
 
+def queried(found, expected):
+    pairs = [(hit["memory"], hit["score"]) for hit in expected]
+    close(found, pairs)
+    assert gaps(score for _, score in pairs) > GAP
+
+
 def same(found, expected):
     """Equal, scores nearly so: they were rounded."""
     if isinstance(expected, dict):
@@ -61,10 +67,7 @@ def test_mem0_classic(history):
     for step in history["steps"]:
         scope = scope_of(step)
         if "query" in step:
-            hits = twin.search(step["query"], scope, step["limit"], step.get("threshold"))
-            close(hits, [(hit["memory"], hit["score"]) for hit in step["hits"]])
-            assert [twin.memories[n]["text"] for n, _ in hits] == [hit["text"] for hit in step["hits"]]
-            assert gaps(hit["score"] for hit in step["hits"]) > GAP
+            queried(twin.search(step["query"], scope, step["limit"], step.get("threshold")), step["hits"])
             continue
         answers = {role: (step[role] or {}).get("answer") for role in ("extract", "decide")}
         record = twin.add(step["messages"], scope)
@@ -72,6 +75,24 @@ def test_mem0_classic(history):
             assert record[key] == step[key], key
         searched(record["searches"], step["searches"])
         assert twin.store() == step["store"]
+
+
+@pytest.mark.parametrize("history", each("mem0_additive"))
+def test_mem0_additive(history):
+    answers = {}
+    twin = mem0_additive_twin.Mem0Additive(lambda role, shown: answers[role], embed)
+    for step in history["steps"]:
+        scope = scope_of(step)
+        if "query" in step:
+            given = {"threshold": step["threshold"]} if "threshold" in step else {}
+            queried(twin.search(step["query"], scope, step["limit"], **given), step["hits"])
+            continue
+        answers = {"extract": step["extract"]["answer"]}
+        record = twin.add(step["messages"], scope)
+        for key in ("extract", "error", "returned"):
+            assert record[key] == step[key], key
+        searched(record["searches"], step["searches"])
+        assert twin.memories == step["store"]
 
 
 @pytest.mark.parametrize("history", each("amem"))
@@ -93,7 +114,7 @@ def test_amem(history):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("system", ["mem0_classic", "amem"])
+@pytest.mark.parametrize("system", ["mem0_classic", "mem0_additive", "amem"])
 def test_published_code_still_does_what_is_recorded(system, tmp_path):
     """AGEMEM_PEERS names a folder with an environment for each system, made as its recorder says."""
     if "AGEMEM_PEERS" not in os.environ:

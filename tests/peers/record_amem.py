@@ -4,7 +4,8 @@
     PEERS/amem/bin/pip install numpy scikit-learn
     git clone https://github.com/WujiangXu/A-mem PEERS/amem/source
     git -C PEERS/amem/source checkout d81fb22
-    PYTHONPATH=tests PEERS/amem/bin/python -m peers.record_amem tests/fixtures/peers/amem.json
+    cd tests
+    PEERS/amem/bin/python -m peers.record_amem fixtures/peers/amem.json
 
 The published AgenticMemorySystem and the advancedMemAgent of its evaluation run as they are. Only the model and the
 embedder are replaced, and what the two files import and do not use here. Notes are numbered by their places, from 0.

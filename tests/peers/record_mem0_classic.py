@@ -2,7 +2,8 @@
 
     python3.11 -m venv PEERS/mem0_classic
     PEERS/mem0_classic/bin/pip install mem0ai==1.0.11 qdrant-client==1.20.0 numpy
-    PYTHONPATH=tests PEERS/mem0_classic/bin/python -m peers.record_mem0_classic tests/fixtures/peers/mem0_classic.json
+    cd tests
+    PEERS/mem0_classic/bin/python -m peers.record_mem0_classic fixtures/peers/mem0_classic.json
 
 The published class Memory runs as it is, on its default kind of store (Qdrant inside the process, in memory). Only its
 model and its embedder are replaced. Nothing of its prompts is kept but what they show of messages and memories.
