@@ -37,7 +37,8 @@ How answers are read (`remove_code_blocks`, `extract_json`, `normalize_facts`): 
 parts are dropped; if that is no JSON, the whole answer, thoughts and all, is cut to what is inside the first fence, or
 else from the first brace to the last; control characters in strings are allowed. Whatever is wrong still counts as an
 answer without facts, or without entries. A fact may be an object with "fact" or "text"; other objects and empty ones
-are dropped; numbers become text. Kept: a text in place of the list of facts is read as one fact a letter.
+are dropped (an object with a number there raises in the published code); numbers become text. Kept: a text in place of
+the list of facts is read as one fact a letter.
 
 Reading (`search`): the `limit` (100 by default) nearest memories of the scope by cosine, best first, those with a
 `threshold` only from that score on. The published order of equal scores is not defined; here the oldest comes first.
@@ -87,7 +88,8 @@ def read_facts(answer: str) -> list[str]:
     texts = []
     for fact in found:
         if isinstance(fact, dict):
-            fact = fact.get("fact") or fact.get("text") or ""
+            fact = fact.get("fact") or fact.get("text")
+            fact = fact if isinstance(fact, str) else ""
         texts.append(fact if isinstance(fact, str) else str(fact))
     return [text for text in texts if text]
 
