@@ -25,13 +25,13 @@ code's functions.
 5. *Write*, in the order of the answer, each entry by itself; one that fails is skipped and the rest goes on.
    - no text, or an empty one: skipped, even a DELETE, which does not use it;
    - ADD: a new memory with the scope of the call; its id is ignored, a listed one too; nothing looks for duplicates;
-   - UPDATE: the memory keeps its id; text and embedding are replaced, even by the same text; the ids of the call
-     replace the stored ones, and those that the call was not given stay; `old_memory` is returned, not checked;
+   - UPDATE: the memory keeps its id; text and embedding are replaced, even by the same text; user, session and agent
+     stay (those of the call would be written, by which it was found); `old_memory` is returned, not checked;
    - DELETE: the memory goes, whatever its text says;
    - UPDATE or DELETE with an id that is not listed, is a number or is missing, or of a memory that an earlier entry
      deleted: skipped. Two updates of one memory: both are applied, the last one stays;
-   - NONE, any other event (lower case too) or none: nothing. (NONE writes the call's session and agent, by which the
-     memory was found, so they do not change.)
+   - NONE, any other event (lower case too) or none: nothing. (NONE writes the call's session and agent, too: no
+     change.)
 
 How answers are read (`remove_code_blocks`, `extract_json`, `normalize_facts`): a fence around all of it and <think>
 parts are dropped; if that is no JSON, the whole answer, thoughts and all, is cut to what is inside the first fence, or
@@ -161,7 +161,7 @@ class Mem0Classic:
                 return
             old = self.memories[n]["text"]
             if event == "UPDATE":
-                self.memories[n] |= scope | {"text": text, "vector": self.embed(text)}
+                self.memories[n] |= {"text": text, "vector": self.embed(text)}
             else:
                 del self.memories[n]
         else:
