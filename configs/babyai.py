@@ -58,13 +58,13 @@ def _small(c: ConfigDict) -> ConfigDict:
     c.store.entry_tokens = 20
     c.task.parts = SMALL
     c.task.facts = 8
-    c.task.distractors = 10
+    c.task.distractors = 11
     c.task.message_tokens = 20
     c.task.seen_tokens = 80
     # What was told in stage 1 is out of sight when the task comes, whether the agent cared for its context or not.
-    c.context.limit = c.context.capacity = 200
+    c.context.limit = c.context.capacity = 216
     c.context.max_segments = 8
-    c.rollout.action_tokens = 24
+    c.rollout.action_tokens = 32
     c.rollout.stage3_turns = 6
     c.reward.task_metric = "success"
     return c
