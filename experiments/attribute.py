@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from agemem_jax.metrics import write_json
-from agemem_jax.report.page import ATTRIBUTION
+from agemem_jax.report.files import ATTRIBUTION
 from agemem_jax.training.attribute import attribute, by_tool, to_json
 from agemem_jax.training.evaluate import WAYS, Pass
 from agemem_jax.training.state import new_state

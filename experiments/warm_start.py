@@ -33,7 +33,7 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import embeddings_for, lesson_step, warm_optimizer, warm_step
+from agemem_jax.training.warm import embeddings_for, lesson_step, record, warm_optimizer, watch_step
 from agemem_jax.types import TrainState
 from configs import base
 from experiments import cli, out, paths
@@ -82,12 +82,9 @@ def make(configs: list, folder: Path) -> None:
         if warm[name] and not tasks.lessons:
             refuse(f"warm.{name}", warm[name], f"{config.task.benchmark} has no lessons; set it to 0")
     lessons = tasks.lessons and tasks.lessons(config, run.tokenizer, run.world.pieces)
-    read = Kind(functools.partial(lesson_step, run.spec.learn), run, lambda i: (lessons.batch(i, warm.lesson_batch),))
-    watch = []
-    for one in runs:
-        demos = one.source.tasks.demonstrator(one.source, one.config, one.tokenizer.end_of_turn)
-        step = functools.partial(warm_step, one.spec.rollout, one.spec.learn)
-        watch.append(Kind(step, one, functools.partial(demos.batch, size=size)))
+    pages = lambda i: (lessons.batch(i, warm.lesson_batch), {})  # noqa: E731
+    read = Kind(functools.partial(lesson_step, run.spec.learn), run, pages)
+    watch = [Kind(functools.partial(watch_step, one.spec.learn), one, demonstrations(one, size)) for one in runs]
     every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
@@ -144,9 +141,10 @@ def learn(model, params: dict, phases: dict, kinds: list["Kind"], checkpoints: C
         first = max(done - before, 0)
         bar = tqdm(steps[first:], desc=name, initial=first, total=len(steps))
         for step, (kind, i) in enumerate(bar, first):
-            state, metrics = jitted[kind](state, *kind.batch(i), kind.run.world)
+            segments, seen = kind.segments(i)
+            state, metrics = jitted[kind](state, segments, kind.run.world)
             if step % 20 < len(kinds) or step + 1 == len(steps):
-                metrics = {key: float(value) for key, value in metrics.items()}
+                metrics = {key: float(value) for key, value in (metrics | seen).items()}
                 of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": time.time() - began}
                 curve.append(of | metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
@@ -164,7 +162,22 @@ class Kind:
 
     step: Callable  # (model, optimizer, logit_chunk) -> a step
     run: Run
-    batch: Callable  # of a number
+    segments: Callable  # of a number: (what is learnt from, metrics)
+
+
+def demonstrations(run: Run, size: int) -> Callable:
+    """`segments` of the demonstrations of a run. Those that come again are played once: a world outside takes long."""
+    demos = run.source.tasks.demonstrator(run.source, run.config, run.tokenizer.end_of_turn)
+    play, period, kept = jax.jit(record(run.spec.rollout)), demos.period(size), {}
+
+    def segments(i: int):
+        if not period:
+            return play(*demos.batch(i, size), run.world)
+        if i % period not in kept:
+            kept[i % period] = jax.device_get(play(*demos.batch(i, size), run.world))
+        return kept[i % period]
+
+    return segments
 
 
 def transplant(config, vocabulary_file: Path) -> None:

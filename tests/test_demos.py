@@ -19,7 +19,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.state import Optimizer, new_state
-from agemem_jax.training.warm import embeddings_for, seed_store, warm_step
+from agemem_jax.training.warm import embeddings_for, record, seed_store, watch_step
 from agemem_jax.types import TOOL_NAMES, Op
 from configs import tiny
 
@@ -157,14 +157,16 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     )  # fmt: skip
     optimizer = Optimizer(optax.scale_by_adam(), lambda step: 1e-2)
     # A forbidden token in a demonstration would make the loss astronomical.
-    step = jax.jit(warm_step(run.spec.rollout, run.spec.learn, run.model, optimizer, 64), donate_argnums=0)
+    play = jax.jit(record(run.spec.rollout))
+    step = jax.jit(watch_step(run.spec.learn, run.model, optimizer, 64), donate_argnums=0)
     demos = Demonstrator(run.source, run.config, END)
     state, losses, scores = new_state(run.start(), optimizer), [], []
     for i in range(12):
-        state, metrics = step(state, *demos.batch(i, run.spec.rollout.batch), run.world)
-        assert float(metrics["malformed"]) == 0
+        segments, seen = play(*demos.batch(i, run.spec.rollout.batch), run.world)
+        state, metrics = step(state, segments, run.world)
+        assert float(seen["malformed"]) == 0 and float(metrics["segments"]) >= 1
         losses.append(float(metrics["loss"]))
-        scores.append(float(metrics["demo_score"]))
+        scores.append(float(seen["demo_score"]))
     assert losses[0] < 20 and np.mean(losses[-3:]) < 0.7 * losses[0]
     assert 0.2 < np.mean(scores) <= 1 and int(state.step) == 12
 

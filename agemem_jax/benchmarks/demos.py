@@ -41,6 +41,10 @@ class Demonstrator(ABC):
         """Tasks and demonstrations of one warm-start step, numpy arrays of `size` rows."""
         return self.writer.demonstrations(self.tell, step, size)
 
+    def period(self, size: int) -> int:
+        """Batches of `size` after which the same come again; 0: never."""
+        return 0
+
     def tell(self, index: int, epoch: int) -> tuple[Lines, list[tuple[int, str]]]:
         """What one agent writes, and what its store holds from stage 2 on as (speaker, text)."""
         rng = random.Random(f"{self.config.seed}/demo/{index}/{epoch}")

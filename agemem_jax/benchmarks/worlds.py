@@ -1,6 +1,7 @@
 """How tasks of worlds are played in demonstrations (benchmarks/demos.py): what was told is looked up, then acted on."""
 
 import functools
+import math
 import random
 from typing import Protocol
 
@@ -35,6 +36,9 @@ class Demonstrator(demos.Demonstrator):
 
     def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
         return self.writer.demonstrations(self.told, step, size, EPOCHS)
+
+    def period(self, size: int) -> int:
+        return math.lcm(self.source.num_train * EPOCHS, size) // size
 
     def related(self, shadow: Shadow, owner: int, text: str) -> int | None:
         """The owner's entry that has most words in common with a text, if they are ALIKE."""

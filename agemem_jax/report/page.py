@@ -6,16 +6,15 @@ missing; the page then says so). The page loads nothing: styles, pictures and th
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from agemem_jax.errors import InputError
 from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import Chart, Curve, line_chart, mean_curve, number, smooth
 from agemem_jax.report.diagnosis import enumerated
+from agemem_jax.report.files import RunFiles, load
 from agemem_jax.report.trace_view import choose, count_endings
 
 METHODS = (  # name in the files, heading, what it is
@@ -117,19 +116,6 @@ CURVES = (
 TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles
 NOT_CURVES = ("update", "stage", "seconds", "step", "time", "params_finite")
 SHOWN_TASKS = 8
-ATTRIBUTION = "attribution.json"  # in the folder of a seed: what calls were worth (experiments/attribute.py)
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a workdir holds. `metrics`, `traces` and `worth` are by seed; a file that is not there is empty."""
-
-    workdir: Path
-    summary: dict
-    config: dict
-    metrics: dict[int, list[dict]]
-    traces: dict[int, list[dict]]
-    worth: dict[int, dict]
 
 
 @dataclass(frozen=True)
@@ -182,18 +168,22 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     """
     run = load(Path(workdir))
     path = Path(out) if out else Path(workdir) / "report.html"
-    # Texts of a run hold <think> and <tool_call>: everything is escaped unless it is Markup made here.
-    templates = Environment(
+    html = templates().get_template("template.html").render(**contents(run)).lstrip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
+    return path
+
+
+def templates() -> Environment:
+    """The templates beside this file. Texts of a run hold <think> and <tool_call>: everything is escaped unless it is
+    Markup made here."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = templates.get_template("template.html").render(**contents(run)).lstrip()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
-    return path
 
 
 def write_picture(workdir: str | Path, path: str | Path) -> Path:
@@ -205,50 +195,6 @@ def write_picture(workdir: str | Path, path: str | Path) -> Path:
     from agemem_jax.report.picture import draw  # the page itself does without matplotlib
 
     return draw(load(Path(workdir)), Path(path))
-
-
-def load(workdir: Path) -> RunFiles:
-    """Reads the files of a run.
-
-    Raises:
-      InputError: summary.json is missing, or a file is not what it should be; names the file and what to do.
-    """
-    path = workdir / "summary.json"
-    if not path.exists():
-        raise InputError(
-            f"{path} is missing. It is written when training ends: run `python -m experiments.train "
-            f"--config=configs/tiny.py --workdir={workdir}` to the end (it goes on where it was stopped), or give the "
-            "--workdir of a finished run."
-        )
-    summary = _read(path, dict)
-    methods = summary.get("methods")
-    if not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
-        raise InputError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
-    metrics, traces, worth = {}, {}, {}
-    for folder in sorted(workdir.glob("seed_*"), key=lambda f: (len(f.name), f.name)):
-        if not (folder.is_dir() and folder.name.removeprefix("seed_").isdigit()):
-            continue
-        seed = int(folder.name.removeprefix("seed_"))
-        metrics[seed] = _read_metrics(folder / "metrics.jsonl")
-        traces[seed] = [trace for path in sorted(folder.glob("traces*.json")) for trace in _read_traces(path)]
-        worth[seed] = _read_worth(folder / ATTRIBUTION)
-        note_worth(traces[seed], worth[seed])
-    config = _read(workdir / "config.json", dict, needed=False)
-    return RunFiles(workdir, summary, config, metrics, traces, worth)
-
-
-def note_worth(traces: list[dict], worth: dict) -> None:
-    """Adds to the calls of traces what they were worth, as far as the same calls were played again."""
-    key = lambda *where: json.dumps(where, sort_keys=True)  # noqa: E731
-    names = ("task", "stage", "turn", "call", "op", "arguments")
-    effects = {key(*(call[name] for name in names)): call["effect"] for call in worth.get("calls", ())}
-    for trace in traces if effects else ():
-        if trace.get("method") != worth["method"]:
-            continue
-        for turn in trace["turns"]:
-            for place, call in enumerate(turn.get("calls") or ()):
-                here = key(trace.get("task"), turn.get("stage"), turn.get("turn"), place, call["op"], call["arguments"])
-                call["worth"] = effects.get(here)
 
 
 def worth_rows(worth: dict[int, dict]) -> list[dict]:
@@ -622,57 +568,3 @@ def duration(seconds: float | None) -> str:
 
 def _finite(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _remedy(path: Path) -> str:
-    return f"Delete {path.name} and run the training command of this workdir again; it writes the file anew at its end."
-
-
-def _read(path: Path, kind: Callable, needed: bool = True):
-    """A JSON file whose top level is `kind`; an empty one if it is missing and not needed."""
-    if not needed and not path.exists():
-        return kind()
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}. {_remedy(path)}") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}. {_remedy(path)}")
-    return value
-
-
-def _read_worth(path: Path) -> dict:
-    """What the calls of a seed were worth; {} if nobody looked."""
-    worth = _read(path, dict, needed=False)
-    if worth and not ({"method", "tools", "calls"} <= worth.keys()):
-        raise InputError(f"{path} lacks one of method, tools and calls. Run `python -m experiments.attribute` again.")
-    return worth
-
-
-def _read_traces(path: Path) -> list[dict]:
-    """The traces in one file of a seed."""
-    traces = _read(path, list)
-    for place, trace in enumerate(traces):
-        if not isinstance(trace, dict) or not isinstance(trace.get("turns"), list):
-            raise InputError(f"{path}: trace {place} is not an object with a list of `turns`. {_remedy(path)}")
-    return traces
-
-
-def _read_metrics(path: Path) -> list[dict]:
-    """One record an update, ascending. Lines of the same update (or `step`: an evaluation's) are put together."""
-    if not path.exists():
-        return []
-    by_update: dict[int, dict] = {}
-    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            update = int(row.get("update") or row["step"])
-            by_update.setdefault(update, {}).update(row | {"update": update})
-        except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path}, line {place} is not a JSON object with an `update`: {error!r}. Delete that line (a run that "
-                "was killed may leave half a line at the end), then make the report again."
-            ) from error
-    return [by_update[update] for update in sorted(by_update)]

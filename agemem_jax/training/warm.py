@@ -112,21 +112,27 @@ def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int)
     return step
 
 
-def warm_step(spec: RolloutSpec, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One warm-start step, to be jitted with `state` donated: (state, task, told, world) -> (state, metrics)."""
+def record(spec: RolloutSpec):
+    """Plays a batch of demonstrations, to be jitted: (task, told, world) -> (segments, metrics)."""
 
-    def step(state: TrainState, task: Task, told: Demonstration, world: World):
+    def play(task: Task, told: Demonstration, world: World):
         segments, rows = demonstrate(spec, world, task, told)
-        state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
-        metrics = {
-            "loss": loss,
+        return segments, {
             "demo_score": rows.stats.progress.mean(),
             "malformed": rows.stats.malformed.sum(1).mean(),
-            "segments": used / spec.batch,
             "peak_context_tokens": rows.stats.peak_context_tokens.max(),
             "mean_context_tokens": rows.stats.peak_context_tokens.mean(),
         }
-        return state, metrics
+
+    return play
+
+
+def watch_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
+    """One step on demonstrations, to be jitted with `state` donated: (state, segments, world) -> (state, metrics)."""
+
+    def step(state: TrainState, segments: Segments, world: World):
+        state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
+        return state, {"loss": loss, "segments": used / segments.tokens.shape[0]}
 
     return step
 
