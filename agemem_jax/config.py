@@ -81,6 +81,8 @@ AT_LEAST = {
     "task.chatter": 0,
     "task.distractors": 1,
     "task.seen_tokens": 0,
+    "task.chunk_tokens": 16,
+    "task.documents": 1,
     "task.message_tokens": 1,
     "task.answer_tokens": 1,
     "task.share_recall": 0,

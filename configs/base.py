@@ -159,6 +159,8 @@ def get_config() -> ConfigDict:
     c.task.facts = 8  # stage-1 messages: the gold facts first chosen, then distracting ones and chatter
     c.task.chatter = 0  # of these, messages with no fact at all
     c.task.distractors = 4  # stage-2 messages
+    c.task.chunk_tokens = 64  # of conversations and documents (benchmarks/conversations.py) that a message tells
+    c.task.documents = 50  # of long_hotpotqa: those of the record among others'
     c.task.message_tokens = 64  # longer messages, questions and supporting facts are cut, and counted
     c.task.answer_tokens = 16  # longer gold answers are cut, and counted
     c.task.seen_tokens = 0  # of an environment's answer to a task action, at most; 0 of questions, which give none

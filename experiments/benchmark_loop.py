@@ -8,24 +8,18 @@ are made on first use, in ~/.cache/agemem_jax/peers.
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 from absl import flags
 
-from agemem_jax.errors import InputError
 from experiments import cli, out
 from experiments.benchmark import parts
+from experiments.benchmark.sitting import PEERS, SCRIPTS, chosen_peers, environment, run
 
-PEERS = flags.DEFINE_string("peers", "all", "libraries to compare with: all, none, or names with commas (trl,tunix)")
 PART = flags.DEFINE_enum("part", None, parts.PARTS, "measure this part alone, in this process")
 
-SCRIPTS = Path(parts.__file__).parent / "peers"
-ENVIRONMENTS = Path.home() / ".cache" / "agemem_jax" / "peers"
 PACKAGES = {
     "trl": ["torch==2.13.0", "trl==1.16.*", "transformers", "datasets", "accelerate"],
     "tunix": ["google-tunix==0.1.7", "jax==0.10.2", "flax", "optax", "transformers"],
@@ -45,9 +39,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(parts.measure(PART.value, Path(folder))), flush=True)
         return
-    peers = chosen_peers(PEERS.value)
+    peers = chosen_peers(PEERS.value, PACKAGES)
     try:
-        pythons = {peer: environment(peer) for peer in peers}
+        pythons = {peer: environment(peer, PACKAGES[peer]) for peer in peers}
         ours = {part: run_part(part) for part in parts.PARTS}
         theirs = {peer: {name: run_peer(peer, name, pythons[peer]) for name in PROGRAMS[peer]} for peer in peers}
     except RuntimeError as error:  # of another program, with the end of what it printed
@@ -57,59 +51,24 @@ def main() -> None:
     out.write(figures)
 
 
-def chosen_peers(text: str) -> list[str]:
-    """The libraries that --peers names. Raises InputError for an unknown one."""
-    if text in ("all", "none"):
-        return list(PACKAGES) if text == "all" else []
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PACKAGES]:
-        raise InputError(f"--peers={text}: {unknown[0]!r} is unknown; give all, none, or of {', '.join(PACKAGES)}")
-    return names
-
-
-def environment(peer: str) -> Path:
-    """The Python of a peer's environment, which is made if it is not there."""
-    folder = ENVIRONMENTS / peer
-    python = folder / "bin" / "python"
-    if python.exists():
-        return python
-    print(f"making an environment for {peer} in {folder} (minutes, once)", flush=True)
-    try:
-        venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
-    except BaseException as error:  # nothing half-made stays behind, whatever stopped it
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, subprocess.CalledProcessError):
-            raise RuntimeError(f"cannot install {peer}; leave it out with --peers=none") from error
-        raise
-    return python
-
-
 def run_part(part: str) -> dict:
     """Measures one of our own parts."""
-    return run(f"ours: {part}", [sys.executable, "-m", "experiments.benchmark_loop", f"--part={part}"], Path.cwd())
+    return run(
+        f"ours: {part}", [sys.executable, "-m", "experiments.benchmark_loop", f"--part={part}"], Path.cwd(), speed
+    )
 
 
 def run_peer(peer: str, name: str, python: Path) -> dict:
     """Measures one of a peer's programs, in an empty folder."""
     script, *arguments = PROGRAMS[peer][name]
     with tempfile.TemporaryDirectory() as folder:
-        return run(f"{peer}: {name}", [python, SCRIPTS / script, *arguments], Path(folder))
+        return run(f"{peer}: {name}", [python, SCRIPTS / script, *arguments], Path(folder), speed)
 
 
-def run(title: str, command: list, folder: Path) -> dict:
-    """Runs a program to its end and reads the JSON object in its last line."""
-    print(f"{title} ...", end=" ", flush=True)
-    settings = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        print("failed", flush=True)
-        raise RuntimeError(f"{title} ended with code {done.returncode}:\n{done.stderr[-2000:]}")
-    figures = json.loads(lines[-1])
+def speed(figures: dict) -> str:
+    """What is printed of a program when it has run."""
     rate = figures.get("tokens_per_s")
-    print(f"{rate:,.0f} tokens/s" if rate else f"{figures['matmul_gflops']:,.0f} GFLOP/s", flush=True)
-    return figures
+    return f"{rate:,.0f} tokens/s" if rate else f"{figures['matmul_gflops']:,.0f} GFLOP/s"
 
 
 def summarise(ours: dict, theirs: dict) -> dict:

@@ -85,6 +85,9 @@ class StoreTwin:
         self.entries = kept
         return Status.OK if found else Status.NOTHING_FOUND
 
+    def drop_oldest(self):
+        self.entries = sorted(self.entries, key=lambda e: e.id)[1:]
+
     def candidates(self, query, pairs, owner, min_score):
         """The owner's entries that match, with their scores, best first; a query's below `min_score` do not count."""
         given = [pair for pair in pairs if pair != ((), ())]

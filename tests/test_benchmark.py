@@ -13,6 +13,7 @@ from agemem_jax.training.state import make_optimizer, new_state
 from agemem_jax.types import Op, Text
 from experiments import benchmark_loop
 from experiments.benchmark import host_loop, parts, token_env
+from experiments.benchmark.sitting import chosen_peers
 from experiments.benchmark.token_env import Sizes
 
 MODEL = dataclasses.replace(
@@ -138,10 +139,10 @@ def test_summary_has_the_documented_keys():
 
 
 def test_unknown_peers_are_refused():
-    assert benchmark_loop.chosen_peers("none") == []
-    assert benchmark_loop.chosen_peers("tunix") == ["tunix"]
+    assert chosen_peers("none", benchmark_loop.PACKAGES) == []
+    assert chosen_peers("tunix", benchmark_loop.PACKAGES) == ["tunix"]
     with pytest.raises(ValueError, match="verl"):
-        benchmark_loop.chosen_peers("trl,verl")
+        chosen_peers("trl,verl", benchmark_loop.PACKAGES)
 
 
 def test_settings_are_the_peers():

@@ -177,7 +177,7 @@ class TaskSource:
             answer=pad_text(self._cut(staged.answer, task.answer_tokens), task.answer_tokens),
             game=self.tasks.game(staged),
             fact_owner=_padded(owners(staged.fact_speakers), task.facts, np.int32),
-            fact_session=np.full((task.facts,), index, np.int32),
+            fact_session=_padded(staged.fact_sessions or [index] * len(staged.facts), task.facts, np.int32),
             distractor_owner=_padded(owners(staged.distractor_speakers), task.distractors, np.int32),
             distractor_session=np.full((task.distractors,), index, np.int32),
             owner=np.int32(self.owner(index, staged.asker)),

@@ -25,4 +25,5 @@ class StagedRecord:
     distractor_speakers: list[int]
     asker: int = 0  # whose question it is
     kind: str = ""  # of the benchmark's kinds; "" where it has none
+    fact_sessions: list[int] | None = None  # of the messages of stage 1; None: all are of the record's own
     play: Any = None  # what the environment plays, in a form of the benchmark's own

@@ -228,7 +228,7 @@ def retrieve(
     on: jax.Array,
     query: Text,
     k: jax.Array,
-    filter: Text,
+    filter: Text | None,
     owner: jax.Array,
     encode: Encoder,
     max_k: int,
@@ -246,7 +246,8 @@ def retrieve(
         on: `[B]` bool.
         query: `[B, A]`.
         k: `[B]` int32, cut to 0..max_k.
-        filter: `[B, G', 2, Lt]` pairs; both lengths 0 = not given. Any number of pairs G'.
+        filter: `[B, G', 2, Lt]` pairs; both lengths 0 = not given. Any number of pairs G'. None: no row has any,
+            and the tags are not looked at.
         owner: `[B]` int32.
         encode: the encoder of all texts of this store.
         max_k: Kmax, static.
@@ -257,11 +258,12 @@ def retrieve(
         The store with the hits counted, what was found, and status `[B]`: EMPTY_TEXT (neither query nor filter),
         NOTHING_FOUND.
     """
-    filter = _clean(filter)
-    asks, filters = query.length > 0, jnp.any(filter.length > 0, axis=(1, 2))
+    asks = query.length > 0
+    filters, match = jnp.zeros_like(asks), store.valid & (store.owner == owner[:, None])
+    if filter is not None:
+        filters, match = jnp.any(filter.length > 0, axis=(1, 2)), match & _matches(store.tags, _clean(filter))
     cosine = jnp.einsum("bne,be->bn", store.embedding, encode(query, True), precision="highest")
     score = jnp.round(cosine / SCORE_STEP) * SCORE_STEP
-    match = store.valid & (store.owner == owner[:, None]) & _matches(store.tags, filter)
     match &= (score >= min_score) | ~asks[:, None]
     match &= (on & (asks | filters))[:, None]
     slot, found, score = _best(jnp.where(asks[:, None], score, 0), match, store.id, k, max_k)
@@ -275,8 +277,7 @@ def retrieve(
     )
     status = first_failure(on, (~asks & ~filters, Status.EMPTY_TEXT), (~jnp.any(found, axis=1), Status.NOTHING_FOUND))
     if count_hits:
-        hit = jnp.any((store.id[:, None] == result.id[..., None]) & found[..., None], axis=1)
-        store = store.replace(hits=store.hits + hit)
+        store = store.replace(hits=jax.vmap(lambda row, i, hit: row.at[i].add(hit))(store.hits, slot, found))
     return store, result, status
 
 
@@ -386,17 +387,39 @@ def _best(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The k highest scores among the matches, ties by lower id: slots, found and scores, each `[B, Kmax]`.
 
-    One pass over `[B, N]` for each place. `lax.top_k` breaks ties by slot, which is not the order of ids once a slot
-    has been used again, and sorting all entries by (score, id) took longer than computing their cosines.
+    Places are cut into blocks, of which the best entry is known: one pass over all, then each pick looks at the blocks'
+    best and at one block. `lax.top_k` breaks ties by slot, which is not the order of ids once a slot has been used
+    again, and gathers rows that are spread over devices; sorting all entries by (score, id) took longer than computing
+    their cosines.
     """
+    batch, entries = score.shape
+    width = 1 << (((entries - 1).bit_length() + 1) // 2)  # near the square root
+    last = jnp.iinfo(jnp.int32).max
+    blocks = lambda x, fill: jnp.pad(  # noqa: E731
+        x, ((0, 0), (0, -entries % width)), constant_values=fill
+    ).reshape(batch, -1, width)
+    score, ids = blocks(jnp.where(match, score, -jnp.inf), -jnp.inf), blocks(ids, last)
 
-    def take_best(left: jax.Array, _) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        best = jnp.max(jnp.where(left, score, -jnp.inf), axis=1, keepdims=True)
-        tied = left & (score == best)
-        chosen = tied & (ids == jnp.min(jnp.where(tied, ids, jnp.iinfo(jnp.int32).max), axis=1, keepdims=True))
-        return left & ~chosen, (jnp.argmax(chosen, axis=1), jnp.any(chosen, axis=1), best[:, 0])
+    def following(score: jax.Array, ids: jax.Array, before: tuple) -> tuple[jax.Array, jax.Array]:
+        """Score and id of the best entry along the last axis that comes after the one of score and id `before`."""
+        same, lower = score == before[0][..., None], score < before[0][..., None]
+        rest = jnp.where(lower | (same & (ids > before[1][..., None])), score, -jnp.inf)
+        best = jnp.max(rest, axis=-1)
+        return best, jnp.min(jnp.where(rest == best[..., None], ids, last), axis=-1)
 
-    _, picks = lax.scan(take_best, match, length=max_k)
-    slot, found, best = (jnp.swapaxes(pick, 0, 1) for pick in picks)
-    found &= jnp.arange(max_k) < k[:, None]
+    def pick(heads: tuple, _) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
+        best, first = heads
+        top = jnp.max(best, axis=1, keepdims=True)
+        block = jnp.argmin(jnp.where(best == top, first, last), axis=1)[:, None]
+        take = lambda x: jnp.take_along_axis(x, block[(..., *[None] * (x.ndim - 2))], axis=1)[:, 0]  # noqa: E731
+        inside, numbers, (before, number) = take(score), take(ids), map(take, heads)
+        place = jnp.argmax((inside == before[:, None]) & (numbers == number[:, None]), axis=1)
+        after, here = following(inside, numbers, (before, number)), jnp.arange(best.shape[1]) == block
+        heads = tuple(jnp.where(here, new[:, None], old) for new, old in zip(after, heads, strict=True))
+        return heads, (block[:, 0] * width + place, before)
+
+    start = jnp.full(score.shape[:2], jnp.inf), jnp.zeros(score.shape[:2], jnp.int32)
+    _, picks = lax.scan(pick, following(score, ids, start), length=max_k)
+    slot, best = (jnp.swapaxes(x, 0, 1) for x in picks)
+    found = (best > -jnp.inf) & (jnp.arange(max_k) < k[:, None])
     return slot, found, jnp.where(found, best, 0)

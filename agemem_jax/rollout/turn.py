@@ -154,7 +154,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     if top_k:
         wanted = jnp.full((spec.batch,), top_k, jnp.int32)
         store, found, _ = store_lib.retrieve(
-            store, shows, body, wanted, no_tags(rows), speaker(task, stage, rows.turn)[0], as_query,
+            store, shows, body, wanted, None, speaker(task, stage, rows.turn)[0], as_query,
             max_k=top_k, min_score=min_score, count_hits=False,
         )  # fmt: skip
         found = found.replace(found=found.found & shows[:, None])

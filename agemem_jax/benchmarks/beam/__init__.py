@@ -1,0 +1,1 @@
+"""BEAM (Tavakoli et al. 2026)."""

@@ -1,0 +1,1 @@
+"""LoCoMo (Maharana et al. 2024)."""

@@ -1,0 +1,1 @@
+"""Long HotpotQA: a question after many documents."""

@@ -1,0 +1,1 @@
+"""LongMemEval (Wu et al. 2025)."""

@@ -1,0 +1,1 @@
+"""MemoryAgentBench (Hu et al. 2026)."""
