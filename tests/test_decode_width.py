@@ -33,17 +33,17 @@ WIDTHS = (2, 4, 8)
 
 @cache
 def tool_grammar(folder: Path, form: str, **changes):
-    """A grammar over a byte-level BPE, in which most of a call's skeleton is forced: (grammar on the host, tokenizer)."""
+    """A grammar over a byte-level BPE, in which most of a call's skeleton is forced."""
     config = get_config().tools
     config.update(dict(format=form, max_calls=1, max_tags=0, optional_arguments=False, body_tokens=0) | changes)
     tokenizer = Tokenizer.load(write_bpe(folder))
-    return jax.device_get(grammar_lib.build_grammar(config, tokenizer)), tokenizer
+    return jax.device_get(grammar_lib.build_grammar(config, tokenizer))
 
 
 @pytest.fixture(scope="module")
 def grammar_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bpe")
-    return lambda form: tool_grammar(folder, form)[0]
+    return lambda form: tool_grammar(folder, form)
 
 
 @cache
@@ -63,16 +63,16 @@ def situation(vocab: int, seed: int = 0):
 
 @partial(jax.jit, static_argnames=("config", "width", "decode_width", "columns"))
 def turns(
-    params, grammar, tokens, length, prompt, on, start, budget, key, temperature, noise_row, config, width, decode_width,
-    columns=(),
+    params, grammar, tokens, length, prompt, on, start, budget, key, temperature, noise_row, config, width,
+    decode_width, columns=(),
 ):  # fmt: skip
     """One slot from empty caches: (history, cached, Generation)."""
     prefix, _ = kv_cache.encode_prefix(params, config, prompt, jnp.array([prompt.shape[1]]))
     history = kv_cache.init_history(config, len(length), tokens.shape[1] + max(16, width))
     ops = jnp.full_like(length, ALL_OPS)
     return generate(
-        Policy(config, params, prefix), history, jnp.zeros_like(length), tokens, length, on, grammar, start, ops, budget,
-        width, 16, temperature, key, columns, 0, noise_row, decode_width,
+        Policy(config, params, prefix), history, jnp.zeros_like(length), tokens, length, on, grammar, start, ops,
+        budget, width, 16, temperature, key, columns, 0, noise_row, decode_width,
     )  # fmt: skip
 
 
@@ -155,13 +155,13 @@ def test_a_budget_may_end_inside_a_step(grammar_of):
 
 @pytest.mark.parametrize("form", ["paper", "hermes"])
 def test_shipped_weights_write_the_same(form):
-    """The built-in policy, whose turns end by themselves, at what it was trained for and in a format that it never saw."""
+    """The built-in policy, whose turns end by themselves, in its own format and in one that it never saw."""
     config = tiny.get_config()
     config.tools.format = form
     tokenizer = Tokenizer.load(config.policy.tokenizer)
     grammar = jax.device_get(grammar_lib.build_grammar(config.tools, tokenizer))
     policy = weights.load(config.policy.weights)
-    words = np.array(tokenizer.encode(" the old friend said that Ada wrote Silver River in 1984 and the old friend said"))
+    words = np.array(tokenizer.encode(" the old friend said that Ada wrote Silver River and the old friend said"))
     length = np.array([len(words), 7, 12, 5, 9, 3], np.int32)
     tokens = np.zeros((B, C), np.int32)
     for row, n in zip(tokens, length, strict=True):

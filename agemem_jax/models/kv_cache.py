@@ -1,10 +1,11 @@
 """Decoding with a cache: a prefix shared by a prompt's rows, each row's history, and the slot being generated.
 
 A row's sequence is its prompt's *prefix*, then its own context. The context's keys lie in the row's *history* (columns
-0..cached-1; each row has its own count), and what one generation adds lies in a *slot* until `merge_slot` moves it behind
-each row's history. In `decode_step` all rows fill the slot's columns in step (a scalar column index, so a write is one
-cheap update); in `decode_steps` each row has a column of its own. Context token j has position prefix length + j. An edit of the context only lowers `cached`: columns from there on are
-not read, and are overwritten by what comes next.
+0..cached-1; each row has its own count), and what one generation adds lies in a *slot*, until `merge_slot` moves it
+behind each row's history. In `decode_step` all rows fill the slot's columns in step (a scalar column index, so a write
+is one cheap update); in `decode_steps` each row has a column of its own. Context token j has position prefix length +
+j. An edit of the context only lowers `cached`: columns from there on are not read, and are overwritten by what comes
+next.
 
 Caches have one of two forms. Unrolled: a tuple over layers of (K [B, KV, HD, S], V [B, KV, S, HD]), the layers one
 after another in the program, which is fastest on a CPU: a loop over stacked layers copies all of them for every token.
@@ -200,7 +201,7 @@ def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _behind(start: jax.Array) -> Callable:
-    """A `write` of `_through_layers`: columns from each row's own `start [B]` on; without a layer, of all in a stack."""
+    """A `write` of `_through_layers`: columns from each row's own `start [B]` on (without a layer, of all layers)."""
 
     def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
         def one(row, new, start):

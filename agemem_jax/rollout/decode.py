@@ -1,8 +1,8 @@
 """One generation slot: prefill what is new in each row's context, then decode until every row has ended its turn.
 
-With a decode width above 1 each step runs several tokens of each row: its last one, and what it will probably write next
-(drafts.py). Every column is drawn as it would be alone: from its own masked distribution, with the noise of its own
-column. So what is written does not depend on the width; a wrong proposal is a column that is drawn again.
+With a decode width above 1 each step runs several tokens of each row: its last one, and what it will probably write
+next (drafts.py). Every column is drawn as it would be alone: from its own masked distribution, with the noise of its
+own column. So what is written does not depend on the width, and a wrong proposal costs a column that is run again.
 """
 
 from collections.abc import Callable
@@ -320,7 +320,7 @@ def decode_ahead(
 
 def draw(policy: Policy, hidden, grammar: ToolGrammar | None, state, left, ops, uniform, temperature):
     """One token for each of the last layer's outputs `hidden [n, D]`: (token, its log-probability, whether it is a
-    choice), all `[n]`; the arguments are those of `decode`, `left [n]` the tokens that may be written, this one included.
+    choice), all `[n]`. The arguments are those of `decode`; `left [n]` tokens may be written, this one included.
     """
     layout = policy.config.layout
     tokens_axis = "rows" if hidden.shape[0] % layout.ways("tokens") else "tokens"
@@ -345,7 +345,9 @@ def put_behind(record: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
     return jax.vmap(lambda x, y, at: jax.lax.dynamic_update_slice(x, y.astype(x.dtype), (at,)))(record, new, start)
 
 
-def run_steps(step: Callable, going: Callable, carry: tuple, history, most: jax.Array, columns: tuple[int, ...]) -> tuple:
+def run_steps(
+    step: Callable, going: Callable, carry: tuple, history, most: jax.Array, columns: tuple[int, ...]
+) -> tuple:
     """`carry = step(history, carry)` while `going(carry)`, with the fewest of the numbers of `columns` (see `decode`)
     that hold `most []` of the history's."""
     loop = lambda history, carry: jax.lax.while_loop(going, lambda carry: step(history, carry), carry)  # noqa: E731
