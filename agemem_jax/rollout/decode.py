@@ -266,19 +266,18 @@ def decode_ahead(
             flat = lambda x: cut(x, n).reshape(batch * n, *x.shape[2:])  # noqa: E731
             state, left = map(flat, of_choices)
             chosen = jnp.take_along_axis(hidden, cut(place, n)[..., None], 1)
-            token, logp, _ = draw(
-                policy, flat(chosen), grammar, state, left, jnp.repeat(ops, n), flat(noise), temperature
-            )
-            return widen(token.reshape(batch, n)), widen(logp.reshape(batch, n))
+            drawn = draw(policy, flat(chosen), grammar, state, left, jnp.repeat(ops, n), flat(noise), temperature)
+            return tuple(widen(x.reshape(batch, n)) for x in drawn)
 
-        token, logp = (jnp.take_along_axis(x, jnp.maximum(rank, 0), 1) for x in fewest(asked.sum(1).max(), some))
+        drawn = fewest(asked.sum(1).max(), some)
+        token, logp, choice = (jnp.take_along_axis(x, jnp.maximum(rank, 0), 1) for x in drawn)
         token = jnp.where(draft.forced, draft.tokens, token)
         holds = (token == draft.tokens) & (places < draft.count[:, None])
         accepted = holds.astype(jnp.int32).cumprod(1).sum(1)
         new = runs & (places <= accepted[:, None])
         last = lambda x: jnp.take_along_axis(x, accepted[:, None], 1)[:, 0]  # noqa: E731
-        records = (token, logp, draft.state, left, asked)
-        kept = [jnp.where(new, x, 0) for x in (token, jnp.where(draft.forced, 0.0, logp), *records[2:])]
+        records = token, jnp.where(draft.forced, 0.0, logp), draft.state, left, choice & asked
+        kept = [jnp.where(new, x, 0) for x in records]
         out = tuple(put_behind(x, y, count) for x, y in zip(out, kept, strict=True))
         text = put_behind(text, kept[0], cached + count)
         after, more = last(draft.state), live

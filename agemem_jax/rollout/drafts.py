@@ -27,7 +27,7 @@ class Draft(NamedTuple):
     tokens: jax.Array  # [B, W] int32; means nothing from `count` on
     count: jax.Array  # [B] int32 tokens proposed, at most W - 1; none of them ends a turn or is the budget's last
     state: jax.Array  # [B, W] int32 grammar state before each column; means nothing after column `count`
-    forced: jax.Array  # [B, W] bool: the grammar allows one token there, which is in `tokens` also at column `count`
+    forced: jax.Array  # [B, W] bool: a column up to `count` where only one token is allowed, which `tokens` holds
 
 
 def propose(
