@@ -90,14 +90,13 @@ def measure(config: ConfigDict, width: int, updates: int) -> dict:
     """All figures of a config."""
     run = build(config)
     params = run.start()
-    if run.model.lora is None and not run.model.layout.is_spread:
-        params = jax.tree.map(jnp.asarray, params)
     slots = play(run, params)
     figures = {"config": config.name, "rows": run.spec.rollout.batch, "width": width, "cpus": os.cpu_count()}
     figures |= {"turns": sum(int(slot.on.sum()) for slot in slots), "slots": len(slots)}
     figures["tokens"] = sum(int(slot.made.count.sum()) for slot in slots)
     figures["forced_share"] = 1 - sum(int(slot.made.sampled.sum()) for slot in slots) / figures["tokens"]
-    figures["steps"] = steps(run.world.grammar, slots, [w for w in (2, 4, 8, 16, 32) if w < width] + [width])
+    prompt = np.asarray(run.world.pieces.prefix.tokens[0])
+    figures["steps"] = steps(run.world.grammar, prompt, slots, widths_up_to(width))
     print(steps_table(figures), flush=True)
     figures["decoding"] = seconds(run, params, slots, width)
     del params
@@ -186,13 +185,19 @@ def replay(grammar: ToolGrammar, text, begin, made: Generation, ops, width: int,
     return jax.lax.while_loop(lambda c: (c[0] < made.count).any(), body, (zeros + 1, zeros, zeros, zeros))[1:]
 
 
-def steps(grammar: ToolGrammar, slots: list[Slot], widths: list[int]) -> dict:
-    """Steps of the turns at each width, and how copies held, by kind of proposal."""
+def widths_up_to(width: int) -> list[int]:
+    """Powers of two below a width, and itself."""
+    return [w for w in (2, 4, 8, 16, 32) if w < width] + [width]
+
+
+def steps(grammar: ToolGrammar, prompt: np.ndarray, slots: list[Slot], widths: list[int]) -> dict:
+    """Steps of the turns at each width, by kind of proposal, and how copies held at the last; `prompt [P]` is shared."""
     number = np.concatenate([np.full(slot.on.sum(), i) for i, slot in enumerate(slots)])
     stack = lambda get: np.concatenate([get(slot)[slot.on] for slot in slots])  # noqa: E731
-    begin, ops = stack(lambda slot: slot.length), stack(lambda slot: slot.ops)
+    begin, ops = len(prompt) + stack(lambda slot: slot.length), stack(lambda slot: slot.ops)
     made = jax.tree.map(lambda *x: np.concatenate(x), *[jax.tree.map(lambda x: x[s.on], s.made) for s in slots])  # noqa: B023
-    text = np.pad(stack(lambda slot: slot.tokens), ((0, 0), (0, made.tokens.shape[1] + max(widths))))
+    text = np.pad(stack(lambda slot: slot.tokens), ((0, 0), (len(prompt), made.tokens.shape[1] + max(widths))))
+    text[:, : len(prompt)] = prompt
     for row, n, turn, count in zip(text, begin, made.tokens, made.count, strict=True):
         row[n : n + count] = turn[:count]
     names = np.array([name for slot in slots for name in names_of(slot)])
@@ -258,7 +263,7 @@ def seconds(run: Run, params: dict, slots: list[Slot], width: int) -> dict:
 
     ways = {"1": (at(1), 0)}
     ahead = at(width)
-    ways |= {str(w): (ahead, w - 1) for w in (2, 4, 8, 16, 32) if w < width} | {str(width): (ahead, width - 1)}
+    ways |= {str(w): (ahead, w - 1) for w in widths_up_to(width)}
     ways["nothing proposed"] = (ahead, 0)
     spent, same, compile_s = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0), {}
     for slot in slots:

@@ -202,10 +202,14 @@ def test_log_probabilities_are_the_learners(grammar_of):
 WORDS, LENGTH, MANY = 3, 4, 1 << 14
 
 
-@partial(jax.jit, static_argnames=("decode_width", "propose"))
 def free_turns(key, decode_width, propose=drafts.propose):
     """LENGTH tokens of a vocabulary of WORDS, in MANY rows that all begin alike, at temperature 1.5: [MANY, LENGTH]."""
     config, params = policy_of(WORDS)
+    return write_freely(params, key, config, decode_width, propose)
+
+
+@partial(jax.jit, static_argnames=("config", "decode_width", "propose"))
+def write_freely(params, key, config, decode_width, propose):
     prompt = jnp.array([[1, 2, 2, 0, 1, 2]])
     prefix, last = kv_cache.encode_prefix(params, config, prompt, jnp.array([6]))
     zeros = jnp.zeros(MANY, jnp.int32)

@@ -37,6 +37,7 @@ class PrefixCache:
 
     kv: Cache  # of layers (K [Np, KV, HD, P], V [Np, KV, P, HD])
     length: jax.Array  # [Np] int32
+    tokens: jax.Array  # [Np, P] int32 what they say
 
 
 def _empty(config: ModelConfig, batch: int, columns: int) -> Cache:
@@ -187,11 +188,11 @@ def encode_prefix(
     """
     n, p = tokens.shape
     if p == 0:
-        return PrefixCache(_empty(config, n, 0), length), jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
+        return PrefixCache(_empty(config, n, 0), length, tokens), jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
     rope = qwen.rope_table(config, jnp.arange(p)[None])
     attend = lambda q, kv: qwen.attend_to(config, q, [Keys(*kv, offset=0)])  # noqa: E731
     x, kv = _through_layers(params, config, qwen.embed(params, config, tokens), rope, (), None, None, attend)
-    return PrefixCache(kv, length), last_of(x, length)
+    return PrefixCache(kv, length, tokens), last_of(x, length)
 
 
 def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:

@@ -279,7 +279,7 @@ def decode_ahead(
         records = token, jnp.where(draft.forced, 0.0, logp), draft.state, left, choice & asked
         kept = [jnp.where(new, x, 0) for x in records]
         out = tuple(put_behind(x, y, count) for x, y in zip(out, kept, strict=True))
-        text = put_behind(text, kept[0], cached + count)
+        text = put_behind(text, kept[0], first + count)
         after, more = last(draft.state), live
         if grammar is not None:
             after = jnp.where(live, grammar_lib.advance(grammar, after, last(token)), after)
@@ -289,7 +289,7 @@ def decode_ahead(
 
     def step(history, carry):
         count, token, state, live, slot, text, out = carry
-        draft = propose(grammar, text, cached + count, state, budget - count, ops, decode_width)
+        draft = propose(grammar, text, first + count, state, budget - count, ops, decode_width)
         fed = jnp.concatenate([token[:, None], draft.tokens[:, :-1]], 1)
 
         def some(n: int):
@@ -303,9 +303,11 @@ def decode_ahead(
         count, token, state, live, text, out = verify(count, hidden, draft, live, text, out)
         return count, token, state, live, slot, text, out
 
-    # Proposals are written whole: behind the last column is room for them.
-    text = jnp.pad(tokens, ((0, 0), (0, width + decode_width)))
-    text = jnp.where(jnp.arange(text.shape[1]) < cached[:, None], text, PAD_ID)
+    # What a row has read and written: its prompt, its context, its turn. Proposals are written whole: behind the last
+    # column is room for them.
+    prompt = jnp.repeat(policy.prefix.tokens, batch // policy.prefix.tokens.shape[0], 0)
+    text = jnp.concatenate([prompt, jnp.pad(tokens, ((0, 0), (0, width + decode_width)))], 1)
+    first = prompt.shape[1] + cached  # place of a row's first written token in it
     slot = kv_cache.init_slot(policy.config, batch, width + decode_width)
     out, none = empty_records(batch, width + decode_width), jnp.zeros_like(cached)
     alone = drafts.only_next(grammar, start, budget, ops, decode_width)

@@ -7,7 +7,7 @@ this accepts with that token's probability, as the rejection sampling of specula
 
 Copies are prompt lookup (github.com/apoorvumang/prompt-lookup-decoding): what followed where the row's last tokens have
 stood before. It differs in that it is looked up anew for each proposed token, so that a copy goes on behind what is
-forced, and that the shared prompt is not searched.
+forced.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.tools.grammar import ToolGrammar
 
-LONGEST, SHORTEST = 3, 1  # tokens that a copy's beginning must have in common with what was written last
+# Tokens in which the place that is copied must agree with what was written last. With 1 there are a tenth fewer steps,
+# and a third more columns are run in vain (a 0.5B model's turns on HotpotQA, 8 columns).
+LONGEST, SHORTEST = 4, 2
 
 
 class Draft(NamedTuple):
