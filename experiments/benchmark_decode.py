@@ -191,7 +191,7 @@ def widths_up_to(width: int) -> list[int]:
 
 
 def steps(grammar: ToolGrammar, prompt: np.ndarray, slots: list[Slot], widths: list[int]) -> dict:
-    """Steps of the turns at each width, by kind of proposal, and how copies held at the last; `prompt [P]` is shared."""
+    """Steps of the turns behind `prompt [P]` at each width, by kind of proposal, and how copies held at the last."""
     number = np.concatenate([np.full(slot.on.sum(), i) for i, slot in enumerate(slots)])
     stack = lambda get: np.concatenate([get(slot)[slot.on] for slot in slots])  # noqa: E731
     begin, ops = len(prompt) + stack(lambda slot: slot.length), stack(lambda slot: slot.ops)

@@ -188,7 +188,8 @@ def encode_prefix(
     """
     n, p = tokens.shape
     if p == 0:
-        return PrefixCache(_empty(config, n, 0), length, tokens), jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
+        nothing = jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
+        return PrefixCache(_empty(config, n, 0), length, tokens), nothing
     rope = qwen.rope_table(config, jnp.arange(p)[None])
     attend = lambda q, kv: qwen.attend_to(config, q, [Keys(*kv, offset=0)])  # noqa: E731
     x, kv = _through_layers(params, config, qwen.embed(params, config, tokens), rope, (), None, None, attend)
