@@ -252,7 +252,10 @@ def decode_ahead(
         return jax.lax.switch((most > jnp.array(sizes[:-1])).sum(), [lambda n=n: run(n) for n in sizes])
 
     def verify(count, hidden, draft: drafts.Draft, live, text, out):
-        """Draws the columns from `count [B]` on as far as the proposals hold, and one more; records what is written."""
+        """Draws the columns from `count [B]` on as far as the proposals hold, and one more; records what is written.
+
+        hidden: [B, W or 1, D] the last layer's output at the tokens before these columns.
+        """
         runs = live[:, None] & (places <= draft.count[:, None])
         asked = runs & ~draft.forced
         rank = asked.cumsum(1) - 1  # the columns with a choice are moved to the front
@@ -265,11 +268,11 @@ def decode_ahead(
         def some(n: int):
             flat = lambda x: cut(x, n).reshape(batch * n, *x.shape[2:])  # noqa: E731
             state, left = map(flat, of_choices)
-            chosen = jnp.take_along_axis(hidden, cut(place, n)[..., None], 1)
+            chosen = jnp.take_along_axis(widen(hidden), cut(place, n)[..., None], 1)
             drawn = draw(policy, flat(chosen), grammar, state, left, jnp.repeat(ops, n), flat(noise), temperature)
             return tuple(widen(x.reshape(batch, n)) for x in drawn)
 
-        drawn = fewest(asked.sum(1).max(), some)
+        drawn = some(1) if hidden.shape[1] == 1 else fewest(asked.sum(1).max(), some)
         token, logp, choice = (jnp.take_along_axis(x, jnp.maximum(rank, 0), 1) for x in drawn)
         token = jnp.where(draft.forced, draft.tokens, token)
         holds = (token == draft.tokens) & (places < draft.count[:, None])
@@ -311,7 +314,7 @@ def decode_ahead(
     slot = kv_cache.init_slot(policy.config, batch, width + decode_width)
     out, none = empty_records(batch, width + decode_width), jnp.zeros_like(cached)
     alone = drafts.only_next(grammar, start, budget, ops, decode_width)
-    carry = verify(none, widen(hidden[:, None]), alone, on, text, out)
+    carry = verify(none, hidden[:, None], alone, on, text, out)
     carry = (*carry[:4], slot, *carry[4:])
     carry = run_steps(step, lambda c: c[3].any(), carry, history, jnp.where(on, cached, 0).max(), columns)
     count, _, _, _, slot, _, out = carry
