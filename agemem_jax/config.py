@@ -101,6 +101,7 @@ AT_LEAST = {
     "rollout.summary_slots": 0,
     "rollout.prefill_chunk": 1,
     "rollout.history_widths": 1,
+    "rollout.decode_width": 1,
     "rollout.prefill_rows": 0,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
@@ -151,6 +152,7 @@ AT_MOST = {
     "task.distractors": 1000,
     "task.seen_tokens": 4096,
     "rollout.history_widths": 64,
+    "rollout.decode_width": 64,
     "rl.widths": 64,
 }
 

@@ -180,6 +180,9 @@ def get_config() -> ConfigDict:
     c.rollout.prefill_chunk = 256
     c.rollout.prefill_rows = 0  # rows of a prefill chunk after the first, those that need most; 0, several devices: all
     c.rollout.history_widths = 1  # the decode loop is compiled for so many context lengths, and runs on the shortest
+    # Tokens of a row in one step of decoding: its last one, and those that the grammar forces or that go on with a copy
+    # of what it has read. What is written stays the same. 1 = one at a time, which is best where little is forced.
+    c.rollout.decode_width = 1
 
     # Rewards: R = w . (task, context, memory) + penalties. A weight of 0 switches a term off; every term has its curve.
     c.reward = ConfigDict()
@@ -287,6 +290,7 @@ def workstation() -> ConfigDict:
     c.rollout.stage1_answer_ends = False
     c.rollout.summary_slots = 1
     c.rollout.prefill_chunk = 64
+    c.rollout.decode_width = 8  # a real vocabulary spells a call in dozens of tokens, and what is stored was just read
     c.rl.updates = 3
     c.rl.tasks_per_update = 1
     c.rl.group_size = 4

@@ -3,7 +3,8 @@
     python -m experiments.plan --config=configs/qwen25_7b.py:v5p-16 --topology=v5p:2x2x2 [--stages=1,2,3] [--out=FILE]
 
 TPUs need the extra `tpu` (libtpu), GPUs (--topology=h100:8) JAX's CUDA plugin; neither needs a device. Turns are as
-long as the flags say, and the page says so too. `--search` tries other meshes and micro-batches on stage 3 and prints
+long as the flags say, and take as many steps (--step_tokens, with --config.rollout.decode_width above 1); the page
+says so too. `--search` tries other meshes and micro-batches on stage 3 and prints
 the best.
 """
 
@@ -27,6 +28,10 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "slice or node, e.g. v5p:4x4x4,
 STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stage programs to compile")
 TURN = flags.DEFINE_integer("turn_tokens", 256, "tokens of a turn, on average", lower_bound=1)
 LONGEST = flags.DEFINE_integer("longest_turn", 512, "tokens of the longest turn of a slot", lower_bound=1)
+STEP = flags.DEFINE_float(
+    "step_tokens", 1.0, "tokens of the longest turn that a step of decoding writes (experiments.benchmark_decode "
+    "measures it); at most rollout.decode_width", lower_bound=1.0,
+)  # fmt: skip
 SEGMENTS = flags.DEFINE_float("segments", 2.5, "segments of a trajectory that hold anything", lower_bound=1)
 SEARCH = flags.DEFINE_bool("search", False, "try meshes and micro-batches on stage 3, print the best")
 
@@ -44,6 +49,11 @@ PREFILL_CHUNKS = 1.5  # a slot: one for the observation, more after an edit
 
 def main(config) -> None:
     stages = [3] if SEARCH.value else stage_numbers()
+    if STEP.value > config.rollout.decode_width:
+        raise ConfigError(
+            f"--step_tokens={STEP.value:g}: a step writes at most rollout.decode_width = {config.rollout.decode_width} "
+            "tokens of a row; lower it, or set --config.rollout.decode_width"
+        )
     try:
         where = parse_slice(TOPOLOGY.value)
         devices = plan.topology_devices(where)
@@ -78,8 +88,9 @@ def plan_config(config, where: Slice, devices: list, stages: list[int]) -> dict:
         f"mesh {dict(mesh.shape)}, update in layout {config.mesh.learner!r}, {derive(config).rows} rollouts of "
         f"{config.context.capacity:,} tokens beside a prompt of {run.prompt_tokens:,}, micro-batch "
         f"{run.spec.learn.micro_batch}",
-        f"assumed: turns of {TURN.value} tokens, the longest of a slot {LONGEST.value}; {SEGMENTS.value} segments a "
-        "trajectory, each as long as the context can get; attention kernels at half the peak",
+        f"assumed: turns of {TURN.value} tokens, the longest of a slot {LONGEST.value}, in {decode_steps():,.0f} "
+        f"steps, each of them as costly as one of {config.rollout.decode_width} tokens a row; {SEGMENTS.value} "
+        "segments a trajectory, each as long as the context can get; attention kernels at half the peak",
     ]
     if not run.is_exact:
         notes.append("the grammar is that of the small built-in vocabulary; give policy.tokenizer for the model's own")
@@ -135,10 +146,15 @@ def trips(run: StandIn, stage: int) -> dict[str, float]:
     return {
         "rollout": turns(run, stage),
         "rollout/prefill": PREFILL_CHUNKS,
-        "rollout/decode": LONGEST.value,
+        "rollout/decode": decode_steps(),
         "update/gradient": micro_batches(run),
         "head": math.ceil(per_shard / logit_chunk),
     }
+
+
+def decode_steps() -> float:
+    """Steps of the decode loop in a slot."""
+    return LONGEST.value / STEP.value
 
 
 def turns(run: StandIn, stage: int) -> float:
@@ -179,7 +195,7 @@ def shares(run: StandIn, where: Slice, stages: list[dict]) -> dict[str, float]:
         keys = 2 * model.num_layers * model.num_kv_heads * model.head_dim * size
         columns = run.config.context.capacity + run.prompt_tokens / rows  # the prompt's are read once for all rows
         read = ((layers + head) * size + rows * keys * columns) / tensor
-        steps = sum(LONGEST.value * turns(run, int(s["stage"][-1])) for s in stages if "phases" in s)
+        steps = sum(decode_steps() * turns(run, int(s["stage"][-1])) for s in stages if "phases" in s)
         seconds = sum(p["predicted_s"] for p in decoding)
         result["bandwidth_share"] = roofline.bandwidth_share(read * steps, seconds, where)
     if learning := phase("gradient") + phase("kernels") + phase("optimizer"):

@@ -117,6 +117,8 @@ REFUSED = {
     "below int32": ({"rollout.prefill_rows": -(10**12)}, "at least 0"),
     "a list of all questions": ({"task.train_size": 10**12}, "at most 1000000"),
     "a program for each width": ({"rl.widths": 100_000}, "at most 64"),
+    "no token a step": ({"rollout.decode_width": 0}, "at least 1"),
+    "a step for each width": ({"rollout.decode_width": 65}, "at most 64"),
     "ids": ({"store.entries": 10_000}, "at most 9999"),
     "wide": ({"policy.hidden_size": 10**5, "policy.intermediate_size": 10**5}, "would have 10,000,000,000 entries"),
     "rows": ({"rl.group_size": 10**6}, "rl.group_size x context.max_segments x context.capacity would have"),

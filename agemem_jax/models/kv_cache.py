@@ -1,10 +1,11 @@
 """Decoding with a cache: a prefix shared by a prompt's rows, each row's history, and the slot being generated.
 
 A row's sequence is its prompt's *prefix*, then its own context. The context's keys lie in the row's *history* (columns
-0..cached-1; each row has its own count), and what one generation adds lies in a *slot*, whose columns all rows fill in
-step (a scalar column index, so a write is one cheap update), until `merge_slot` moves them behind each row's history.
-Context token j has position prefix length + j. An edit of the context only lowers `cached`: columns from there on are
-not read, and are overwritten by what comes next.
+0..cached-1; each row has its own count), and what one generation adds lies in a *slot*, until `merge_slot` moves it
+behind each row's history. In `decode_step` all rows fill the slot's columns in step (a scalar column index, so a write
+is one cheap update); in `decode_steps` each row has a column of its own. Context token j has position prefix length +
+j. An edit of the context only lowers `cached`: columns from there on are not read, and are overwritten by what comes
+next.
 
 Caches have one of two forms. Unrolled: a tuple over layers of (K [B, KV, HD, S], V [B, KV, S, HD]), the layers one
 after another in the program, which is fastest on a CPU: a loop over stacked layers copies all of them for every token.
@@ -36,6 +37,7 @@ class PrefixCache:
 
     kv: Cache  # of layers (K [Np, KV, HD, P], V [Np, KV, P, HD])
     length: jax.Array  # [Np] int32
+    tokens: jax.Array  # [Np, P] int32 what they say
 
 
 def _empty(config: ModelConfig, batch: int, columns: int) -> Cache:
@@ -186,11 +188,12 @@ def encode_prefix(
     """
     n, p = tokens.shape
     if p == 0:
-        return PrefixCache(_empty(config, n, 0), length), jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
+        nothing = jnp.zeros((n, config.hidden_size), jnp.dtype(config.dtype))
+        return PrefixCache(_empty(config, n, 0), length, tokens), nothing
     rope = qwen.rope_table(config, jnp.arange(p)[None])
     attend = lambda q, kv: qwen.attend_to(config, q, [Keys(*kv, offset=0)])  # noqa: E731
     x, kv = _through_layers(params, config, qwen.embed(params, config, tokens), rope, (), None, None, attend)
-    return PrefixCache(kv, length), last_of(x, length)
+    return PrefixCache(kv, length, tokens), last_of(x, length)
 
 
 def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
@@ -200,7 +203,7 @@ def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _behind(start: jax.Array) -> Callable:
-    """A `write` of `_through_layers`: columns from each row's own `start [B]` on."""
+    """A `write` of `_through_layers`: columns from each row's own `start [B]` on (without a layer, of all layers)."""
 
     def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
         def one(row, new, start):
@@ -209,7 +212,8 @@ def _behind(start: jax.Array) -> Callable:
             return jax.lax.dynamic_update_slice(row, new, at)
 
         if layer is None:
-            return jax.vmap(one)(cache, new, start)
+            rows = cache.ndim - 4
+            return jax.vmap(one, (rows, rows, 0), rows)(cache, new, start)
         whole = jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(cache, jax.vmap(one)(whole, new, start), layer, 0)
 
@@ -298,13 +302,52 @@ def decode_step(
     return x[:, 0], tuple(put(s, n, which, None) for which, (s, n) in enumerate(zip(slot, new, strict=True)))
 
 
+def decode_steps(
+    params: dict,
+    config: ModelConfig,
+    prefix: PrefixCache,
+    history: Cache,
+    cached: jax.Array,
+    slot: Cache,
+    column: jax.Array,
+    tokens: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Runs W tokens of each row: `tokens [B, W]` at slot columns column[b] .. column[b] + W - 1, positions as above.
+
+    `column [B]` is how many columns of each row's slot are real; what lies there from it on is overwritten, not read.
+    The slot must have column + W columns.
+
+    Returns the last layer's output `[B, W, D]` and the slot with these columns written. The history is only read.
+    """
+    b, w = tokens.shape
+    position = jnp.repeat(prefix.length, b // prefix.length.shape[0]) + cached + column
+    rope = qwen.rope_table(config, position[:, None] + jnp.arange(w))
+
+    seen = [dict(length=prefix.length), dict(length=cached)]
+    x = qwen.embed(params, config, tokens)
+    if not config.scan_layers:
+
+        def attend(q, shared, past, own):
+            parts = zip((shared, past, own), (*seen, dict(offset=column)), strict=True)
+            return qwen.attend_to(config, q, [Keys(*kv, **bound) for kv, bound in parts])
+
+        return _through_layers(params, config, x, rope, (prefix.kv, history), slot, _behind(column), attend)
+
+    def look(q, shared, past, slot, own):  # the slot is only read, as in decode_step
+        parts = zip((shared, past, slot, own), (*seen, dict(length=column), dict(offset=0 * column)), strict=True)
+        return qwen.attend_to(config, q, [Keys(*kv, **bound) for kv, bound in parts])
+
+    x, new = _through_layers(params, config, x, rope, (prefix.kv, history, slot), None, None, look)
+    put = _behind(column)
+    return x, tuple(put(s, n, which, None) for which, (s, n) in enumerate(zip(slot, new, strict=True)))
+
+
 def merge_slot(history: Cache, slot: Cache, start: jax.Array) -> Cache:
     """Appends the slot's columns to each row's history at its own `start [B]` (its `cached` when the slot began).
 
     The capacity must be at least start + the slot's width; columns past what a row really wrote are overwritten later.
     """
     write = _behind(start)
-
 
     def pair(own: KV, new: KV, layer: Any = None) -> KV:
         return tuple(write(x, y, which, layer) for which, (x, y) in enumerate(zip(own, new, strict=True)))

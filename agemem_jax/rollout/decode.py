@@ -1,5 +1,11 @@
-"""One generation slot: prefill what is new in each row's context, then decode until every row has ended its turn."""
+"""One generation slot: prefill what is new in each row's context, then decode until every row has ended its turn.
 
+With a decode width above 1 each step runs several tokens of each row: its last one, and what it will probably write
+next (drafts.py). Every column is drawn as it would be alone: from its own masked distribution, with the noise of its
+own column. So what is written does not depend on the width, and a wrong proposal costs a column that is run again.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from agemem_jax.models import kv_cache, qwen
+from agemem_jax.rollout import drafts
 from agemem_jax.rollout.sampling import sample
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.tools.grammar import ToolGrammar
@@ -100,12 +107,14 @@ def generate(
     columns: tuple[int, ...] = (),
     few: int = 0,
     noise_row: jax.Array | None = None,
+    decode_width: int = 1,
 ):
     """Every row that is `on` writes one turn.
 
     Args:
       history, cached, tokens, length, on, chunk, few: see `prefill`; the context must end where the policy is to write.
       grammar, start, ops, budget, width, temperature, key, columns, noise_row: see `decode`.
+      decode_width: tokens of a row that a step may run; see `decode_ahead`.
 
     Returns:
       (history, cached [B], Generation). All tokens but a row's last are in the cache.
@@ -113,10 +122,11 @@ def generate(
     with jax.named_scope("prefill"):
         history, cached, hidden = prefill(policy, history, cached, tokens, length, on, chunk, few)
     with jax.named_scope("decode"):
-        slot, generation = decode(
-            policy, history, cached, hidden, on, grammar, start, ops, budget, width, temperature, key, columns,
-            noise_row,
-        )  # fmt: skip
+        settings = (on, grammar, start, ops, budget, width, temperature, key, columns, noise_row)
+        if decode_width == 1:
+            slot, generation = decode(policy, history, cached, hidden, *settings)
+        else:
+            slot, generation = decode_ahead(policy, history, cached, hidden, tokens, *settings, decode_width)
         history = kv_cache.merge_slot(history, slot, cached)
     return history, cached + jnp.maximum(generation.count - 1, 0), generation
 
@@ -157,8 +167,6 @@ def decode(
       comes next, so that the loop ends before a forward pass that nobody reads.
     """
     batch = cached.shape[0]
-    layout = policy.config.layout
-    tokens_axis = "rows" if batch % layout.ways("tokens") else "tokens"
 
     def write(record, i, new):
         return jax.lax.dynamic_update_slice(record, new.astype(record.dtype)[:, None], (0, i))
@@ -166,55 +174,190 @@ def decode(
     def choose(i, hidden, state, live, out):
         """Draws token i of every live row, records it and advances the grammar."""
         left = budget - i
-        # The head is cut over its vocabulary; then each row's logits come to one device, and all devices are at work.
-        logits = layout.constrain(qwen.logits(policy.params, policy.config, hidden), "rows", "vocab")
-        logits = layout.constrain(logits, tokens_axis, None)
         uniform = jax.random.uniform(jax.random.fold_in(key, i), (batch,))
         if noise_row is not None:  # every device draws for all rows, so that none has to ask another
-            uniform = layout.constrain(uniform, None)[noise_row]
-        if grammar is None:
-            token, logp = sample(logits, None, uniform, temperature)
-            after, choice, more = state, live, live
-        else:
-            allowed = grammar_lib.allowed_tokens(grammar, state, left, ops)
-            # The table may be padded.
-            token, logp = sample(logits[:, : allowed.shape[1]], allowed, uniform, temperature)
+            uniform = policy.config.layout.constrain(uniform, None)[noise_row]
+        token, logp, choice = draw(policy, hidden, grammar, state, left, ops, uniform, temperature)
+        after, more = state, live
+        if grammar is not None:
             after = jnp.where(live, grammar_lib.advance(grammar, state, token), state)
-            choice, more = live & (allowed.sum(-1) > 1), live & (after != grammar.end)
+            more = live & (after != grammar.end)
         new = (
             jnp.where(live, token, PAD_ID),
             jnp.where(live, logp, 0.0),
             jnp.where(live, state, 0),
             jnp.where(live, left, 0),
-            choice,
+            live & choice,
         )
         out = tuple(write(o, i, n) for o, n in zip(out[:5], new, strict=True)) + (out[5] + live,)
         return new[0], after, more & (i + 1 < budget), out
 
-    zeros = lambda dtype: jnp.zeros((batch, width), dtype)  # noqa: E731
-    kinds = (jnp.int32, jnp.float32, jnp.int32, jnp.int32, bool)
-    out = (*(zeros(dtype) for dtype in kinds), jnp.zeros_like(cached))
+    out = (*empty_records(batch, width), jnp.zeros_like(cached))
     token, state, live, out = choose(0, hidden, start, on, out)
     carry = (jnp.int32(1), token, state, live, kv_cache.init_slot(policy.config, batch, width), out)
 
-    def loop(history, carry):
-        def body(carry):
-            i, token, state, live, slot, out = carry
-            hidden, slot = kv_cache.decode_step(
-                policy.params, policy.config, policy.prefix, history, cached, slot, i - 1, token
-            )
-            token, state, live, out = choose(i, hidden, state, live, out)
-            return i + 1, token, state, live, slot, out
+    def step(history, carry):
+        i, token, state, live, slot, out = carry
+        hidden, slot = kv_cache.decode_step(
+            policy.params, policy.config, policy.prefix, history, cached, slot, i - 1, token
+        )
+        token, state, live, out = choose(i, hidden, state, live, out)
+        return i + 1, token, state, live, slot, out
 
-        return jax.lax.while_loop(lambda c: c[3].any() & (c[0] < width), body, carry)
+    going = lambda c: c[3].any() & (c[0] < width)  # noqa: E731
+    carry = run_steps(step, going, carry, history, jnp.where(on, cached, 0).max(), columns)
+    _, _, _, _, slot, (written, logp, state, left, choice, count) = carry
+    return slot, Generation(written, count, logp, state, left, choice)
 
+
+def decode_ahead(
+    policy: Policy,
+    history,
+    cached: jax.Array,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    on: jax.Array,
+    grammar: ToolGrammar | None,
+    start: jax.Array,
+    ops: jax.Array,
+    budget: jax.Array,
+    width: int,
+    temperature: jax.Array,
+    key: jax.Array,
+    columns: tuple[int, ...] = (),
+    noise_row: jax.Array | None = None,
+    decode_width: int = 2,
+    propose: Callable = drafts.propose,
+):
+    """`decode` with up to `decode_width` tokens of a row in each step: its last one and a proposal that holds or not.
+
+    The step is compiled for powers of two, and runs on the fewest tokens that hold every live row's proposal; the
+    head runs on columns where there is a choice, also in as few as hold every row's.
+
+    Args:
+      tokens: [B, C] int32 contexts, cached up to each row's `cached`; the other arguments are those of `decode`.
+      propose: see drafts.propose.
+    """
+    batch, layout = cached.shape[0], policy.config.layout
+    places = jnp.arange(decode_width)
+    sizes = (*(1 << i for i in range((decode_width - 1).bit_length())), decode_width)
+    noise_row = jnp.arange(batch) if noise_row is None else noise_row
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (batch,)))(jnp.arange(width))
+    uniform = layout.constrain(uniform, None, None)[:, noise_row].T  # [B, width]
+    cut = lambda x, n: x[:, :n]  # noqa: E731
+    widen = lambda x: jnp.pad(x, ((0, 0), (0, decode_width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
+
+    def fewest(most, run: Callable):
+        """`run(n)` of the first of `sizes` that is at least `most []`."""
+        return jax.lax.switch((most > jnp.array(sizes[:-1])).sum(), [lambda n=n: run(n) for n in sizes])
+
+    def verify(count, hidden, draft: drafts.Draft, live, text, out):
+        """Draws the columns from `count [B]` on as far as the proposals hold, and one more; records what is written.
+
+        hidden: [B, W or 1, D] the last layer's output at the tokens before these columns.
+        """
+        runs = live[:, None] & (places <= draft.count[:, None])
+        asked = runs & ~draft.forced
+        rank = asked.cumsum(1) - 1  # the columns with a choice are moved to the front
+        place = jnp.argsort(~asked, axis=1, stable=True)
+        column = jnp.minimum(count[:, None] + places, width - 1)
+        left = budget[:, None] - count[:, None] - places
+        of_choices = [jnp.take_along_axis(x, place, 1) for x in (draft.state, left)]
+        noise = jnp.take_along_axis(uniform, jnp.take_along_axis(column, place, 1), 1)
+
+        def some(n: int):
+            flat = lambda x: cut(x, n).reshape(batch * n, *x.shape[2:])  # noqa: E731
+            state, left = map(flat, of_choices)
+            chosen = jnp.take_along_axis(widen(hidden), cut(place, n)[..., None], 1)
+            drawn = draw(policy, flat(chosen), grammar, state, left, jnp.repeat(ops, n), flat(noise), temperature)
+            return tuple(widen(x.reshape(batch, n)) for x in drawn)
+
+        drawn = some(1) if hidden.shape[1] == 1 else fewest(asked.sum(1).max(), some)
+        token, logp, choice = (jnp.take_along_axis(x, jnp.maximum(rank, 0), 1) for x in drawn)
+        token = jnp.where(draft.forced, draft.tokens, token)
+        holds = (token == draft.tokens) & (places < draft.count[:, None])
+        accepted = holds.astype(jnp.int32).cumprod(1).sum(1)
+        new = runs & (places <= accepted[:, None])
+        last = lambda x: jnp.take_along_axis(x, accepted[:, None], 1)[:, 0]  # noqa: E731
+        records = token, jnp.where(draft.forced, 0.0, logp), draft.state, left, choice & asked
+        kept = [jnp.where(new, x, 0) for x in records]
+        out = tuple(put_behind(x, y, count) for x, y in zip(out, kept, strict=True))
+        text = put_behind(text, kept[0], first + count)
+        after, more = last(draft.state), live
+        if grammar is not None:
+            after = jnp.where(live, grammar_lib.advance(grammar, after, last(token)), after)
+            more = live & (after != grammar.end)
+        count = count + new.sum(1)
+        return count, last(token), after, more & (count < budget), text, out
+
+    def step(history, carry):
+        count, token, state, live, slot, text, out = carry
+        draft = propose(grammar, text, first + count, state, budget - count, ops, decode_width)
+        fed = jnp.concatenate([token[:, None], draft.tokens[:, :-1]], 1)
+
+        def some(n: int):
+            hidden, new = kv_cache.decode_steps(
+                policy.params, policy.config, policy.prefix, history, cached, slot, jnp.maximum(count - 1, 0),
+                cut(fed, n),
+            )  # fmt: skip
+            return widen(hidden), new
+
+        hidden, slot = fewest(jnp.where(live, draft.count + 1, 0).max(), some)
+        count, token, state, live, text, out = verify(count, hidden, draft, live, text, out)
+        return count, token, state, live, slot, text, out
+
+    # What a row has read and written: its prompt, its context, its turn. Proposals are written whole: behind the last
+    # column is room for them.
+    prompt = jnp.repeat(policy.prefix.tokens, batch // policy.prefix.tokens.shape[0], 0)
+    text = jnp.concatenate([prompt, jnp.pad(tokens, ((0, 0), (0, width + decode_width)))], 1)
+    first = prompt.shape[1] + cached  # place of a row's first written token in it
+    slot = kv_cache.init_slot(policy.config, batch, width + decode_width)
+    out, none = empty_records(batch, width + decode_width), jnp.zeros_like(cached)
+    alone = drafts.only_next(grammar, start, budget, ops, decode_width)
+    carry = verify(none, hidden[:, None], alone, on, text, out)
+    carry = (*carry[:4], slot, *carry[4:])
+    carry = run_steps(step, lambda c: c[3].any(), carry, history, jnp.where(on, cached, 0).max(), columns)
+    count, _, _, _, slot, _, out = carry
+    written, logp, state, left, choice = (cut(x, width) for x in out)
+    return kv_cache.first_columns(slot, width), Generation(written, count, logp, state, left, choice)
+
+
+def draw(policy: Policy, hidden, grammar: ToolGrammar | None, state, left, ops, uniform, temperature):
+    """One token for each of the last layer's outputs `hidden [n, D]`: (token, its log-probability, whether it is a
+    choice), all `[n]`. The arguments are those of `decode`; `left [n]` tokens may be written, this one included.
+    """
+    layout = policy.config.layout
+    tokens_axis = "rows" if hidden.shape[0] % layout.ways("tokens") else "tokens"
+    # The head is cut over its vocabulary; then each row's logits come to one device, and all devices are at work.
+    logits = layout.constrain(qwen.logits(policy.params, policy.config, hidden), "rows", "vocab")
+    logits = layout.constrain(logits, tokens_axis, None)
+    if grammar is None:
+        return *sample(logits, None, uniform, temperature), jnp.ones_like(state, bool)
+    allowed = grammar_lib.allowed_tokens(grammar, state, left, ops)
+    # The table may be padded.
+    return *sample(logits[:, : allowed.shape[1]], allowed, uniform, temperature), allowed.sum(-1) > 1
+
+
+def empty_records(batch: int, width: int) -> tuple[jax.Array, ...]:
+    """What is recorded of each token, [B, width] each: token, log-probability, state, tokens left, whether a choice."""
+    kinds = (jnp.int32, jnp.float32, jnp.int32, jnp.int32, bool)
+    return tuple(jnp.zeros((batch, width), kind) for kind in kinds)
+
+
+def put_behind(record: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """`record [B, S]` with `new [B, W]` written from each row's own column `start [B]` on."""
+    return jax.vmap(lambda x, y, at: jax.lax.dynamic_update_slice(x, y.astype(x.dtype), (at,)))(record, new, start)
+
+
+def run_steps(
+    step: Callable, going: Callable, carry: tuple, history, most: jax.Array, columns: tuple[int, ...]
+) -> tuple:
+    """`carry = step(history, carry)` while `going(carry)`, with the fewest of the numbers of `columns` (see `decode`)
+    that hold `most []` of the history's."""
+    loop = lambda history, carry: jax.lax.while_loop(going, lambda carry: step(history, carry), carry)  # noqa: E731
     whole = kv_cache.columns(history)
     columns = (*(n for n in columns if n < whole), whole)
     if len(columns) == 1:
-        carry = loop(history, carry)
-    else:
-        smallest = (jnp.where(on, cached, 0).max() > jnp.array(columns[:-1])).sum()
-        at_width = lambda n: lambda carry: loop(kv_cache.first_columns(history, n), carry)  # noqa: E731
-        carry = jax.lax.switch(smallest, [at_width(n) for n in columns], carry)
-    _, _, _, _, slot, (written, logp, state, left, choice, count) = carry
-    return slot, Generation(written, count, logp, state, left, choice)
+        return loop(history, carry)
+    at_width = lambda n: lambda carry: loop(kv_cache.first_columns(history, n), carry)  # noqa: E731
+    return jax.lax.switch((most > jnp.array(columns[:-1])).sum(), [at_width(n) for n in columns], carry)

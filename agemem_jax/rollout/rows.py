@@ -74,6 +74,7 @@ class RolloutSpec:
     chunk: int
     few_rows: int  # rows of a prefill chunk after the first; 0 = all
     columns: tuple[int, ...]  # history columns that the decode loop is compiled for, beside all of them
+    decode_width: int  # tokens of a row that a step of the decode loop may run
     trace_rows: int
     result_tokens: int
     rule_top_k: int  # entries shown by rule with the query: as many as a turn of an agent can be shown

@@ -59,7 +59,7 @@ def policy_writer(
         history, cached, gen = generate(
             policy, rows.history, rows.cached, rows.context.tokens, rows.context.length, on, world.grammar, start, ops,
             budget, spec.width, spec.chunk, temperature, jax.random.fold_in(key, slot), spec.columns,
-            spec.few_rows, noise_row,
+            spec.few_rows, noise_row, spec.decode_width,
         )  # fmt: skip
         return rows.replace(history=history, cached=cached), gen
 

@@ -45,7 +45,7 @@ NAME = re.compile(r"(\d{8,})(\.partial)?")
 # decides the cost of an update and its rounding alone.
 FREE_FIELDS = (
     "name", "num_seeds", "rl.updates", "rl.micro_batch", "rl.logit_chunk", "policy.remat", "rollout.prefill_chunk",
-    "rollout.prefill_rows", "rollout.history_widths", "policy.scan_layers", "rl.widths",
+    "rollout.prefill_rows", "rollout.history_widths", "rollout.decode_width", "policy.scan_layers", "rl.widths",
     "policy.attention", "policy.query_block",
 )  # fmt: skip
 FREE_GROUPS = ("train", "mesh")

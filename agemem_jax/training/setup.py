@@ -506,6 +506,7 @@ def rollout_spec(
         chunk=min(r.prefill_chunk, c.capacity),
         few_rows=0 if layout.is_spread else r.prefill_rows,  # choosing rows across devices would move them
         columns=tuple(c.capacity * i // r.history_widths for i in range(1, r.history_widths)),
+        decode_width=r.decode_width,
         trace_rows=min(config.train.traces, sizes.rows),
         # A summary finished in between adds a status of its own.
         result_tokens=(t.max_calls + 1) * call,
