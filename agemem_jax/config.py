@@ -100,6 +100,11 @@ AT_LEAST = {
     "rollout.prefill_chunk": 1,
     "rollout.history_widths": 1,
     "rollout.prefill_rows": 0,
+    "methods.facts": 1,
+    "methods.events": 1,
+    "methods.neighbours": 1,
+    "methods.recent": 1,
+    "methods.answer_tokens": 1,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
     "rl.updates": 0,
@@ -149,6 +154,10 @@ AT_MOST = {
     "task.distractors": 1000,
     "task.seen_tokens": 4096,
     "rollout.history_widths": 64,
+    "methods.facts": 16,
+    "methods.events": 32,
+    "methods.neighbours": 16,
+    "methods.recent": 64,
     "rl.widths": 64,
 }
 

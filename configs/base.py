@@ -206,6 +206,15 @@ def get_config() -> ConfigDict:
     c.reward.judge = ""
     c.reward.judge_model = ""
 
+    # Memory systems of others that AgeMem is compared with (agemem_jax/methods/), each list and answer bounded.
+    c.methods = ConfigDict()
+    c.methods.facts = 4  # Mem0: most facts or memories of a message
+    c.methods.events = 6  # most of a decision
+    c.methods.neighbours = 5  # memories that a fact is compared with; twice as many for a whole message
+    c.methods.recent = 10  # earlier messages in view of mem0_additive
+    c.methods.contradiction_adds = False  # mem0_classic: stores the fact for which a memory was deleted; not published
+    c.methods.answer_tokens = 512  # of a role's answer
+
     # Step-wise GRPO.
     c.rl = ConfigDict()
     c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)

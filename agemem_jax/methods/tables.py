@@ -1,0 +1,74 @@
+"""The device tables of memory systems, built on the host: the grammar of their answers, their prompts."""
+
+import jax
+import numpy as np
+
+from agemem_jax.config import refuse
+from agemem_jax.data.prompts import padded
+from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.methods.base import Role, RoleTables, System
+from agemem_jax.methods.mem0 import Additive, Classic
+from agemem_jax.rollout.rows import RolloutSpec
+from agemem_jax.tools.grammar import MAX_BUDGET, build_grammar
+from agemem_jax.tools.layout import Form, Parts, either, listed
+from agemem_jax.tools.schemas import CALL_MARKS, write_calls
+from agemem_jax.types import Pieces
+
+PROMPT = """You keep the memory of an agent that is told messages. Each request names a role and gives its inputs; write \
+the JSON that the role answers with, and nothing else. Strings hold no line breaks and no tags.
+
+{roles}"""
+
+
+def system_of(config, name: str) -> System:
+    """The system of a name, in the sizes of config.methods."""
+    m = config.methods
+    systems = {
+        "mem0_classic": lambda: Classic(m.facts, m.events, m.neighbours, m.contradiction_adds),
+        "mem0_additive": lambda: Additive(m.facts, 2 * m.neighbours, m.recent),
+    }
+    return systems[name]()
+
+
+def build_tables(system: System, config, tokenizer: Tokenizer, pieces: Pieces) -> RoleTables:
+    """The tables of a system. Raises InputError as `tools.grammar.build_grammar`."""
+    short, end = tokenizer.is_small, tokenizer.end_of_turn
+    chat = tokenizer.chat_pieces(config.policy.date_string)
+    roles, encode = system.roles, tokenizer.encode_markup
+    openings = [f" {role.name}:" if short else role.opening for role in roles]
+    fixed = [small if short else text for text, small in system.fixed]
+    told = "" if short else PROMPT.format(roles="\n\n".join(role.instruction for role in roles))
+    prefix = padded([encode(chat.system_open + told + chat.message_close)])
+    forms = tuple(Form(answer_of(role, config.tools, short), end) for role in roles)
+    tables = RoleTables(
+        grammar=build_grammar(config.tools, tokenizer, (), forms),
+        pieces=pieces.replace(prefix=prefix, plain_prefix=prefix),
+        fixed=padded([encode(text) for text in openings + fixed]),
+    )
+    return jax.tree.map(np.asarray, tables)
+
+
+def answer_of(role: Role, tools, short: bool) -> Parts:
+    """The layout of a role's answer."""
+    if not short:
+        return role.parts
+    think, (first, between, last) = "<think></think>", CALL_MARKS[tools.format]
+    some = (think + first, *role.calls[0], *listed(role.calls, between, 1), last)
+    return either((think + write_calls([], tools),), some)
+
+
+def check_sizes(system: System, config, tables: RoleTables, spec: RolloutSpec) -> None:
+    """Raises ConfigError if a role's prompt and answer do not fit a row's context, or an answer no answer at all."""
+    p, answer = tables.pieces, config.methods.answer_tokens
+    marks = sum(int(text.length) for text in (p.user_open, p.close, p.assistant_open, p.after_turn))
+    most = system.prompt_tokens(tables, spec.entry_tokens, config.task.message_tokens) + marks
+    if most + answer > spec.capacity:
+        refuse(
+            "methods.answer_tokens", answer,
+            f"with a prompt of up to {most} tokens more than the {spec.capacity} that a row's context holds; lower it, "
+            "methods.facts, methods.neighbours or methods.recent, or raise context.capacity",
+        )  # fmt: skip
+    grammar = tables.grammar
+    need = max(int(grammar.need[start].min()) for start in grammar.start_forms) if grammar.constrained else 1
+    if not need <= answer <= MAX_BUDGET:
+        refuse("methods.answer_tokens", answer, f"must lie between {need}, the shortest answer, and {MAX_BUDGET}")
