@@ -14,8 +14,8 @@ from agemem_jax.tools.layout import Form, Parts, either, listed
 from agemem_jax.tools.schemas import CALL_MARKS, write_calls
 from agemem_jax.types import Pieces
 
-PROMPT = """You keep the memory of an agent that is told messages. Each request names a role and gives its inputs; write \
-the JSON that the role answers with, and nothing else. Strings hold no line breaks and no tags.
+PROMPT = """You keep the memory of an agent that is told messages. Each request names a role and gives its inputs; \
+write the JSON that the role answers with, and nothing else. Strings hold no line breaks and no tags.
 
 {roles}"""
 

@@ -24,6 +24,7 @@ class Method:
     tools: bool = False  # it has those that are enabled
     trained: bool = False  # with its own rules; else it acts with the starting weights
     roomy: bool = False  # its rows hold all that is told (setup.Run.roomy)
+    system: str = ""  # the memory system (methods/) that reads for it; it is evaluated by experiments/evaluate.py alone
 
 
 CUT = rules(answers_only=True, keeps_context=True, keeps_limit=True)
@@ -39,8 +40,11 @@ METHODS = {
     "store_recent_rl": Method(BY_RULE, trained=True),
     "agemem_norl": Method(tools=True),
     "agemem": Method(tools=True, trained=True),
+    # The policy plays the system's roles in stages 1 and 2; what it stored is shown with the question, by rule.
+    "mem0_classic": Method(BY_RULE, roomy=True, system="mem0_classic"),
+    "mem0_additive": Method(BY_RULE, roomy=True, system="mem0_additive"),
 }
-UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trained)
+UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trained and not method.system)
 BASELINES = tuple(name for name, method in METHODS.items() if method.trained and name != "agemem")
 WAYS = ("greedy", "sampled")  # how turns are decoded; sampled: at the temperature of training
 EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
@@ -80,6 +84,8 @@ def shares_weights(config, method: str) -> bool:
 
 def programs_of(run: Run, method: str) -> dict:
     """The stage programs that a method plays in."""
+    if system := METHODS[method].system:
+        return run.systems(system)
     return run.roomy if METHODS[method].roomy else run.programs
 
 
@@ -131,14 +137,23 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, s
         state, outcome, traces = trajectory(
             programs_of(run, one.method), state, frozen, placed, run.world, settings
         )
-        for name, value in (jax.device_get(outcome["rows"]) | {"kind": task.kind}).items():
+        by_row = summed(jax.device_get([outcome["rows"], *outcome["read"]]))
+        for name, value in (by_row | {"kind": task.kind}).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
         if first is None:
-            first = jax.device_get((traces, outcome["rows"])), task
+            first = (jax.device_get(traces), by_row), task
     joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
     if "judge_failed" in joined and count_unheard(joined["judge_asked"].sum(), joined["judge_failed"].sum()) >= SILENCE:
         refuse_silence(run, f"the evaluation {one.name}")
     return state, joined, first
+
+
+def summed(parts: list[dict]) -> dict:
+    """Numbers of rows, those of several stages added."""
+    total: dict = {}
+    for part in parts:
+        total |= {name: total[name] + value if name in total else value for name, value in part.items()}
+    return total
 
 
 def count_unheard(asked: float, failed: float, before: int = 0) -> int:

@@ -257,7 +257,7 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
     """One evaluation after `updates` updates; skipped where that was done before. Keeps numbers, and a method's greedy
     traces."""
     path = result_path(workdir, one)
-    if agree(lambda: is_evaluated(path, run.config, run.identity, updates)):
+    if agree(lambda: is_evaluated(path, run.config, run.identity, updates, one.method)):
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
@@ -273,20 +273,22 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
     return state
 
 
-def is_evaluated(path: Path, config, identity: identities.Identity, updates: int) -> bool:
-    """Whether a file holds this evaluation: after as many updates, by config and inputs that give the same numbers."""
+def is_evaluated(path: Path, config, identity: identities.Identity, updates: int, method: str = "agemem") -> bool:
+    """Whether a file holds this evaluation of a method: after as many updates, by config and inputs that give the same
+    numbers."""
     if not path.exists():
         return False
     kept = read_json(path)
     was = kept.get("identity")  # older versions kept none: their paths must be the same
     changed = difference(config, from_json(json.dumps(kept["config"])))
     same = kept["updates"] == updates and was in (None, identity)
-    return same and all(free_of_evaluation(name, config, was is not None) for name in changed)
+    return same and all(free_of_evaluation(name, config, was is not None, method) for name in changed)
 
 
-def free_of_evaluation(name: str, config, content_known: bool) -> bool:
-    """Whether an evaluation stays valid with another value of this field (checkpoint.may_differ)."""
-    decides = name in ("train.eval_tasks", "train.traces")
+def free_of_evaluation(name: str, config, content_known: bool, method: str) -> bool:
+    """Whether a method's evaluation stays valid with another value of this field (checkpoint.may_differ)."""
+    of_systems = name.startswith("methods.") and METHODS[method].system
+    decides = name in ("train.eval_tasks", "train.traces") or of_systems
     return may_differ(name, config, content_known) and not decides
 
 

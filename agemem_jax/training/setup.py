@@ -24,6 +24,7 @@ from agemem_jax.envs.base import Environment
 from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.memory import encoder, equality
+from agemem_jax.methods.tables import build_tables, check_sizes, system_of
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
@@ -37,7 +38,8 @@ from agemem_jax.training.distributed import agree
 from agemem_jax.training.identity import Identity
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
-from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
+from agemem_jax.training.state import Optimizer, init_adapters, make_optimizer, param_shardings
+from agemem_jax.training.systems import compile_system
 from agemem_jax.types import Op, Pieces
 
 COUNTED_RECORDS = 2000  # training records whose messages give the encoder its document frequencies
@@ -60,6 +62,7 @@ class Run:
     spec: ProgramSpec
     programs: dict[int, Callable]
     roomy: dict[int, Callable]  # the same, with rows that hold all that is told (roomy_config)
+    systems: Callable[[str], dict[int, Callable]]  # those of a memory system, in such rows; by its name
     identity: Identity  # of what was read to make all this
 
 
@@ -98,12 +101,15 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     if like:
-        programs, roomy = like.programs, like.roomy
+        programs, roomy, systems = like.programs, like.roomy, like.systems
     else:
         settings = model, optimizer, config.rl, config.reward, judge
         programs = roomy = compile_programs(spec, *settings)
         if roomy_spec != spec:  # compiled where a method needs them
             roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
+        systems = functools.cache(
+            lambda name: system_programs(name, config, tokenizer, pieces, roomy_spec, model, optimizer, roomy[3])
+        )
     # What is trained is not made before a run begins: one that goes on from a checkpoint needs none.
     start = functools.partial(starting_params, config, model, mesh)
     frozen = {}
@@ -116,7 +122,21 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     if reader:
         world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
-    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
+    return Run(
+        config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, systems,
+        identity,
+    )  # fmt: skip
+
+
+def system_programs(
+    name: str, config: ConfigDict, tokenizer: Tokenizer, pieces: Pieces, spec: ProgramSpec, model: ModelConfig,
+    optimizer: Optimizer, last: Callable,
+) -> dict[int, Callable]:  # fmt: skip
+    """The stage programs of a memory system. Raises ConfigError if its prompts or answers do not fit `spec`'s rows."""
+    system = system_of(config, name)
+    tables = build_tables(system, config, tokenizer, pieces)
+    check_sizes(system, config, tables, spec.rollout)
+    return compile_system(system, tables, spec.rollout, model, optimizer, config.methods.answer_tokens, last)
 
 
 def spoken(config: ConfigDict, benchmark: Benchmark) -> Language:
