@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peers import mem0_classic_twin
+from peers import amem_twin, mem0_additive_twin, mem0_classic_twin
 from peers.embedding import embed
 
 FIXTURES = Path(__file__).parent / "fixtures" / "peers"
@@ -19,7 +19,7 @@ def histories(system):
 
 
 def each(system):
-    return [pytest.param(history["steps"], id=f"{system}-{history['name']}") for history in histories(system)]
+    return [pytest.param(history, id=history["name"]) for history in histories(system)]
 
 
 def scope_of(step):
@@ -29,6 +29,20 @@ def scope_of(step):
 def close(hits, expected):
     assert [n for n, _ in hits] == [n for n, _ in expected]
     assert [score for _, score in hits] == pytest.approx([score for _, score in expected], abs=SCORE)
+
+
+def searched(found, expected):
+    """The same searches found the same, and their scores are far enough apart."""
+    for one, other in zip(found, expected, strict=True):
+        assert {**one, "hits": None} == {**other, "hits": None}
+        close(one["hits"], other["hits"])
+        assert gaps(score for _, score in other["hits"]) > GAP
+
+
+def queried(found, expected):
+    pairs = [(hit["memory"], hit["score"]) for hit in expected]
+    close(found, pairs)
+    assert gaps(score for _, score in pairs) > GAP
 
 
 def same(found, expected):
@@ -46,31 +60,61 @@ def gaps(scores):
     return min((b - a for a, b in zip(ordered, ordered[1:], strict=False) if b > a), default=1.0)
 
 
-@pytest.mark.parametrize("steps", each("mem0_classic"))
-def test_mem0_classic(steps):
+@pytest.mark.parametrize("history", each("mem0_classic"))
+def test_mem0_classic(history):
     answers = {}
     twin = mem0_classic_twin.Mem0Classic(lambda role, shown: answers[role], embed)
-    for step in steps:
+    for step in history["steps"]:
         scope = scope_of(step)
         if "query" in step:
-            hits = twin.search(step["query"], scope, step["limit"], step.get("threshold"))
-            close(hits, [(hit["memory"], hit["score"]) for hit in step["hits"]])
-            assert [twin.memories[n]["text"] for n, _ in hits] == [hit["text"] for hit in step["hits"]]
-            assert gaps(hit["score"] for hit in step["hits"]) > GAP
+            queried(twin.search(step["query"], scope, step["limit"], step.get("threshold")), step["hits"])
             continue
         answers = {role: (step[role] or {}).get("answer") for role in ("extract", "decide")}
         record = twin.add(step["messages"], scope)
         for key in ("extract", "decide", "writes", "returned"):
             assert record[key] == step[key], key
-        for found, expected in zip(record["searches"], step["searches"], strict=True):
-            assert (found["fact"], found["limit"]) == (expected["fact"], expected["limit"])
-            close(found["hits"], expected["hits"])
-            assert gaps(score for _, score in expected["hits"]) > GAP
+        searched(record["searches"], step["searches"])
         assert twin.store() == step["store"]
 
 
+@pytest.mark.parametrize("history", each("mem0_additive"))
+def test_mem0_additive(history):
+    answers = {}
+    twin = mem0_additive_twin.Mem0Additive(lambda role, shown: answers[role], embed)
+    for step in history["steps"]:
+        scope = scope_of(step)
+        if "query" in step:
+            given = {"threshold": step["threshold"]} if "threshold" in step else {}
+            queried(twin.search(step["query"], scope, step["limit"], **given), step["hits"])
+            continue
+        answers = {"extract": step["extract"]["answer"]}
+        record = twin.add(step["messages"], scope)
+        for key in ("extract", "error", "returned"):
+            assert record[key] == step[key], key
+        searched(record["searches"], step["searches"])
+        assert twin.memories == step["store"]
+
+
+@pytest.mark.parametrize("history", each("amem"))
+def test_amem(history):
+    answers = {}
+    twin = amem_twin.AMem(lambda role, shown: answers[role], embed, history["rebuild_every"])
+    for step in history["steps"]:
+        answers = {role: (step.get(role) or {}).get("answer") for role in ("analyze", "evolve", "query")}
+        if "question" in step:
+            record = twin.ask(step["question"], step["k"])
+            assert [record[key] for key in ("query", "shown", "error")] == [step["query"], step["shown"], step["error"]]
+        else:
+            record = twin.add(step["text"], step["time"])
+            assert all(record[key] == step[key] for key in ("analyze", "evolve", "error"))
+            assert twin.evolutions == step["evolutions"]
+            assert twin.notes == step["store"]
+            assert twin.embedded == step["embedded"]
+        searched(record["searches"], step["searches"])
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("system", ["mem0_classic"])
+@pytest.mark.parametrize("system", ["mem0_classic", "mem0_additive", "amem"])
 def test_published_code_still_does_what_is_recorded(system, tmp_path):
     """AGEMEM_PEERS names a folder with an environment for each system, made as its recorder says."""
     if "AGEMEM_PEERS" not in os.environ:

@@ -3,12 +3,13 @@
 One `add` makes at most two model calls; nothing of earlier messages is shown to either. Names below are the published
 code's functions.
 
-1. *Extract* (`_add_to_vector_store`; the prompt of mem0/configs/prompts.py). Shown: the messages alone, one line
-   "role: content" each, a line feed after the last. Role instruction, in other words: note the user's preferences,
-   personal details, plans, health, work and other lasting facts as short separate statements without a subject, from
-   the user's messages only, in their language; nothing for small talk or general knowledge. With an agent id and an
-   assistant's message, the same about the assistant, from its messages only. Answer: `{"facts": ["TEXT", ...]}`, the
-   list may be empty. No facts: no search, no second call, no write.
+1. *Extract* (`_add_to_vector_store`; the prompt of mem0/configs/prompts.py). Shown: the messages alone, one line "role:
+   content" each, a line feed after the last. Role instruction, in other words: note the user's preferences, personal
+   details, plans, health, work and other lasting facts as short separate statements without a subject, from the user's
+   messages only, in their language; nothing for small talk or general knowledge. With an agent id and an assistant's
+   message, the same about the assistant, from its messages only. Answer (the list may be empty):
+       {"facts": ["TEXT", ...]}
+   No facts: no search, no second call, no write.
 2. *Search* (`Qdrant.search`): for each fact in turn, repeated ones too, its 5 nearest memories by cosine, however far.
    The scope is every id that the call was given (user, session, agent), each of which must match exactly; one that was
    not given matches anything.
@@ -17,10 +18,10 @@ code's functions.
    facts, repeated ones too. Role instruction, in other words: for each fact choose ADD if it is new (with a new id);
    UPDATE if a memory says something else or less about the same (same id; keep what says more; leave it if both mean
    the same); DELETE if it contradicts a memory or asks for its removal; NONE if it is known or irrelevant. Answer with
-   the whole memory afterwards:
-   `{"memory": [{"id": "0", "text": "TEXT", "event": "ADD"|"UPDATE"|"DELETE"|"NONE", "old_memory": "TEXT"}, ...]}`,
-   `old_memory` for UPDATE only. In the instruction's example, a fact that contradicts deletes and is itself added
-   nowhere, so that it is lost: kept here, since it is the model's choice.
+   the whole memory that was listed and what is new (`old_memory` for UPDATE only):
+       {"memory": [{"id": "0", "text": "TEXT", "event": "ADD"|"UPDATE"|"DELETE"|"NONE", "old_memory": "TEXT"}, ...]}
+   In the instruction's example a fact that contradicts deletes and is itself added nowhere, so that it is lost. That is
+   the model's choice: an ADD in the same answer would be carried out.
 5. *Write*, in the order of the answer, each entry by itself; one that fails is skipped and the rest goes on.
    - no text, or an empty one: skipped, even a DELETE, which does not use it;
    - ADD: a new memory with the scope of the call; its id is ignored, a listed one too; nothing looks for duplicates;
@@ -33,10 +34,10 @@ code's functions.
      memory was found, so they do not change.)
 
 How answers are read (`remove_code_blocks`, `extract_json`, `normalize_facts`): a fence around all of it and <think>
-parts are dropped; what is no JSON then is cut to what is inside the first fence, or else from the first brace to the
-last; control characters in strings are allowed. Whatever is wrong still counts as an answer without facts, or without
-entries. A fact may be an object with "fact" or "text"; other objects and empty ones are dropped; numbers become text.
-Kept: a text in place of the list of facts is read as one fact a letter.
+parts are dropped; if that is no JSON, the whole answer, thoughts and all, is cut to what is inside the first fence, or
+else from the first brace to the last; control characters in strings are allowed. Whatever is wrong still counts as an
+answer without facts, or without entries. A fact may be an object with "fact" or "text"; other objects and empty ones
+are dropped; numbers become text. Kept: a text in place of the list of facts is read as one fact a letter.
 
 Reading (`search`): the `limit` (100 by default) nearest memories of the scope by cosine, best first, those with a
 `threshold` only from that score on. The published order of equal scores is not defined; here the oldest comes first.

@@ -2,7 +2,8 @@
 
     python3.11 -m venv PEERS/mem0_classic
     PEERS/mem0_classic/bin/pip install mem0ai==1.0.11 qdrant-client==1.20.0 numpy
-    PYTHONPATH=tests PEERS/mem0_classic/bin/python -m peers.record_mem0_classic tests/fixtures/peers/mem0_classic.json
+    cd tests
+    PEERS/mem0_classic/bin/python -m peers.record_mem0_classic fixtures/peers/mem0_classic.json
 
 The published class Memory runs as it is, on its default kind of store (Qdrant inside the process, in memory). Only its
 model and its embedder are replaced. Nothing of its prompts is kept but what they show of messages and memories.
@@ -137,6 +138,7 @@ INVALID = [  # answers as small models give them
     told("ana", "I sing.", 'Here you are: {"facts": ["Sings in a choir"]} Anything else?',
          'Sure! {"memory": [{"id": "5", "text": "Sings in a choir", "event": "ADD"}]} Done.'),
     told("ana", "I sing.", "<think>Is {this} a fact?</think>\n{\"facts\": []}"),
+    told("ana", "I sing.", "<think>Is {this} a fact?</think> It is: {\"facts\": [\"Sings\"]}"),
     told("ana", "I sing.", {"fact": ["Sings"]}),
     told("ana", "I sing.", ["Sings"], "I would add it."),
     told("ana", "I sing.", ["Sings"], ""),
@@ -234,7 +236,7 @@ def fresh() -> tuple[Memory, ScriptedModel]:
             "history_db_path": tempfile.mkdtemp(dir=where) + "/history.db",
         }
     )
-    model = ScriptedModel(read, quoted=True)
+    model = ScriptedModel(read)
     memory.embedding_model = Embedder()
     memory.llm = type("Model", (), {"generate_response": lambda self, messages, **_: model(messages)})()
     return memory, model

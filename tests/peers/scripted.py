@@ -6,33 +6,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+Answer = str | Callable[[dict[str, Any]], Any]
 Reader = Callable[[list[dict[str, str]]], tuple[str, dict[str, Any]]]
 
 
 class ScriptedModel:
     """Gives each prompt the answer that the script has for its role, and notes what the prompt showed.
 
-    `read` turns a prompt into (role, what it showed). In an answer, "@TEXT" stands for the temporary id under which the
-    prompt lists TEXT, quoted as that system writes ids.
+    `read` turns a prompt into (role, what it showed). An answer may be made of what was shown. In it, "@TEXT" stands
+    for the temporary id under which the prompt lists TEXT.
     """
 
-    def __init__(self, read: Reader, quoted: bool):
-        self.read, self.quoted = read, quoted
-        self.answers: Mapping[str, str] = {}
+    def __init__(self, read: Reader):
+        self.read = read
+        self.answers: Mapping[str, Answer] = {}
         self.calls: list[dict[str, Any]] = []
 
-    def next(self, answers: Mapping[str, str]) -> None:
+    def next(self, answers: Mapping[str, Answer]) -> None:
         """The answers of the next step, by role."""
         self.answers, self.calls = answers, []
 
     def __call__(self, messages: list[dict[str, str]]) -> str:
         role, shown = self.read(messages)
         answer = self.answers[role]
+        answer = answer if isinstance(answer, str) else json.dumps(answer(shown))
         for text in re.findall(r'"@([^"]*)"', answer):
             found = [item["id"] for item in shown["listed"] if item["text"] == text]
             if len(found) != 1:
                 raise ValueError(f"{text!r} is listed {len(found)} times in {shown['listed']}")
-            answer = answer.replace(f'"@{text}"', json.dumps(found[0]) if self.quoted else str(found[0]))
+            answer = answer.replace(f'"@{text}"', json.dumps(found[0]))
         self.calls.append({"role": role, **shown, "answer": answer})
         return answer
 
@@ -55,5 +57,6 @@ def write(path: Path, source: str, histories: list[dict[str, Any]]) -> None:
     parts = []
     for history in histories:
         steps = ",\n".join(json.dumps(step) for step in history["steps"])
-        parts.append(f'{{"name": {json.dumps(history["name"])}, "steps": [\n{steps}\n]}}')
+        given = "".join(f"{json.dumps(key)}: {json.dumps(history[key])}, " for key in history if key != "steps")
+        parts.append(f'{{{given}"steps": [\n{steps}\n]}}')
     path.write_text(f'{{"source": {json.dumps(source)}, "histories": [\n' + ",\n".join(parts) + "\n]}\n")
