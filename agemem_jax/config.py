@@ -104,6 +104,11 @@ AT_LEAST = {
     "methods.events": 1,
     "methods.neighbours": 1,
     "methods.recent": 1,
+    "methods.keywords": 1,
+    "methods.tags": 1,
+    "methods.word_tokens": 1,
+    "methods.context_tokens": 1,
+    "methods.memory_tokens": 1,
     "methods.answer_tokens": 1,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
@@ -158,6 +163,8 @@ AT_MOST = {
     "methods.events": 32,
     "methods.neighbours": 16,
     "methods.recent": 64,
+    "methods.keywords": 16,
+    "methods.tags": 16,
     "rl.widths": 64,
 }
 

@@ -213,6 +213,11 @@ def get_config() -> ConfigDict:
     c.methods.neighbours = 5  # memories that a fact is compared with; twice as many for a whole message
     c.methods.recent = 10  # earlier messages in view of mem0_additive
     c.methods.contradiction_adds = False  # mem0_classic: stores the fact for which a memory was deleted; not published
+    c.methods.keywords = 4  # A-Mem: most of a note
+    c.methods.tags = 4
+    c.methods.word_tokens = 8  # of a keyword or tag; longer ones are cut, as longer contexts are
+    c.methods.context_tokens = 48
+    c.methods.memory_tokens = 256  # of the one text of memagent
     c.methods.answer_tokens = 512  # of a role's answer
 
     # Step-wise GRPO.

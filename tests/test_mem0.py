@@ -2,83 +2,25 @@
 
 import dataclasses
 import json
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from peers.embedding import DIM, word_vector, words
-from small import small_config
+from peers.embedding import embed
+from recorded import Vocabulary, histories, items_of, spec
 
-from agemem_jax.data.batches import pad_texts, stack
-from agemem_jax.memory import encoder, equality
+from agemem_jax.memory import encoder
 from agemem_jax.methods import parts
 from agemem_jax.methods.base import DONE, Message
-from agemem_jax.methods.mem0 import DECIDE, EXTRACT, Classic
-from agemem_jax.rollout.rows import RolloutSpec, new_rows
-from agemem_jax.training.setup import build
-from agemem_jax.types import NO_ID, Op, Status, Text, ToolCalls
+from agemem_jax.methods.mem0 import DECIDE, EXTRACT, Additive, Classic
+from agemem_jax.rollout.rows import new_rows
+from agemem_jax.types import NO_ID, Op, Status, Text
 
-FOLDER = Path(__file__).parent / "fixtures" / "peers"
-LENGTH = 16  # tokens of a memory
 ITEMS = 16
 OPS = {"ADD": Op.ADD, "UPDATE": Op.UPDATE, "DELETE": Op.DELETE}
 CLASSIC = Classic(facts=4, events=ITEMS, neighbours=5, contradiction_adds=False)
-
-
-@lru_cache
-def histories(system: str) -> dict[str, list[dict]]:
-    recorded = json.loads((FOLDER / f"{system}.json").read_text())
-    return {history["name"]: history["steps"] for history in recorded["histories"]}
-
-
-class Vocabulary:
-    """What stands between two spaces is a token; a text has the vector that the recorders' embedder gives it."""
-
-    def __init__(self, system: str):
-        def texts(node):
-            if isinstance(node, str):
-                yield node
-            for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-                yield from texts(inner)
-
-        known = sorted({word for text in texts(list(histories(system).values())) for word in text.split(" ")})
-        self.pieces = ["", *known]
-        self.ids = {piece: i for i, piece in enumerate(self.pieces)}
-        table = np.zeros((len(self.pieces), DIM), np.float32)
-        for i, piece in enumerate(self.pieces):
-            table[i] = sum((word_vector(word) for word in words(piece)), np.zeros(DIM))
-        self.table = jnp.array(table)
-        bytes_of = [f" {piece}".encode() if piece else None for piece in self.pieces]
-        self.world = SimpleNamespace(equality=equality.equality_table(bytes_of), encoder=self.table)
-
-    def encode(self, text: str) -> list[int]:
-        return [self.ids[piece] for piece in text.split(" ")] if text else []
-
-    def decode(self, text: Text, *at: int) -> str:
-        return " ".join(self.pieces[i] for i in text.tokens[at][: text.length[at]].tolist())
-
-    def texts(self, rows: list[list[str]], count: int) -> Text:
-        return stack([pad_texts([self.encode(text) for text in row], count, LENGTH) for row in rows])
-
-
-@lru_cache
-def spec(batch: int) -> RolloutSpec:
-    whole = build(small_config()).spec.rollout
-    return dataclasses.replace(
-        whole, batch=batch, entries=48, entry_tokens=LENGTH, embedding_size=DIM, capacity=16, messages=3, reader=None
-    )
-
-
-def items_of(vocabulary: Vocabulary, rows: list[list[tuple[Op, int, str]]]) -> ToolCalls:
-    """Parsed answers: (operation, listed number, text) of each item."""
-    pad = lambda values, fill: values + [fill] * (ITEMS - len(values))  # noqa: E731
-    column = lambda i, fill: jnp.array([pad([item[i] for item in row], fill) for row in rows])  # noqa: E731
-    content = vocabulary.texts([[item[2] for item in row] for row in rows], ITEMS)
-    rest = dict.fromkeys(("tags", "top_k", "span", "confirmed", "said", "malformed", "think_tokens"))
-    return ToolCalls(op=column(0, Op.NONE), memory_id=column(1, NO_ID), content=content, **rest)
 
 
 def events_of(answer: str) -> list[tuple[Op, int, str]]:
@@ -121,10 +63,10 @@ class Played:
 
     def answer(self, told: Message, role: int, rows: list[list[tuple[Op, int, str]]], on: jax.Array):
         """The rows `on` give these answers: (next role, status of each item)."""
-        items, role = items_of(self.vocabulary, rows), told.owner * 0 + role
-        texts, queries = self.system.texts(self.rows, self.notes, told, role, items)
+        items, role = items_of(self.vocabulary, rows, ITEMS), told.owner * 0 + role
+        texts, queries = self.system.texts(self.rows, self.notes, told, role, items, None)
         assert bool((queries == (role == EXTRACT)[:, None]).all())
-        heard = self.hear(self.rows, self.notes, told, role, items, self.encode(texts), on)
+        heard = self.hear(self.rows, self.notes, told, role, items, self.encode(texts), on, None)
         self.rows, self.notes = heard.rows, heard.notes
         return heard.next, heard.status
 
@@ -187,6 +129,77 @@ def test_what_is_contradicted_is_lost_as_published_or_kept_by_a_flag():
             assert status[0, 0] == Status.OK
         assert [text for text, _ in played.kept(0).values()] == texts
         assert played.rows.stats.calls_ok[0, Op.DELETE] == 1
+
+
+ADDITIVE = Additive(facts=ITEMS, neighbours=10, recent=10)
+
+
+def memories_of(answer: str) -> list[tuple[Op, int, str]]:
+    """The memories of an answer that is JSON, those that are text."""
+    try:
+        entries = json.loads(answer)["memory"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    texts = [entry.get("text") for entry in entries if isinstance(entry, dict)]
+    return [(Op.ADD, NO_ID, text) for text in texts if isinstance(text, str)]
+
+
+def test_the_additive_pipeline_writes_what_mem0_writes():
+    told = {name: steps for name, steps in histories("mem0_additive").items() if name in ("changes", "crowded")}
+    vocabulary, sizes = Vocabulary("mem0_additive"), spec(len(told))
+    users = sorted({step["user"] for steps in told.values() for step in steps})
+    hear = jax.jit(partial(ADDITIVE.hear, tables=None, world=vocabulary.world, spec=sizes))
+    rows, compared, dropped = new_rows(sizes), 0, 0
+    for i in range(max(map(len, told.values()))):
+        steps = [steps[i] if i < len(steps) else None for steps in told.values()]
+        reads = [step is not None and "messages" in step for step in steps]
+        owner = jnp.array([users.index(step["user"]) if step else 0 for step in steps], jnp.int32)
+        both = list(zip(steps, reads, strict=True))
+        vector = jnp.stack([embed(step["extract"]["shown"] if on else "") for step, on in both])
+        body = vocabulary.texts([["I"]] * len(told), 1)  # what is nearest is told by the vector
+        message = Message(parts.column(body, 0), owner, owner * 0, owner * 0, vector)
+        near = ADDITIVE._like(rows, message, jnp.array(reads))
+        listed = jax.device_get(parts.listing(rows.store, near, jnp.array(reads)))
+        answers = [memories_of(step["extract"]["answer"]) if on else [] for step, on in zip(steps, reads, strict=True)]
+        calls = items_of(vocabulary, answers, ITEMS)
+        texts, queries = ADDITIVE.texts(rows, (), message, owner * 0, calls, None)
+        assert not bool(queries.any())
+        heard = hear(rows, (), message, owner * 0, calls, encoder.encode(vocabulary.table, texts), jnp.array(reads))
+        rows = heard.rows
+        assert (np.asarray(heard.next) == DONE).all()
+        store = jax.device_get(rows.store)
+        for b, (step, on) in enumerate(zip(steps, reads, strict=True)):
+            if on:
+                found, texts = int(listed.found[b].sum()), Text(listed.tokens, listed.length)
+                shown = [{"id": str(k), "text": vocabulary.decode(texts, b, k)} for k in range(found)]
+                assert shown == step["extract"]["listed"], (b, i)
+                kept = {
+                    int(store.id[b, n]): vocabulary.decode(Text(store.tokens, store.length), b, n)
+                    for n in np.flatnonzero(store.valid[b])
+                }
+                assert kept == {row["memory"]: row["text"] for row in step["store"]}, (b, i)
+                compared += found
+                dropped += int((heard.status[b] == Status.DUPLICATE).sum())
+    assert compared > 100 and dropped > 1
+
+
+def test_earlier_messages_are_the_speakers_last_ones_oldest_first():
+    sizes = spec(2)
+    vocabulary = Vocabulary("mem0_additive")
+    facts = vocabulary.texts([["I", "and", "the", "in"]] * 2, 4)
+    later = vocabulary.texts([["a", "to", "with"]] * 2, 3)
+    task = SimpleNamespace(
+        facts=facts, num_facts=jnp.array([4, 3]), fact_owner=jnp.array([[0, 1, 0, 0]] * 2),
+        distractors=later, distractor_owner=jnp.array([[0, 1, 0]] * 2),
+    )  # fmt: skip
+    read = lambda turn, stage, most: parts.earlier_messages(  # noqa: E731
+        task, jnp.array(turn), jnp.zeros(sizes.batch, jnp.int32), stage, most
+    )
+    said = lambda texts, b: [vocabulary.decode(texts, b, k) for k in range(texts.length.shape[1])]  # noqa: E731
+    first = read([3, 0], 1, 2)
+    assert (said(first, 0), said(first, 1)) == (["I", "the"], ["", ""])
+    second = read([2, 1], 2, 3)
+    assert (said(second, 0), said(second, 1)) == (["the", "in", "a"], ["I", "the", "a"])
 
 
 def searched(vocabulary: Vocabulary, rows, b: int, step: dict, owner: jax.Array) -> list[int]:

@@ -118,7 +118,7 @@ def test_whatever_is_drawn_is_in_the_form(name):
 SIZES = dict(
     rl__tasks_per_update=1, rl__group_size=4, train__traces=4, policy__num_layers=1, task__facts=3, task__chatter=0,
     task__distractors=1, store__entry_tokens=9, store__embedding_size=256, tools__max_calls=1, methods__facts=2,
-    methods__events=3, methods__neighbours=2, methods__answer_tokens=40, rollout__stage3_turns=2,
+    context__capacity=200, methods__events=3, methods__neighbours=2, methods__answer_tokens=40, rollout__stage3_turns=2,
 )  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_answers_must_fit():
     system = system_of(run.config, "mem0_classic")
     tables = build_tables(system, run.config, run.tokenizer, build_pieces(run.tokenizer, run.config))
     check_sizes(system, run.config, tables, run.spec.rollout)
-    for tokens, words in ((200, "a row's context holds"), (0, "the shortest answer")):
+    for tokens, words in ((300, "a row's context holds"), (0, "the shortest answer")):
         run.config.methods.answer_tokens = tokens
         with pytest.raises(ConfigError, match=words):
             check_sizes(system, run.config, tables, run.spec.rollout)

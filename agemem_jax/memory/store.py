@@ -264,20 +264,25 @@ def retrieve(
     match = store.valid & (store.owner == owner[:, None]) & _matches(store.tags, filter)
     match &= (score >= min_score) | ~asks[:, None]
     match &= (on & (asks | filters))[:, None]
-    slot, found, score = _best(jnp.where(asks[:, None], score, 0), match, store.id, k, max_k)
+    result = best(store, jnp.where(asks[:, None], score, 0), match, k, max_k)
+    found = result.found
+    status = first_failure(on, (~asks & ~filters, Status.EMPTY_TEXT), (~jnp.any(found, axis=1), Status.NOTHING_FOUND))
+    if count_hits:
+        hit = jnp.any((store.id[:, None] == result.id[..., None]) & found[..., None], axis=1)
+        store = store.replace(hits=store.hits + hit)
+    return store, result, status
 
-    result = Retrieved(
+
+def best(store: MemoryStore, score: jax.Array, match: jax.Array, k: jax.Array, max_k: int) -> Retrieved:
+    """The `k` [B] entries of highest score [B, N] among the matches [B, N], ties by lower id; `max_k` is Kmax."""
+    slot, found, score = _best(score, match, store.id, k, max_k)
+    return Retrieved(
         tokens=jnp.where(found[..., None], _take_rows(store.tokens, slot), PAD_ID),
         length=jnp.where(found, _take_rows(store.length, slot), 0),
         id=jnp.where(found, _take_rows(store.id, slot), NO_ID),
         score=score,
         found=found,
     )
-    status = first_failure(on, (~asks & ~filters, Status.EMPTY_TEXT), (~jnp.any(found, axis=1), Status.NOTHING_FOUND))
-    if count_hits:
-        hit = jnp.any((store.id[:, None] == result.id[..., None]) & found[..., None], axis=1)
-        store = store.replace(hits=store.hits + hit)
-    return store, result, status
 
 
 # What a place without an entry holds, for every array with one row per entry.

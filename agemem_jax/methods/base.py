@@ -8,14 +8,16 @@ rule, and the policy only acts.
 Types alone; the systems are frozen dataclasses with static sizes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World
 from agemem_jax.tools.grammar import ToolGrammar
-from agemem_jax.tools.layout import Parts
+from agemem_jax.tools.layout import Field, Parts, either, listed
 from agemem_jax.types import Pieces, Task, Text, ToolCalls
 
 
@@ -26,7 +28,9 @@ class Role(NamedTuple):
     instruction: str  # a paragraph of the system message
     opening: str  # what its prompt begins with
     parts: Parts  # of its answer, in JSON
-    calls: list[Parts]  # the same as tool calls, which a vocabulary of the tiny kind can spell: none, or some of these
+    # The same as tool calls, which a vocabulary of the tiny kind can spell, of what stands for no call, before the
+    # first, between two, and after the last.
+    calls: Callable[[str, str, str, str], Parts]
 
 
 @struct.dataclass
@@ -47,6 +51,10 @@ class Message(NamedTuple):
     now: jax.Array  # [B] int32 turn, counted over the whole trajectory
     query: jax.Array | None  # [B, E] vector of the body as a query, if the system reads messages
 
+    def body_as_entry(self, width: int) -> Text:
+        """The body, cut to what an entry holds."""
+        return Text(self.body.tokens[:, :width], jnp.minimum(self.body.length, width))
+
 
 class Heard(NamedTuple):
     """What a row's answer has led to."""
@@ -64,6 +72,7 @@ class System(Protocol):
     """A memory system. Hashable, so that it can be a static argument; `role` [B] is the number of each row's role."""
 
     reads_messages: bool  # it looks for what is like a message
+    asks: bool  # its last role is played for the question, when all messages are read
     fixed: tuple[tuple[str, str], ...]  # strings of its prompts: (text, what the tiny vocabulary has for it)
 
     @property
@@ -86,13 +95,29 @@ class System(Protocol):
         """What the user message of each row's role says: [B, W] with context.SAID."""
         ...
 
-    def texts(self, rows: Rows, notes: Any, told: Message, role: jax.Array, calls: ToolCalls) -> tuple[Text, jax.Array]:
+    def texts(
+        self, rows: Rows, notes: Any, told: Message, role: jax.Array, calls: ToolCalls, tables: RoleTables
+    ) -> tuple[Text, jax.Array]:
         """Texts whose vectors `hear` needs, [B, n, W], and which of them are queries, [B, n] bool."""
         ...
 
     def hear(
         self, rows: Rows, notes: Any, told: Message, role: jax.Array, calls: ToolCalls, vectors: jax.Array,
-        on: jax.Array, world: World, spec: RolloutSpec,
+        on: jax.Array, tables: RoleTables, world: World, spec: RolloutSpec,
     ) -> Heard:  # fmt: skip
         """Applies the answers of rows `on` [B]; vectors [B, n, E] of `texts`. The KV history does not take part."""
         ...
+
+
+def call_of(name: str, *arguments: str | Field) -> Parts:
+    """A tool call, in answers that are calls."""
+    return (f'{{"name": "{name}", "arguments": {{', *arguments, "}}")
+
+
+def some_calls(items: list[Parts]) -> Callable[[str, str, str, str], Parts]:
+    """`Role.calls` of an answer that is none or some of these calls, from the first on."""
+
+    def calls(none: str, first: str, between: str, last: str) -> Parts:
+        return either((none,), (first, *items[0], *listed(items, between, 1), last))
+
+    return calls

@@ -32,7 +32,7 @@ from agemem_jax.memory import store as store_lib
 from agemem_jax.memory.encoder import Known
 from agemem_jax.memory.equality import text_key
 from agemem_jax.methods import parts
-from agemem_jax.methods.base import DONE, Heard, Message, Role, RoleTables
+from agemem_jax.methods.base import DONE, Heard, Message, Role, RoleTables, call_of, some_calls
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, select
 from agemem_jax.rollout.turn import count_call, memory_lines
 from agemem_jax.tools.layout import Field, Part, Parts, either, listed
@@ -47,11 +47,6 @@ def content(call: int, op: Op) -> Field:
 
 def number(call: int, op: Op) -> Field:
     return Field("digits", Part.MEMORY_ID, call, op)
-
-
-def call_of(name: str, *arguments: str | Field) -> Parts:
-    """A tool call, for answers in the literals of calls."""
-    return (f'{{"name": "{name}", "arguments": {{', *arguments, "}}")
 
 
 def adds(count: int) -> list[Parts]:
@@ -107,7 +102,7 @@ class Classic:
     neighbours: int  # memories found for a fact
     contradiction_adds: bool
 
-    reads_messages = False
+    reads_messages = asks = False
     fixed = (("\nMemories:", ":"), ("\nNew facts:", " facts"), ("\n", ":"))
 
     @property
@@ -120,7 +115,7 @@ class Classic:
                 'that can be understood alone. Small talk holds none. Answer {"facts": ["...", ...]}.',
                 "Role: extract\nMessage:\n",
                 facts_form("facts", self.facts),
-                adds(self.facts),
+                some_calls(adds(self.facts)),
             ),
             Role(
                 "decide",
@@ -130,7 +125,7 @@ class Classic:
                 '{"memory": [{"event": ..., ...}, ...]}.',
                 "Role: decide",
                 ('{"memory": [', *listed([event(i) for i in range(self.events)]), "]}"),
-                [event_call(i) for i in range(self.events)],
+                some_calls([event_call(i) for i in range(self.events)]),
             ),
         )
 
@@ -159,14 +154,16 @@ class Classic:
             say(3, decides), *parts.lines(notes.facts, decides, parts.column(tables.fixed, 4, 0)),
         ])  # fmt: skip
 
-    def texts(self, rows: Rows, notes, told: Message, role: jax.Array, calls: ToolCalls) -> tuple[Text, jax.Array]:
+    def texts(
+        self, rows: Rows, notes, told: Message, role: jax.Array, calls: ToolCalls, tables: RoleTables
+    ) -> tuple[Text, jax.Array]:
         content = parts.fit(calls.content, notes.facts.tokens.shape[-1])
         every = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), content, notes.facts)
         return every, jnp.broadcast_to((role == EXTRACT)[:, None], every.length.shape)
 
     def hear(
         self, rows: Rows, notes: ClassicNotes, told: Message, role: jax.Array, calls: ToolCalls, vectors: jax.Array,
-        on: jax.Array, world: World, spec: RolloutSpec,
+        on: jax.Array, tables: RoleTables, world: World, spec: RolloutSpec,
     ) -> Heard:  # fmt: skip
         content = parts.fit(calls.content, spec.entry_tokens)
         extracted, decided = on & (role == EXTRACT), on & (role == DECIDE)
@@ -196,7 +193,7 @@ class Additive:
     neighbours: int  # memories found for a message
     recent: int  # earlier messages in view
 
-    reads_messages = True
+    reads_messages, asks = True, False
     fixed = (("\nEarlier messages:", " the"), ("\n", ":"), ("\nMemories:", ":"), ("\nMessage:\n", " said"))
 
     @property
@@ -210,7 +207,7 @@ class Additive:
                 'something known is a memory of its own. Answer {"memory": [{"text": "..."}, ...]}.',
                 "Role: remember",
                 ('{"memory": [', *listed([('{"text": "', content(i, Op.ADD), '"}') for i in range(self.facts)]), "]}"),
-                adds(self.facts),
+                some_calls(adds(self.facts)),
             ),
         )
 
@@ -236,18 +233,21 @@ class Additive:
             say(3, on & found.found.any(1)), *memory_lines(tables, found), say(4, on), parts.said(on, told.body),
         ])  # fmt: skip
 
-    def texts(self, rows: Rows, notes, told: Message, role: jax.Array, calls: ToolCalls) -> tuple[Text, jax.Array]:
+    def texts(
+        self, rows: Rows, notes, told: Message, role: jax.Array, calls: ToolCalls, tables: RoleTables
+    ) -> tuple[Text, jax.Array]:
         content = parts.fit(calls.content, rows.store.tokens.shape[-1])
         return content, jnp.zeros(content.length.shape, bool)
 
     def hear(
         self, rows: Rows, notes: tuple, told: Message, role: jax.Array, calls: ToolCalls, vectors: jax.Array,
-        on: jax.Array, world: World, spec: RolloutSpec,
+        on: jax.Array, tables: RoleTables, world: World, spec: RolloutSpec,
     ) -> Heard:  # fmt: skip
         content = parts.fit(calls.content, spec.entry_tokens)
         given = on[:, None] & (calls.op == Op.ADD) & (content.length > 0)
         key = text_key(world.equality, content)  # [B, J, 2]
-        known = parts.keys_of(rows.store, self._like(rows, told, on))  # [B, n, 2]; 0, of an empty text, where none is
+        # [B, n, 2]; where none is 0, the key of an empty text
+        known = parts.at_ids(rows.store.key, rows.store, self._like(rows, told, on))
         same = lambda keys: (key[:, :, None] == keys[:, None]).all(-1)  # noqa: E731
         earlier = jnp.arange(key.shape[1])[:, None] > jnp.arange(key.shape[1])
         twice = same(known).any(2) | (same(key) & earlier & given[:, None]).any(2)

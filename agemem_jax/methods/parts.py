@@ -53,19 +53,16 @@ def without_repetition(ids: jax.Array) -> jax.Array:
     return jax.vmap(put)(ids, place)
 
 
+def at_ids(array: jax.Array, store: MemoryStore, ids: jax.Array) -> jax.Array:
+    """What an array [B, N, ...] beside the store has of the entries of these ids [B, n], 0 where there is none."""
+    at = (store.id[:, None] == ids[:, :, None]) & store.valid[:, None] & (ids != NO_ID)[:, :, None]  # [B, n, N]
+    taken = jax.vmap(lambda row, i: row[i])(array, jnp.argmax(at, axis=2))
+    return jnp.where(at.any(2).reshape(*ids.shape, *[1] * (array.ndim - 2)), taken, 0)
+
+
 def entries_of(store: MemoryStore, ids: jax.Array) -> Text:
     """The contents of the entries of these ids [B, n], empty where there is none: [B, n, L]."""
-    at = (store.id[:, None] == ids[:, :, None]) & store.valid[:, None] & (ids != NO_ID)[:, :, None]  # [B, n, N]
-    slot, found = jnp.argmax(at, axis=2), at.any(2)
-    take = jax.vmap(lambda row, i: row[i])
-    tokens = jnp.where(found[..., None], take(store.tokens, slot), PAD_ID)
-    return Text(tokens, jnp.where(found, take(store.length, slot), 0))
-
-
-def keys_of(store: MemoryStore, ids: jax.Array) -> jax.Array:
-    """The keys (memory/equality.py) of the entries of these ids [B, n], 0 where there is none: [B, n, 2]."""
-    at = (store.id[:, None] == ids[:, :, None]) & (ids != NO_ID)[:, :, None]
-    return jnp.where(at[..., None], store.key[:, None], 0).max(2)
+    return Text(at_ids(store.tokens, store, ids), at_ids(store.length, store, ids))
 
 
 def earlier_messages(task: Task, turn: jax.Array, owner: jax.Array, stage: int, most: int) -> Text:
@@ -130,6 +127,21 @@ def nearest_of_each(store: MemoryStore, texts: Text, k: int, owner: jax.Array, v
 
     _, ids = jax.lax.scan(of_text, None, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (texts, vectors)))
     return jnp.swapaxes(ids, 0, 1).reshape(owner.shape[0], -1)
+
+
+def to_front(texts: Text) -> Text:
+    """Texts [B, n, W] with the empty ones last."""
+    order = jnp.argsort(texts.length == 0, axis=1, stable=True)
+    return Text(jnp.take_along_axis(texts.tokens, order[..., None], 1), jnp.take_along_axis(texts.length, order, 1))
+
+
+def entry_line(tables: RoleTables, text: Text, number: jax.Array, on: jax.Array) -> list[Text]:
+    """An entry [B, L] of rows `on` with a number [B], after a line break, ready to be packed; the entry is SAID."""
+    p = tables.pieces
+    i = jnp.clip(number, 0, p.numbers.length.shape[0] - 1)
+    shown, entry = Text(p.numbers.tokens[i], jnp.where(on, p.numbers.length[i], 0)), said(on, text)
+    first, last = (shown, entry) if p.id_first else (entry, shown)
+    return [spread(p.line_break, on), first, spread(p.id_mark, on), last]
 
 
 def lines(texts: Text, on: jax.Array, bullet: Text) -> list[Text]:

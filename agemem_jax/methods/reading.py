@@ -19,7 +19,7 @@ from agemem_jax.rollout import stage as stage_lib
 from agemem_jax.rollout import turn as turn_lib
 from agemem_jax.rollout.decode import Generation
 from agemem_jax.rollout.reading import encoder_of
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, rowwise, stop
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, rowwise, select, stop
 from agemem_jax.rollout.stage import Trace, Writer
 from agemem_jax.rollout.turn import spread
 from agemem_jax.tools import grammar as grammar_lib
@@ -79,23 +79,35 @@ def read_stage(
     batch, roles = spec.batch, system.roles
     zeros = jnp.zeros((batch,), jnp.int32)
     starts = jnp.array(tables.grammar.start_forms, jnp.int32)
-    last = {1: task.num_facts, 2: task.num_distractors}[stage]
+    told = {1: task.num_facts, 2: task.num_distractors}[stage]
+    asks = system.asks and stage == 2  # the question is read as a last message
+    last = told + asks
     none = jnp.zeros((batch, len(roles)), jnp.int32)
-    rows = rows.replace(mode=zeros + Mode.ROLE, turn=zeros, pointer=zeros)
+
+    def first_role(turn, told):
+        """The first role for the message of a turn [B]; after those that are told comes the question."""
+        return jnp.where(asks & (turn >= told), len(roles) - 1, 0)
+
+    rows = rows.replace(mode=Mode.ROLE + first_role(zeros, told), turn=zeros, pointer=zeros)
     rows = stop(rows, last <= 0, StopReason.TURNS, stage)
-    most = {1: spec.facts, 2: spec.distractors}[stage] * len(roles)
+    most = {1: spec.facts, 2: spec.distractors}[stage] * (len(roles) - system.asks) + asks
     own = world.replace(reader={})  # what each device needs for its own rows
 
-    def message(rows: Rows, task: Task, query) -> Message:
+    def body_of(rows: Rows, task: Task) -> Text:
         body, _ = turn_lib.message(rows, world, task, spec, stage)
-        return Message(body, *turn_lib.speaker(task, stage, rows.turn), spec.turns_before(stage) + rows.turn, query)
+        return select(rows.turn >= task.num_distractors, task.query, body) if asks else body
+
+    def message(rows: Rows, task: Task, query) -> Message:
+        owner, session = turn_lib.speaker(task, stage, rows.turn)
+        if asks:
+            owner, session = select(rows.turn >= task.num_distractors, (task.owner, task.session), (owner, session))
+        return Message(body_of(rows, task), owner, session, spec.turns_before(stage) + rows.turn, query)
 
     def read(rows: Rows):
         """Vectors [B, E] of the messages as queries, where the system looks for what is like them."""
         if not system.reads_messages:
             return None
-        body, _ = turn_lib.message(rows, world, task, spec, stage)
-        return encoder_of(world, spec)(body, True)
+        return encoder_of(world, spec)(body_of(rows, task), True)
 
     def ask(rows: Rows, notes, task: Task, query, world: World, tables: RoleTables, spec: RolloutSpec):
         """Rows whose contexts hold what they are asked now, and that as one Text, for traces."""
@@ -113,8 +125,9 @@ def read_stage(
         return rows.replace(context=context, cached=jnp.zeros_like(rows.cached), stats=stats), seen
 
     def listen(
-        rows: Rows, notes, counts: Counts, task: Task, query, gen: Generation, start, world: World, spec: RolloutSpec
-    ):
+        rows: Rows, notes, counts: Counts, task: Task, query, gen: Generation, start, world: World,
+        tables: RoleTables, spec: RolloutSpec,
+    ):  # fmt: skip
         """Parses the answers: (rows, their items, the texts whose vectors are needed, which are queries, counts)."""
         on, role = rows.mode != Mode.DONE, rows.mode - Mode.ROLE
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
@@ -134,7 +147,7 @@ def read_stage(
             malformed=rows.stats.malformed + in_stage(on & calls.malformed, stage),
         )
         rows = rows.replace(context=context_lib.extend(rows.context, written), stats=stats)
-        texts, queries = system.texts(rows, notes, message(rows, task, query), role, calls)
+        texts, queries = system.texts(rows, notes, message(rows, task, query), role, calls, tables)
         return rows, calls, texts, queries, counts
 
     def vectors_of(texts: Text, queries, on):
@@ -153,13 +166,18 @@ def read_stage(
         by_text = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)  # noqa: E731
         return by_text(jax.lax.scan(one, None, by_text((texts, queries)))[1])
 
-    def hear(rows: Rows, notes, task: Task, query, calls, vectors, last, world: World, spec: RolloutSpec):
+    def hear(
+        rows: Rows, notes, task: Task, query, calls, vectors, last, world: World, tables: RoleTables, spec: RolloutSpec
+    ):
         """Applies the answers, and moves rows on to their next role or message."""
         on, role = rows.mode != Mode.DONE, rows.mode - Mode.ROLE
-        heard = system.hear(rows, notes, message(rows, task, query), role, calls, vectors, on, world, spec)
+        heard = system.hear(
+            rows, notes, message(rows, task, query), role, calls, vectors, on, tables, world, spec
+        )
         rows, over = heard.rows, on & (heard.next == DONE)
         turn = rows.turn + over
-        mode = jnp.where(on, Mode.ROLE + jnp.maximum(heard.next, 0), rows.mode)
+        following = jnp.where(over, first_role(turn, last - asks), heard.next)
+        mode = jnp.where(on, Mode.ROLE + following, rows.mode)
         rows = rows.replace(mode=mode, turn=turn, round=rows.round + over)
         return stop(rows, over & (turn >= last), StopReason.TURNS, stage), heard.notes, heard.status
 
@@ -171,10 +189,10 @@ def read_stage(
         start = starts[jnp.clip(mode - Mode.ROLE, 0, len(roles) - 1)]
         rows, gen = write(rows, slot, live, start, jnp.full_like(start, ANY_OP), zeros + answer_tokens)
         rows, calls, texts, queries, counts = rowwise(
-            spec, listen, rows, notes, counts, task, query, gen, start, whole=(own,)
+            spec, listen, rows, notes, counts, task, query, gen, start, whole=(own, tables)
         )
         vectors = vectors_of(texts, queries, live)
-        rows, notes, status = rowwise(spec, hear, rows, notes, task, query, calls, vectors, last, whole=(own,))
+        rows, notes, status = rowwise(spec, hear, rows, notes, task, query, calls, vectors, last, whole=(own, tables))
         trace = stage_lib.add_to_trace(trace, slot, taken(rows, live, mode, turn, seen, gen, calls.op, status))
         return slot + 1, rows, notes, counts, trace
 

@@ -6,11 +6,13 @@ import numpy as np
 from agemem_jax.config import refuse
 from agemem_jax.data.prompts import padded
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.methods.amem import AMem
 from agemem_jax.methods.base import Role, RoleTables, System
 from agemem_jax.methods.mem0 import Additive, Classic
+from agemem_jax.methods.memagent import MemAgent
 from agemem_jax.rollout.rows import RolloutSpec
 from agemem_jax.tools.grammar import MAX_BUDGET, build_grammar
-from agemem_jax.tools.layout import Form, Parts, either, listed
+from agemem_jax.tools.layout import Form, Parts
 from agemem_jax.tools.schemas import CALL_MARKS, write_calls
 from agemem_jax.types import Pieces
 
@@ -26,6 +28,8 @@ def system_of(config, name: str) -> System:
     systems = {
         "mem0_classic": lambda: Classic(m.facts, m.events, m.neighbours, m.contradiction_adds),
         "mem0_additive": lambda: Additive(m.facts, 2 * m.neighbours, m.recent),
+        "memagent": MemAgent,
+        "amem": lambda: AMem(m.keywords, m.tags, m.neighbours, m.context_tokens, m.word_tokens),
     }
     return systems[name]()
 
@@ -40,8 +44,10 @@ def build_tables(system: System, config, tokenizer: Tokenizer, pieces: Pieces) -
     told = "" if short else PROMPT.format(roles="\n\n".join(role.instruction for role in roles))
     prefix = padded([encode(chat.system_open + told + chat.message_close)])
     forms = tuple(Form(answer_of(role, config.tools, short), end) for role in roles)
+    tools = config.tools.copy_and_resolve_references()  # roles have none
+    tools.enabled, tools.min_calls, tools.max_calls, tools.optional_arguments = (), 0, 1, False
     tables = RoleTables(
-        grammar=build_grammar(config.tools, tokenizer, (), forms),
+        grammar=build_grammar(tools, tokenizer, (), forms),
         pieces=pieces.replace(prefix=prefix, plain_prefix=prefix),
         fixed=padded([encode(text) for text in openings + fixed]),
     )
@@ -53,8 +59,7 @@ def answer_of(role: Role, tools, short: bool) -> Parts:
     if not short:
         return role.parts
     think, (first, between, last) = "<think></think>", CALL_MARKS[tools.format]
-    some = (think + first, *role.calls[0], *listed(role.calls, between, 1), last)
-    return either((think + write_calls([], tools),), some)
+    return role.calls(think + write_calls([], tools), think + first, between, last)
 
 
 def check_sizes(system: System, config, tables: RoleTables, spec: RolloutSpec) -> None:
