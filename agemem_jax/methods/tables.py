@@ -1,7 +1,10 @@
 """The device tables of memory systems, built on the host: the grammar of their answers, their prompts."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from agemem_jax.config import refuse
 from agemem_jax.data.prompts import padded
@@ -22,16 +25,17 @@ write the JSON that the role answers with, and nothing else. Strings hold no lin
 {roles}"""
 
 
-def system_of(config, name: str) -> System:
-    """The system of a name, in the sizes of config.methods."""
-    m = config.methods
-    systems = {
-        "mem0_classic": lambda: Classic(m.facts, m.events, m.neighbours, m.contradiction_adds),
-        "mem0_additive": lambda: Additive(m.facts, 2 * m.neighbours, m.recent),
-        "memagent": MemAgent,
-        "amem": lambda: AMem(m.keywords, m.tags, m.neighbours, m.context_tokens, m.word_tokens),
-    }
-    return systems[name]()
+SYSTEMS: dict[str, Callable[[ConfigDict], System]] = {  # each in the sizes of config.methods
+    "mem0_classic": lambda m: Classic(m.facts, m.events, m.neighbours, m.contradiction_adds),
+    "mem0_additive": lambda m: Additive(m.facts, 2 * m.neighbours, m.recent),
+    "memagent": lambda m: MemAgent(),
+    "amem": lambda m: AMem(m.keywords, m.tags, m.neighbours, m.context_tokens, m.word_tokens),
+}
+
+
+def system_of(config: ConfigDict, name: str) -> System:
+    """The system of a name in SYSTEMS."""
+    return SYSTEMS[name](config.methods)
 
 
 def build_tables(system: System, config, tokenizer: Tokenizer, pieces: Pieces) -> RoleTables:
