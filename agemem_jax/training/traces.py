@@ -22,7 +22,8 @@ def render_traces(run, traced, method: str, when: str) -> list[dict]:
     (traces, numbers), task = traced
     roles = roles_of(run.config, method)
     count = next(iter(traces.values())).ran.shape[1]
-    return [render_row(run, traces, numbers, task, row, roles) | {"method": method, "when": when} for row in range(count)]
+    about = {"method": method, "when": when}
+    return [render_row(run, traces, numbers, task, row, roles) | about for row in range(count)]
 
 
 def roles_of(config, method: str) -> tuple[str, ...]:
