@@ -191,6 +191,7 @@ WITHIN = {
     "task.revised": (0, 1),
     "task.strangers": (0, 1),
     "reward.good_entry": (0, 1),
+    "warm.roles": (0, 1),
 }
 
 # Lowest and highest value with which float32 training can work, and why.

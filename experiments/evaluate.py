@@ -32,14 +32,18 @@ def main(config) -> None:
     with hold(workdir, "--workdir"):
         run = build(config)
         state, updates = starting_state(run)
-        found = {}
+        found, roles = {}, {}
         for way in WAYS:
             one = Pass(METHOD.value, way)
             state = evaluate_once(run, state, run.frozen, one, updates, workdir)
-            found[way] = read_json(result_path(workdir, one))["numbers"]
+            kept = read_json(result_path(workdir, one))
+            found[way] = kept["numbers"]
+            roles |= kept.get("roles", {})
     figures = {way: {name: interval([values]) for name, values in numbers.items()} for way, numbers in found.items()}
     print(table(figures, TASK_METRICS[config.reward.task_metric]))
-    out.write({"method": METHOD.value, "updates": updates, **figures})
+    for name, one in roles.items():
+        print(f"{name}: {one['agreed']} of {one['compared']} traced greedy answers are the right ones")
+    out.write({"method": METHOD.value, "updates": updates, "roles": roles, **figures})
 
 
 def starting_state(run: Run) -> tuple[TrainState, int]:

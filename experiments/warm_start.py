@@ -26,11 +26,13 @@ from agemem_jax import sharding
 from agemem_jax.benchmarks import vocabulary
 from agemem_jax.config import check_fields, check_precision, refuse, validate
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.methods.tables import SYSTEMS
+from agemem_jax.methods.teaching import Teacher
 from agemem_jax.models import weights
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import embeddings_for, lesson_step, warm_optimizer, warm_step
+from agemem_jax.training.warm import embeddings_for, lesson_step, role_step, warm_optimizer, warm_step
 from agemem_jax.types import TrainState
 from configs import base
 from experiments import cli, out, paths
@@ -72,7 +74,11 @@ def make(configs: list, folder: Path) -> None:
     run, size = runs[0], runs[0].spec.rollout.batch
     # It reads what lessons and rows reach, whichever is longest.
     learnt = int(run.world.pieces.prefix.length[0]) + (warm.lesson_tokens if warm.lessons or warm.dealings else 0)
-    model = dataclasses.replace(run.model, max_positions=max(learnt, *(one.model.max_positions for one in runs)))
+    reach = [learnt, *(one.model.max_positions for one in runs)]
+    for system in SYSTEMS if warm.roles else ():
+        readings = [one.readings(system) for one in runs]
+        reach += [int(r.tables.pieces.prefix.length[0]) + r.spec.rollout.capacity for r in readings]
+    model = dataclasses.replace(run.model, max_positions=max(reach))
     params, tasks = run.start(), run.source.tasks
     for name in ("lessons", "dealings", "lesson_every"):
         if warm[name] and not tasks.lessons:
@@ -84,6 +90,7 @@ def make(configs: list, folder: Path) -> None:
         demos = one.source.tasks.demonstrator(one.source, one.config, one.tokenizer.end_of_turn)
         step = functools.partial(warm_step, one.spec.rollout, one.spec.learn)
         watch.append(Kind(step, one, functools.partial(demos.batch, size=size)))
+    play = [role_kind(one, name) for one in runs for name in SYSTEMS] if warm.roles else []
     every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
@@ -92,7 +99,7 @@ def make(configs: list, folder: Path) -> None:
         "demonstrations": (
             warm.learning_rate,
             [
-                (read, after + i) if every and i % every == every - 1 else (watch[i % len(watch)], i // len(watch))
+                (read, after + i) if every and i % every == every - 1 else demonstrated(i, warm.roles, watch, play)
                 for i in range(warm.steps)
             ],
         ),
@@ -107,15 +114,16 @@ def make(configs: list, folder: Path) -> None:
         where = jax.tree.map(lambda x: x.sharding, state), None
         jitted = {
             kind: jax.jit(kind.step(model, optimizer, config.rl.logit_chunk), donate_argnums=0, out_shardings=where)
-            for kind in (read, *watch)
+            for kind in (read, *watch, *play)
         }
         bar = tqdm(steps, desc=name)
         for step, (kind, i) in enumerate(bar):
             state, metrics = jitted[kind](state, *kind.batch(i), kind.run.world)
-            if step % 20 < len(watch) or step + 1 == len(steps):
+            if step % 20 < len(watch) + len(play) or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in metrics.items()}
                 seconds = time.time() - began
                 of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": seconds}
+                of |= {"system": kind.system} if kind.system else {}
                 curves[name].append(of | metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
         params = state.params
@@ -130,6 +138,23 @@ class Kind:
     step: Callable  # (model, optimizer, logit_chunk) -> a step
     run: Run
     batch: Callable  # of a number
+    system: str = ""  # whose roles are played
+
+
+def role_kind(run: Run, name: str) -> Kind:
+    """Steps on the roles of a memory system in a run's tasks."""
+    reading = run.readings(name)
+    spec = reading.spec.rollout
+    teacher = Teacher(reading.system, run.source, run.config, spec.entries, spec.entry_tokens)
+    step = functools.partial(role_step, reading, reading.spec.learn)
+    return Kind(step, run, functools.partial(teacher.batch, size=spec.batch), name)
+
+
+def demonstrated(i: int, share: float, watch: list[Kind], play: list[Kind]) -> tuple[Kind, int]:
+    """What step i shows: of every so many steps a `share` are of `play`; either kinds take turns."""
+    before, after = int(i * share), int((i + 1) * share)
+    kinds, number = (play, before) if after > before else (watch, i - before)
+    return kinds[number % len(kinds)], number // len(kinds)
 
 
 def transplant(config, vocabulary_file: Path) -> None:

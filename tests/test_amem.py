@@ -87,9 +87,10 @@ class Played:
             calls = calls.replace(
                 confirmed=says[:, None] & first, top_k=jnp.maximum(jnp.array(actions), 0)[:, None] * first, span=span
             )
-        texts, _ = self.texts(self.rows, self.notes, told, told.owner + role, calls)
+        role = told.owner * 0 + role
+        texts, _ = self.texts(self.rows, self.notes, told, role, calls)
         heard = self.hear(
-            self.rows, self.notes, told, told.owner + role, calls, encoder.encode(self.vocabulary.table, texts),
+            self.rows, self.notes, told, role, calls, encoder.encode(self.vocabulary.table, texts),
             jnp.array(on),
         )  # fmt: skip
         self.rows, self.notes = heard.rows, heard.notes

@@ -194,10 +194,13 @@ class AMem:
         return either((none,), *ways)
 
     def prompt_tokens(self, tables: RoleTables, entry_tokens: int, message_tokens: int) -> int:
-        width, words = tables.fixed.tokens.shape[-1], (self.keywords + self.tags) * self.word_tokens
-        note = 3 * width + (self.keywords + self.tags) * width + self.context_tokens + words
+        at = lambda name: int(tables.fixed.length[len(self.roles) + NAMES.index(name)])  # noqa: E731
+        size = lambda *names: sum(map(at, names))  # noqa: E731
+        words = (self.keywords + self.tags) * (self.word_tokens + size("comma"))
+        note = size("context", "keywords", "tags") + self.context_tokens + words
         listed = self.neighbours * (note + parts.width_of_lines(tables, 1, entry_tokens))
-        return 3 * width + message_tokens + note + listed
+        opening = max(int(tables.fixed.length[r]) for r in range(len(self.roles)))
+        return opening + size("note", "neighbours") + message_tokens + note + listed
 
     def new_notes(self, spec: RolloutSpec) -> AMemNotes:
         def blank(*lead: int) -> Note:

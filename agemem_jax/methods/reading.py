@@ -52,6 +52,20 @@ def scripted_roles(world: World, width: int, script: Text, roles: int) -> Writer
     return write
 
 
+def prompted(rows: Rows, said: Text, live: jax.Array, world: World, spec: RolloutSpec) -> tuple[Rows, Text]:
+    """Rows whose contexts hold a prompt [B, W] and no more, where `live`, and that as one Text, for traces."""
+    p = world.pieces
+    user = context_lib.pack([spread(p.user_open, live), turn_lib.where_text(live, said), spread(p.close, live)])
+    opening = spread(p.assistant_open, live)
+    context = context_lib.empty(spec.batch, spec.capacity, spec.messages)
+    context, _ = context_lib.append(context, live, user, Role.USER, False, rows.round)
+    context, _ = context_lib.append(context, live, opening, Role.ASSISTANT, False, rows.round)
+    used = jnp.where(live, context.length + world.prefix_tokens, 0)
+    stats = rows.stats.replace(peak_context_tokens=jnp.maximum(rows.stats.peak_context_tokens, used))
+    seen = context_lib.plain(context_lib.pack([user, opening]))
+    return rows.replace(context=context, cached=jnp.zeros_like(rows.cached), stats=stats), seen
+
+
 @jax.named_scope("rollout")
 def read_stage(
     rows: Rows,
@@ -111,18 +125,10 @@ def read_stage(
 
     def ask(rows: Rows, notes, task: Task, query, world: World, tables: RoleTables, spec: RolloutSpec):
         """Rows whose contexts hold what they are asked now, and that as one Text, for traces."""
-        live, role, p = rows.mode != Mode.DONE, rows.mode - Mode.ROLE, world.pieces
-        said = system.ask(rows, notes, message(rows, task, query), role, task, tables, spec, stage)
-        user = context_lib.pack([spread(p.user_open, live), turn_lib.where_text(live, said), spread(p.close, live)])
-        opening = spread(p.assistant_open, live)
-        context = context_lib.empty(spec.batch, spec.capacity, spec.messages)
-        context, _ = context_lib.append(context, live, user, Role.USER, False, rows.round)
-        context, _ = context_lib.append(context, live, opening, Role.ASSISTANT, False, rows.round)
-        used = context.length + world.prefix_tokens
-        stats = rows.stats
-        stats = stats.replace(peak_context_tokens=jnp.maximum(stats.peak_context_tokens, jnp.where(live, used, 0)))
-        seen = context_lib.plain(context_lib.pack([user, opening]))
-        return rows.replace(context=context, cached=jnp.zeros_like(rows.cached), stats=stats), seen
+        said = system.ask(
+            rows, notes, message(rows, task, query), rows.mode - Mode.ROLE, task, tables, spec, stage
+        )
+        return prompted(rows, said, rows.mode != Mode.DONE, world, spec)
 
     def listen(
         rows: Rows, notes, counts: Counts, task: Task, query, gen: Generation, start, world: World,

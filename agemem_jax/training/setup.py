@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from agemem_jax.envs.base import Environment
 from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.memory import bm25, encoder, equality
+from agemem_jax.methods.base import RoleTables, System
 from agemem_jax.methods.tables import build_tables, check_sizes, system_of
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
@@ -63,6 +64,7 @@ class Run:
     spec: ProgramSpec
     programs: dict[int, Callable]
     roomy: dict[int, Callable]  # the same, with rows that hold all that is told (roomy_config)
+    readings: Callable[[str], "Reading"]  # how a memory system (methods.tables.SYSTEMS) reads
     systems: Callable[[str, bool], dict[int, Callable]]  # of what has its own (evaluate.METHODS), and whether it learns
     identity: Identity  # of what was read to make all this
 
@@ -102,18 +104,18 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     if like:
-        programs, roomy, systems = like.programs, like.roomy, like.systems
+        programs, roomy, systems, readings = like.programs, like.roomy, like.systems, like.readings
     else:
         settings = model, optimizer, config.rl, config.reward, judge
         programs = roomy = compile_programs(spec, *settings)
         if roomy_spec != spec:  # compiled where a method needs them
             roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
         spec_of = functools.partial(program_spec, world=table_world, mesh=mesh, reader=reader, env=benchmark.env)
-        own = functools.partial(
-            system_programs, config=config, wide=wide, tokenizer=tokenizer, pieces=pieces, spec_of=spec_of,
-            settings=settings, roomy=roomy,
-        )  # fmt: skip
-        systems = functools.cache(lambda name, learns: own(name, learns))
+        parts = dict(config=config, wide=wide, tokenizer=tokenizer, pieces=pieces, spec_of=spec_of)
+        readings = functools.cache(functools.partial(reading_of, **parts))
+        systems = functools.cache(
+            functools.partial(system_programs, **parts, readings=readings, settings=settings, roomy=roomy)
+        )
     # What is trained is not made before a run begins: one that goes on from a checkpoint needs none.
     start = functools.partial(starting_params, config, model, mesh)
     frozen = {}
@@ -127,9 +129,35 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     if reader:
         world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
     return Run(
-        config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, systems,
-        identity,
+        config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy,
+        readings, systems, identity,
     )  # fmt: skip
+
+
+class Reading(NamedTuple):
+    """A memory system, its tables on the host, and the sizes of the rows that it reads for."""
+
+    system: System
+    tables: RoleTables
+    spec: ProgramSpec
+
+
+def reading_of(
+    name: str,
+    config: ConfigDict,
+    wide: ConfigDict,
+    tokenizer: Tokenizer,
+    pieces: Pieces,
+    spec_of: Callable[[ConfigDict], ProgramSpec],
+) -> Reading:
+    """The reading of a system; arguments are those of `system_programs`, which also says what it raises."""
+    system = system_of(config, name)
+    if name == "memagent":  # its one text is an entry, and is shown whatever it says
+        wide = wide.copy_and_resolve_references()
+        wide.store.update({"entry_tokens": config.methods.memory_tokens, "min_score": -1.0})
+    spec, tables = spec_of(wide), build_tables(system, config, tokenizer, pieces)
+    check_sizes(system, config, tables, spec.rollout)
+    return Reading(system, tables, spec)
 
 
 def system_programs(
@@ -140,6 +168,7 @@ def system_programs(
     tokenizer: Tokenizer,
     pieces: Pieces,
     spec_of: Callable[[ConfigDict], ProgramSpec],
+    readings: Callable[[str], Reading],
     settings: tuple,
     roomy: dict[int, Callable],
 ) -> dict[int, Callable]:
@@ -168,15 +197,11 @@ def system_programs(
         programs = compiled(spec)
         own = put(own)
         return {stage: in_world(programs[stage], lambda world: world.replace(pieces=own)) for stage in programs}
-    system = system_of(config, name)
-    if name == "memagent":  # its one text is an entry, and is shown whatever it says
-        wide = wide.copy_and_resolve_references()
-        wide.store.update({"entry_tokens": config.methods.memory_tokens, "min_score": -1.0})
-        roomy = compile_programs(spec_of(wide), *settings, learns=False)
-    spec, tables = spec_of(wide).rollout, build_tables(system, config, tokenizer, pieces)
-    check_sizes(system, config, tables, spec)
+    system, tables, spec = readings(name)
+    if spec != spec_of(wide):
+        roomy = compile_programs(spec, *settings, learns=False)
     model, optimizer, *_ = settings
-    return compile_system(system, tables, spec, model, optimizer, config.methods.answer_tokens, roomy[3])
+    return compile_system(system, tables, spec.rollout, model, optimizer, config.methods.answer_tokens, roomy[3])
 
 
 def with_rollout(spec: ProgramSpec, **changes) -> ProgramSpec:
