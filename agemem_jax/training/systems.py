@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from agemem_jax.models import kv_cache, lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rollout.decode import Policy
 from agemem_jax.rollout.reader import to_layout
-from agemem_jax.rollout.rows import RolloutSpec, World, lay_out_rows, new_rows
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, lay_out_rows, new_rows
 from agemem_jax.rollout.stage import policy_writer
 from agemem_jax.training.programs import Control
 from agemem_jax.training.state import Optimizer, state_shardings
@@ -23,18 +24,20 @@ from agemem_jax.types import Task, TrainState
 def reading_program(stage: int, system: System, spec: RolloutSpec, model: ModelConfig, answer_tokens: int):
     """The function of stage 1 or 2, to be jitted with `state` and `rows` donated.
 
-    (state, frozen, rows, task, world, control, tables) -> (state, rows, outcome), as training.programs.stage_program.
-    The rows are None before stage 1, (rows, notes) between the stages, and rows alone after 2.
+    (state, frozen, rows, task, world, control, notes, tables) -> (state, rows, notes, outcome), but for the notes and
+    tables of the system as training.programs.stage_program. Rows and notes are None before stage 1, notes after 2.
     """
 
     def program(
-        state: TrainState, frozen: dict, rows, task: Task, world: World, control: Control, tables: RoleTables
-    ):
+        state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control, notes: Any,
+        tables: RoleTables,
+    ):  # fmt: skip
         actor = dataclasses.replace(model, layout=spec.layout)
         params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
         if actor.layout.is_spread:
             params = kv_cache.split_layers(params, actor)
-        rows, notes = (new_rows(spec, actor), system.new_notes(spec)) if stage == 1 else rows
+        if stage == 1:
+            rows, notes = new_rows(spec, actor), system.new_notes(spec)
         world = world.for_method(control.rules).replace(grammar=tables.grammar, pieces=tables.pieces)
         if reader := spec.reader:
             world = world.replace(reader=to_layout(frozen if reader.shares_frozen else world.reader, reader))
@@ -49,7 +52,7 @@ def reading_program(stage: int, system: System, spec: RolloutSpec, model: ModelC
         )
         rows = lay_out_rows(rows, spec.layout)
         outcome = {"metrics": {}, "rows": count_numbers(system, counts), "trace": trace}
-        return state, (rows, notes) if stage == 1 else rows, outcome
+        return state, rows, notes if stage == 1 else None, outcome
 
     return program
 
@@ -69,16 +72,28 @@ def compile_system(
 ) -> dict[int, Callable]:  # fmt: skip
     """The programs of a system, called as those of training.programs; they compile on first use.
 
+    Between the stages, (rows, notes) stand in place of the rows.
+
     Args:
       spec: sizes of the rows, those of the program `last` of stage 3.
     """
     mesh = spec.layout.mesh
-    out = None if mesh is None else (state_shardings(model, optimizer, mesh), None, sharding.replicated(mesh))
+    out = None if mesh is None else (state_shardings(model, optimizer, mesh), None, None, sharding.replicated(mesh))
     tables = tables if mesh is None else sharding.put(tables, sharding.replicated(mesh))
 
-    def of_stage(stage: int) -> Callable:
+    def compiled(stage: int) -> Callable:
         program = reading_program(stage, system, spec, model, answer_tokens)
-        jitted = jax.jit(program, donate_argnums=(0, 2), out_shardings=out)
-        return lambda *arguments: jitted(*arguments, tables)
+        return jax.jit(program, donate_argnums=(0, 2), out_shardings=out)
 
-    return {1: of_stage(1), 2: of_stage(2), 3: last}
+    first, second = compiled(1), compiled(2)
+
+    def read_first(state, frozen, rows, task, world, control):
+        state, rows, notes, outcome = first(state, frozen, rows, task, world, control, None, tables)
+        return state, (rows, notes), outcome
+
+    def read_second(state, frozen, rows, task, world, control):
+        rows, notes = rows
+        state, rows, _, outcome = second(state, frozen, rows, task, world, control, notes, tables)
+        return state, rows, outcome
+
+    return {1: read_first, 2: read_second, 3: last}
