@@ -20,17 +20,25 @@ from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.methods.base import RoleTables
 from agemem_jax.methods.reading import read_stage, scripted_roles
-from agemem_jax.methods.tables import build_tables, check_sizes, system_of
+from agemem_jax.methods.tables import SYSTEMS, build_tables, check_sizes, system_of
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.tools import grammar as grammar_lib
-from agemem_jax.training.evaluate import METHODS, Pass, evaluate
+from agemem_jax.training.evaluate import (
+    BASELINES,
+    METHODS,
+    UNTRAINED,
+    Pass,
+    control,
+    evaluate,
+    method_tools,
+    programs_of,
+)
 from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from agemem_jax.types import NO_ID, Mode, Op, Status
 from configs import base
 
-SYSTEMS = [name for name, method in METHODS.items() if method.system == name]
 END = "<|im_end|>"
 ADA = "Ada Keller was born in Halden"
 CHATTER_TEXT = "we enjoyed long walks today"
@@ -262,9 +270,38 @@ def test_answers_must_fit():
             check_sizes(system, run.config, tables, run.spec.rollout)
 
 
+@lru_cache
+def small_run() -> Run:
+    """A run whose rows all fit A-Mem's prompts."""
+    return build_small(**SIZES | dict(context__capacity=300), rollout__history_widths=1)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.system])
+def test_the_programs_of_a_method_fit_together(method):
+    """Traced, not compiled: what one stage leaves the next can take, and a system's roles are reported."""
+    run = small_run()
+    programs = programs_of(run, method)
+    state = jax.eval_shape(lambda: new_state(run.start(), run.optimizer))
+    task, asked = run.source.batch(0), control(run, 0, 0, method, 1.0, update=False)
+    rows, named = None, set()
+    for stage in (1, 2, 3):
+        state, rows, outcome = jax.eval_shape(programs[stage], state, run.frozen, rows, task, run.world, asked)
+        named |= set(outcome["rows"])
+    roles = system_of(run.config, METHODS[method].system).roles if METHODS[method].system in SYSTEMS else ()
+    assert {name for name in named if name.endswith("_valid")} == {f"role_{role.name}_valid" for role in roles}
+    assert "progress" in named
+
+
+def test_retrieval_by_rule_leaves_the_tools_of_the_store():
+    config = small_config()
+    store = 1 << Op.ADD | 1 << Op.UPDATE | 1 << Op.DELETE
+    assert method_tools(config, "agemem_rag") == method_tools(config, "agemem_norl_rag") == store
+    assert method_tools(config, "bm25") == 0 and not set(UNTRAINED + BASELINES) & set(SYSTEMS)
+
+
 @pytest.mark.heavy
 def test_a_policy_plays_a_system_through_the_usual_evaluation():
-    run = build_small(**SIZES, rollout__history_widths=1)
+    run = small_run()
     state = new_state(run.start(), run.optimizer)
     for way in ("greedy", "sampled"):
         state, numbers, _ = evaluate(run, state, run.frozen, Pass("mem0_classic", way), 8)
