@@ -35,7 +35,9 @@ these numbers are what the model is shown and what links hold. The evaluation wr
 
 How answers are read: from the first brace to the last. A missing field, or JSON that is no object, raises in the
 published code and ends the run. Here the call reports the error and the note is lost; neighbours that were changed
-before stay changed. (The published run asks for answers by a strict JSON schema, which excludes both.)
+before stay changed. Keywords or tags that are no texts raise after the note was stored and before it was embedded:
+places and embeddings no longer agree from then on. (The published run asks for answers by a strict JSON schema, which
+excludes all of this.)
 
 Reading (`answer_question`): *Query*. Shown: the question. Role instruction, in other words: give several keywords (the
 separator is called 'cosmos', the example has commas). Answer: `{"keywords": "WORD, WORD, WORD"}`; anything else is
@@ -104,10 +106,10 @@ class AMem:
         try:
             note = self.analyze(text, time, record)
             evolves = self.evolve(note, record)
+            self.notes.append(note)
+            self.embedded.append(indexed(note))
         except ERRORS as reason:
             return record | {"error": type(reason).__name__}
-        self.notes.append(note)
-        self.embedded.append(indexed(note))
         if evolves == 1:  # JSON's true
             self.evolutions += 1
             if self.evolutions % self.rebuild_every == 0:

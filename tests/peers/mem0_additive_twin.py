@@ -1,6 +1,6 @@
 """Slow twin of Mem0 since 2.0: mem0ai 2.2.1, class Memory of mem0/memory/main.py, where neither spaCy nor fastembed is
 installed. Then nothing is lemmatised, no entities are found or linked, and keywords do not count (`lemmatize_for_bm25`,
-`extract_entities_batch`, `Qdrant.keyword_search`): what is left is plain cosine. The published code says so in its log.
+`extract_entities_batch`, `Qdrant.keyword_search`): what is left is plain cosine.
 
 One `add` makes one model call and can only add: what changes or is taken back stands beside what was. Names below are
 the published code's functions.
@@ -24,17 +24,18 @@ the published code's functions.
                     "linked_memory_ids": ["0", ...]}, ...]}
 4. *Write*, in the order of the answer, all at once: each text becomes a new memory with the scope of the call and
    `attributed_to` as it stands (none if empty), unless
-   - it is empty, missing or no text: dropped;
+   - it is empty, missing or a number: dropped;
    - it is exactly, by its MD5, the text of one of the 10 memories found, or came before in the same answer: dropped. A
-     text that is stored but is not among the 10 that are near the messages is stored again. The id, `linked_memory_ids`
-     and any other field are ignored: links are lost.
+     text that is stored but is not among the 10 that are near the messages is stored again.
+
+   The id, `linked_memory_ids` and any other field are ignored: links are lost.
 5. *Keep* the call's messages for later ones, also when nothing was extracted; the 10 newest of the scope stay.
 
 How answers are read (`remove_code_blocks`, `extract_json`): a fence around all of it and <think> parts are dropped;
 what is no JSON then is cut to what is inside the first fence, or else from the first brace to the last; control
 characters in strings are allowed. No JSON, JSON that is no object, and an empty or missing "memory": nothing was found.
-A "memory" that is no list, or an entry that is no object, raises in the published code after the model's call: here the
-call reports the error; nothing is written, and the messages are not kept.
+A "memory" that is no list, an entry that is no object, or a text that is a list or an object raises in the published
+code after the model's call: here the call reports the error; nothing is written, and the messages are not kept.
 
 Reading (`search`, `score_and_rank`): the `limit` (20 by default) nearest memories of the scope by cosine, best first,
 those from a score of `threshold` (0.1 by default) on; the query's outer spaces do not count. The published order of
@@ -119,6 +120,7 @@ class Mem0Additive:
         record = {"searches": searches, "extract": shown | {"answer": answer}, "error": None, "returned": []}
         try:
             entries = [(entry.get("text"), entry.get("attributed_to")) for entry in read_entries(answer)]
+            {text for text, _ in entries if text}  # lists and objects have no place in a set
         except ERRORS as reason:
             return record | {"error": type(reason).__name__}
         blank = {"user": None, "session": None, "agent": None}

@@ -25,19 +25,20 @@ code's functions.
 5. *Write*, in the order of the answer, each entry by itself; one that fails is skipped and the rest goes on.
    - no text, or an empty one: skipped, even a DELETE, which does not use it;
    - ADD: a new memory with the scope of the call; its id is ignored, a listed one too; nothing looks for duplicates;
-   - UPDATE: the memory keeps its id; text and embedding are replaced, even by the same text; the ids of the call
-     replace the stored ones, and those that the call was not given stay; `old_memory` is returned, not checked;
+   - UPDATE: the memory keeps its id; text and embedding are replaced, even by the same text; user, session and agent
+     stay (those of the call would be written, by which it was found); `old_memory` is returned, not checked;
    - DELETE: the memory goes, whatever its text says;
    - UPDATE or DELETE with an id that is not listed, is a number or is missing, or of a memory that an earlier entry
      deleted: skipped. Two updates of one memory: both are applied, the last one stays;
-   - NONE, any other event (lower case too) or none: nothing. (NONE writes the call's session and agent, by which the
-     memory was found, so they do not change.)
+   - NONE, any other event (lower case too) or none: nothing. (NONE writes the call's session and agent, too: no
+     change.)
 
 How answers are read (`remove_code_blocks`, `extract_json`, `normalize_facts`): a fence around all of it and <think>
 parts are dropped; if that is no JSON, the whole answer, thoughts and all, is cut to what is inside the first fence, or
 else from the first brace to the last; control characters in strings are allowed. Whatever is wrong still counts as an
 answer without facts, or without entries. A fact may be an object with "fact" or "text"; other objects and empty ones
-are dropped; numbers become text. Kept: a text in place of the list of facts is read as one fact a letter.
+are dropped (an object with a number there raises in the published code); numbers become text. Kept: a text in place of
+the list of facts is read as one fact a letter.
 
 Reading (`search`): the `limit` (100 by default) nearest memories of the scope by cosine, best first, those with a
 `threshold` only from that score on. The published order of equal scores is not defined; here the oldest comes first.
@@ -87,7 +88,8 @@ def read_facts(answer: str) -> list[str]:
     texts = []
     for fact in found:
         if isinstance(fact, dict):
-            fact = fact.get("fact") or fact.get("text") or ""
+            fact = fact.get("fact") or fact.get("text")
+            fact = fact if isinstance(fact, str) else ""
         texts.append(fact if isinstance(fact, str) else str(fact))
     return [text for text in texts if text]
 
@@ -159,7 +161,7 @@ class Mem0Classic:
                 return
             old = self.memories[n]["text"]
             if event == "UPDATE":
-                self.memories[n] |= scope | {"text": text, "vector": self.embed(text)}
+                self.memories[n] |= {"text": text, "vector": self.embed(text)}
             else:
                 del self.memories[n]
         else:

@@ -206,6 +206,10 @@ INVALID = [
     asked("Does she dance?", {"keywords": "dance"}, k=2),
     asked("Does she live here?", {"keywords": "live"}, k=1),
     asked("", ""),
+    # Keywords that are numbers: the note is stored and not embedded, and what comes later is found under its place.
+    told("Ana", "I count.", JUNE, [3, 4], "Ana counts.", ["hobby"]),
+    told("Ana", "I juggle.", JUNE, ["juggle"], "Ana juggles.", ["hobby"]),
+    asked("Does she juggle?", {"keywords": "juggle"}, k=1),
 ]  # fmt: skip
 
 HISTORIES = {"evolution": (EVOLUTION, 100), "rebuild": (REBUILD, 3), "links": (LINKS, 100), "invalid": (INVALID, 100)}
