@@ -20,7 +20,7 @@ from agemem_jax.data.scripts import write_turn
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.methods.base import RoleTables
 from agemem_jax.methods.reading import read_stage, scripted_roles
-from agemem_jax.methods.tables import SYSTEMS, build_tables, check_sizes, system_of
+from agemem_jax.methods.tables import SYSTEMS, build_tables, call_tokens, check_sizes, system_of
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import run_stage, scripted_writer
 from agemem_jax.tools import grammar as grammar_lib
@@ -259,21 +259,22 @@ def test_mem0_reads_decides_and_is_shown_what_it_stored():
     assert (counts[0].prompt_tokens > 0).tolist() == (counts[0].calls > 0).tolist()
 
 
-def test_answers_must_fit():
-    run = build(small_config(**SIZES))
-    system = system_of(run.config, "mem0_classic")
-    tables = build_tables(system, run.config, run.tokenizer, build_pieces(run.tokenizer, run.config))
-    check_sizes(system, run.config, tables, run.spec.rollout)
-    for tokens, words in ((300, "a row's context holds"), (0, "the shortest answer")):
-        run.config.methods.answer_tokens = tokens
-        with pytest.raises(ConfigError, match=words):
-            check_sizes(system, run.config, tables, run.spec.rollout)
+def test_rows_hold_a_roles_call_and_models_too():
+    run = build(small_config(**SIZES | dict(context__capacity=112)))
+    system, tables, spec = run.readings("mem0_classic")
+    tokens = call_tokens(system, run.config, tables, spec.rollout)
+    assert spec.rollout.capacity == tokens > 112
+    check_sizes(run.config, tables, tokens, tokens + int(tables.pieces.prefix.length[0]))
+    with pytest.raises(ConfigError, match="the model was made for 100 positions"):
+        check_sizes(run.config, tables, tokens, 100)
+    run.config.methods.answer_tokens = 0
+    with pytest.raises(ConfigError, match="the shortest answer"):
+        check_sizes(run.config, tables, tokens, None)
 
 
 @lru_cache
 def small_run() -> Run:
-    """A run whose rows all fit A-Mem's prompts."""
-    return build_small(**SIZES | dict(context__capacity=300), rollout__history_widths=1)
+    return build_small(**SIZES, rollout__history_widths=1)
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.system])

@@ -66,18 +66,29 @@ def answer_of(role: Role, tools, short: bool) -> Parts:
     return role.calls(think + write_calls([], tools), think + first, between, last)
 
 
-def check_sizes(system: System, config, tables: RoleTables, spec: RolloutSpec) -> None:
-    """Raises ConfigError if a role's prompt and answer do not fit a row's context, or an answer no answer at all."""
-    p, answer = tables.pieces, config.methods.answer_tokens
+def call_tokens(system: System, config: ConfigDict, tables: RoleTables, spec: RolloutSpec) -> int:
+    """Most tokens of a role's prompt and answer, which a row's context holds."""
+    p = tables.pieces
     marks = sum(int(text.length) for text in (p.user_open, p.close, p.assistant_open, p.after_turn))
-    most = system.prompt_tokens(tables, spec.entry_tokens, config.task.message_tokens) + marks
-    if most + answer > spec.capacity:
-        refuse(
-            "methods.answer_tokens", answer,
-            f"with a prompt of up to {most} tokens more than the {spec.capacity} that a row's context holds; lower it, "
-            "methods.facts, methods.neighbours or methods.recent, or raise context.capacity",
-        )  # fmt: skip
-    grammar = tables.grammar
+    prompt = system.prompt_tokens(tables, spec.entry_tokens, config.task.message_tokens)
+    return prompt + marks + config.methods.answer_tokens
+
+
+def check_sizes(config: ConfigDict, tables: RoleTables, tokens: int, reach: int | None) -> None:
+    """Raises ConfigError if a call is longer than the model can read, or an answer too short or long to be one.
+
+    Args:
+      tokens: of `call_tokens`.
+      reach: positions that the model was made for.
+    """
+    answer, grammar = config.methods.answer_tokens, tables.grammar
     need = max(int(grammar.need[start].min()) for start in grammar.start_forms) if grammar.constrained else 1
     if not need <= answer <= MAX_BUDGET:
         refuse("methods.answer_tokens", answer, f"must lie between {need}, the shortest answer, and {MAX_BUDGET}")
+    prefix = int(tables.pieces.prefix.length[0])
+    if reach is not None and prefix + tokens > reach:
+        refuse(
+            "methods.answer_tokens", answer,
+            f"a role's call can take {prefix + tokens} tokens with its prompt, and the model was made for {reach} "
+            "positions; lower it, methods.facts, methods.neighbours or methods.recent",
+        )  # fmt: skip

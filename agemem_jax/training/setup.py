@@ -25,7 +25,7 @@ from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.memory import bm25, encoder, equality
 from agemem_jax.methods.base import RoleTables, System
-from agemem_jax.methods.tables import build_tables, check_sizes, system_of
+from agemem_jax.methods.tables import build_tables, call_tokens, check_sizes, system_of
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
@@ -112,7 +112,7 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
             roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
         spec_of = functools.partial(program_spec, world=table_world, mesh=mesh, reader=reader, env=benchmark.env)
         parts = dict(config=config, wide=wide, tokenizer=tokenizer, pieces=pieces, spec_of=spec_of)
-        readings = functools.cache(functools.partial(reading_of, **parts))
+        readings = functools.cache(functools.partial(reading_of, **parts, reach=described.longest_context))
         systems = functools.cache(
             functools.partial(system_programs, **parts, readings=readings, settings=settings, roomy=roomy)
         )
@@ -149,14 +149,23 @@ def reading_of(
     tokenizer: Tokenizer,
     pieces: Pieces,
     spec_of: Callable[[ConfigDict], ProgramSpec],
+    reach: int | None,
 ) -> Reading:
-    """The reading of a system; arguments are those of `system_programs`, which also says what it raises."""
+    """The reading of a system; arguments are those of `system_programs`. Raises ConfigError as `check_sizes`.
+
+    reach: positions that the model was made for.
+    """
     system = system_of(config, name)
     if name == "memagent":  # its one text is an entry, and is shown whatever it says
         wide = wide.copy_and_resolve_references()
         wide.store.update({"entry_tokens": config.methods.memory_tokens, "min_score": -1.0})
     spec, tables = spec_of(wide), build_tables(system, config, tokenizer, pieces)
-    check_sizes(system, config, tables, spec.rollout)
+    tokens = call_tokens(system, config, tables, spec.rollout)
+    check_sizes(config, tables, tokens, reach)
+    if tokens > spec.rollout.capacity:  # its limit is kept by rule
+        wide = wide.copy_and_resolve_references()
+        wide.context.capacity = tokens
+        spec = spec_of(wide)
     return Reading(system, tables, spec)
 
 
@@ -179,7 +188,7 @@ def system_programs(
       spec_of: the sizes that follow from a config.
       settings: of compile_programs.
 
-    Raises ConfigError if a memory system's prompts or answers do not fit the rows.
+    Raises ConfigError if a memory system's prompts or answers do not fit the model.
     """
     compiled = lambda spec: compile_programs(spec, *settings, learns=learns)  # noqa: E731
     put = lambda tree: sharding.put(tree, sharding.replicated(spec_of(wide).rollout.layout.mesh))  # noqa: E731
