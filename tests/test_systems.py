@@ -282,7 +282,7 @@ def test_the_programs_of_a_method_fit_together(method):
     """Traced, not compiled: what one stage leaves the next can take, and a system's roles are reported."""
     run = small_run()
     programs = programs_of(run, method)
-    state = jax.eval_shape(lambda: new_state(run.start(), run.optimizer))
+    state = new_state(run.start(), run.optimizer)
     task, asked = run.source.batch(0), control(run, 0, 0, method, 1.0, update=False)
     rows, named = None, set()
     for stage in (1, 2, 3):

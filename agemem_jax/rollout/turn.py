@@ -156,14 +156,13 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     shows, top_k, min_score = retrievals(rows, world, spec, stage, present)
     if top_k:
         wanted = jnp.full((spec.batch,), top_k, jnp.int32)
-        owner = speaker(task, stage, rows.turn)[0]
         if spec.by_words:
-            score = bm25.scores(store, body, owner, world.words)
+            score = bm25.scores(store, body, speaker(task, stage, rows.turn)[0], world.words)
             found = store_lib.best(store, score, (score > 0) & shows[:, None], wanted, top_k)
         else:
             store, found, _ = store_lib.retrieve(
-                store, shows, body, wanted, no_tags(rows), owner, as_query, max_k=top_k, min_score=min_score,
-                count_hits=False,
+                store, shows, body, wanted, no_tags(rows), speaker(task, stage, rows.turn)[0], as_query,
+                max_k=top_k, min_score=min_score, count_hits=False,
             )  # fmt: skip
         found = found.replace(found=found.found & shows[:, None])
         any_found = found.found.any(1)
