@@ -103,6 +103,16 @@ AT_LEAST = {
     "rollout.history_widths": 1,
     "rollout.decode_width": 1,
     "rollout.prefill_rows": 0,
+    "methods.facts": 1,
+    "methods.events": 1,
+    "methods.neighbours": 1,
+    "methods.recent": 1,
+    "methods.keywords": 1,
+    "methods.tags": 1,
+    "methods.word_tokens": 1,
+    "methods.context_tokens": 1,
+    "methods.memory_tokens": 1,
+    "methods.answer_tokens": 1,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
     "rl.updates": 0,
@@ -153,6 +163,12 @@ AT_MOST = {
     "task.seen_tokens": 4096,
     "rollout.history_widths": 64,
     "rollout.decode_width": 64,
+    "methods.facts": 16,
+    "methods.events": 32,
+    "methods.neighbours": 16,
+    "methods.recent": 64,
+    "methods.keywords": 16,
+    "methods.tags": 16,
     "rl.widths": 64,
 }
 
@@ -179,6 +195,7 @@ WITHIN = {
     "task.revised": (0, 1),
     "task.strangers": (0, 1),
     "reward.good_entry": (0, 1),
+    "warm.roles": (0, 1),
 }
 
 # Lowest and highest value with which float32 training can work, and why.

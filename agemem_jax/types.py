@@ -83,6 +83,7 @@ class Mode(enum.IntEnum):
     ACT = 0
     SUMMARIZE = 1
     DONE = 2
+    ROLE = 3  # the first role of a memory system that reads for it, the others follow (methods/)
 
 
 class StopReason(enum.IntEnum):

@@ -211,6 +211,20 @@ def get_config() -> ConfigDict:
     c.reward.judge = ""
     c.reward.judge_model = ""
 
+    # Memory systems of others that AgeMem is compared with (agemem_jax/methods/), each list and answer bounded.
+    c.methods = ConfigDict()
+    c.methods.facts = 4  # Mem0: most facts or memories of a message
+    c.methods.events = 6  # most of a decision
+    c.methods.neighbours = 5  # memories that a fact is compared with; twice as many for a whole message
+    c.methods.recent = 10  # earlier messages in view of mem0_additive
+    c.methods.contradiction_adds = False  # mem0_classic: stores the fact for which a memory was deleted; not published
+    c.methods.keywords = 4  # A-Mem: most of a note
+    c.methods.tags = 4
+    c.methods.word_tokens = 8  # of a keyword or tag; longer ones are cut, as longer contexts are
+    c.methods.context_tokens = 48
+    c.methods.memory_tokens = 256  # of the one text of memagent
+    c.methods.answer_tokens = 512  # of a role's answer
+
     # Step-wise GRPO.
     c.rl = ConfigDict()
     c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)
@@ -256,6 +270,7 @@ def get_config() -> ConfigDict:
     c.warm.dealings = 0  # steps after the lessons, half of whose pages are about calls (benchmarks/hotpotqa/lessons.py)
     c.warm.lesson_every = 0  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
     c.warm.steps = 500  # steps on demonstrations
+    c.warm.roles = 0.0  # share of these steps that show the roles of memory systems, which take turns
     c.warm.batch = 128
     c.warm.learning_rate = 1e-3
     c.warm.final_learning_rate = 1.5e-4  # cosine decay to this

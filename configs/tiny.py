@@ -64,6 +64,17 @@ def get_config() -> ConfigDict:
     c.rollout.prefill_rows = 16
     c.rollout.history_widths = 3
 
+    # A message holds one fact.
+    c.methods.facts = 1
+    c.methods.events = 2
+    c.methods.recent = 2
+    c.methods.neighbours = 3
+    c.methods.keywords = c.methods.tags = 2
+    c.methods.word_tokens = 2
+    c.methods.context_tokens = 6
+    c.methods.memory_tokens = 36  # as much as the store's entries
+    c.methods.answer_tokens = 48
+
     # What to keep, revise and forget comes first, then what to filter out and sum up: each is quick to learn by itself.
     c.rl.stage1_updates = 50
     c.rl.stage2_updates = 70

@@ -18,7 +18,8 @@ from agemem_jax.training.evaluate import WAYS, Pass
 from agemem_jax.training.state import new_state
 from agemem_jax.training.summary import TASK_METRICS
 from experiments import cli, out
-from experiments.saved import RUN, newest, reopened, restore_params
+from experiments.run_flag import RUN
+from experiments.saved import newest, reopened, restore_params
 
 TASKS = flags.DEFINE_integer("tasks", 64, "test tasks", lower_bound=1)
 WAY = flags.DEFINE_enum("way", "greedy", list(WAYS), "how turns are decoded; the traces of a report are greedy")

@@ -31,7 +31,8 @@ from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.summary import table
 from experiments import cli, out, paths
-from experiments.saved import RUN, newest, restore_params
+from experiments.run_flag import RUN
+from experiments.saved import newest, restore_params
 
 FOLDER = paths.define_path("folder", None, "where the released checkpoint goes", required=True)
 DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")

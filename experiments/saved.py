@@ -1,4 +1,4 @@
-"""What a seed of a run has left in its folder, for the commands that read it: --run, its policy, the run itself."""
+"""What a seed of a run has left in its folder, for the commands that read it: its policy, the run itself."""
 
 import json
 import warnings
@@ -17,13 +17,10 @@ from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import MANIFEST, checkpoints, damage
 from agemem_jax.training.setup import Run, build, run_mesh
 from agemem_jax.training.state import param_shardings
-from experiments import paths
-
-RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
 
 
-def newest(run: Path) -> Path:
-    """The newest whole checkpoint of a seed. Raises InputError if there is none."""
+def newest(run: Path, flag: str = "run") -> Path:
+    """The newest whole checkpoint of a seed, whose folder a flag names. Raises InputError if there is none."""
     folder = run / "checkpoints"
     for path in checkpoints(folder) if folder.is_dir() else []:
         problem = damage(path)
@@ -31,8 +28,9 @@ def newest(run: Path) -> Path:
             return path
         warnings.warn(f"skipping checkpoint {path}: {problem}", stacklevel=2)
     seeds = ", ".join(sorted(str(path) for path in run.glob("seed_*")))
-    hint = f"give one of its seeds: {seeds}" if seeds else "give the folder of one seed, as in --run=runs/tiny/seed_0"
-    raise InputError(f"--run={run}: no whole checkpoint in {folder}; {hint}")
+    example = f"give the folder of one seed, as in --{flag}=runs/tiny/seed_0"
+    hint = f"give one of its seeds: {seeds}" if seeds else example
+    raise InputError(f"--{flag}={run}: no whole checkpoint in {folder}; {hint}")
 
 
 def restore_params(checkpoint: Path, model: ModelConfig, mesh: Mesh) -> dict:

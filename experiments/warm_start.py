@@ -28,12 +28,14 @@ from agemem_jax.benchmarks import vocabulary
 from agemem_jax.config import check_fields, check_precision, refuse, to_json, validate
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
+from agemem_jax.methods.tables import SYSTEMS
+from agemem_jax.methods.teaching import Teacher
 from agemem_jax.models import weights
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.lock import hold
 from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
-from agemem_jax.training.warm import embeddings_for, lesson_step, record, warm_optimizer, watch_step
+from agemem_jax.training.warm import embeddings_for, lesson_step, recorded, role_step, warm_optimizer, watch_step
 from agemem_jax.types import TrainState
 from configs import base
 from experiments import cli, out, paths
@@ -76,7 +78,11 @@ def make(configs: list, folder: Path) -> None:
     run, size = runs[0], runs[0].spec.rollout.batch
     # It reads what lessons and rows reach, whichever is longest.
     learnt = int(run.world.pieces.prefix.length[0]) + (warm.lesson_tokens if warm.lessons or warm.dealings else 0)
-    model = dataclasses.replace(run.model, max_positions=max(learnt, *(one.model.max_positions for one in runs)))
+    reach = [learnt, *(one.model.max_positions for one in runs)]
+    for system in SYSTEMS if warm.roles else ():
+        readings = [one.readings(system) for one in runs]
+        reach += [int(r.tables.pieces.prefix.length[0]) + r.spec.rollout.capacity for r in readings]
+    model = dataclasses.replace(run.model, max_positions=max(reach))
     params, tasks = run.start(), run.source.tasks
     for name in ("lessons", "dealings", "lesson_every"):
         if warm[name] and not tasks.lessons:
@@ -85,6 +91,7 @@ def make(configs: list, folder: Path) -> None:
     pages = lambda i: (lessons.batch(i, warm.lesson_batch), {})  # noqa: E731
     read = Kind(functools.partial(lesson_step, run.spec.learn), run, pages)
     watch = [Kind(functools.partial(watch_step, one.spec.learn), one, demonstrations(one, size)) for one in runs]
+    play = [role_kind(one, name) for one in runs for name in SYSTEMS] if warm.roles else []
     every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
@@ -93,12 +100,12 @@ def make(configs: list, folder: Path) -> None:
         "demonstrations": (
             warm.learning_rate,
             [
-                (read, after + i) if every and i % every == every - 1 else (watch[i % len(watch)], i // len(watch))
+                (read, after + i) if every and i % every == every - 1 else demonstrated(i, warm.roles, watch, play)
                 for i in range(warm.steps)
             ],
         ),
     }
-    kinds = list(dict.fromkeys((read, *watch)))
+    kinds = list(dict.fromkeys((read, *watch, *play)))
     with Checkpointer(folder / PROGRESS, config, config.train.keep_checkpoints) as checkpoints:
         params, curves = learn(model, params, phases, kinds, checkpoints, [to_json(one) for one in configs[1:]])
     weights.save_hf(folder, model, params)
@@ -141,11 +148,12 @@ def learn(model, params: dict, phases: dict, kinds: list["Kind"], checkpoints: C
         first = max(done - before, 0)
         bar = tqdm(steps[first:], desc=name, initial=first, total=len(steps))
         for step, (kind, i) in enumerate(bar, first):
-            segments, seen = kind.segments(i)
-            state, metrics = jitted[kind](state, segments, kind.run.world)
+            material, seen = kind.material(i)
+            state, metrics = jitted[kind](state, material, kind.run.world)
             if step % 20 < len(kinds) or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in (metrics | seen).items()}
                 of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": time.time() - began}
+                of |= {"system": kind.system} if kind.system else {}
                 curve.append(of | metrics)
                 bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             if (step + 1) % every == 0 or step + 1 == len(steps):
@@ -162,22 +170,39 @@ class Kind:
 
     step: Callable  # (model, optimizer, logit_chunk) -> a step
     run: Run
-    segments: Callable  # of a number: (what is learnt from, metrics)
+    material: Callable  # of a number: (what is learnt from, metrics)
+    system: str = ""  # whose roles are played
 
 
 def demonstrations(run: Run, size: int) -> Callable:
-    """`segments` of the demonstrations of a run. Those that come again are played once: a world outside takes long."""
+    """`material` of the demonstrations of a run. Those that come again are played once: a world outside takes long."""
     demos = run.source.tasks.demonstrator(run.source, run.config, run.tokenizer.end_of_turn)
-    play, period, kept = jax.jit(record(run.spec.rollout)), demos.period(size), {}
+    play, period, kept = jax.jit(recorded(run.spec.rollout)), demos.period(size), {}
 
-    def segments(i: int):
+    def material(i: int):
         if not period:
             return play(*demos.batch(i, size), run.world)
         if i % period not in kept:
             kept[i % period] = jax.device_get(play(*demos.batch(i, size), run.world))
         return kept[i % period]
 
-    return segments
+    return material
+
+
+def role_kind(run: Run, name: str) -> Kind:
+    """Steps on the roles of a memory system in a run's tasks."""
+    reading = run.readings(name)
+    spec = reading.spec.rollout
+    teacher = Teacher(reading.system, run.source, run.config, spec.entries, spec.entry_tokens)
+    step = functools.partial(role_step, reading, reading.spec.learn)
+    return Kind(step, run, lambda i: (*teacher.batch(i, size=spec.batch), {}), name)
+
+
+def demonstrated(i: int, share: float, watch: list[Kind], play: list[Kind]) -> tuple[Kind, int]:
+    """What step i shows: of every so many steps a `share` are of `play`; either kinds take turns."""
+    before, after = int(i * share), int((i + 1) * share)
+    kinds, number = (play, before) if after > before else (watch, i - before)
+    return kinds[number % len(kinds)], number // len(kinds)
 
 
 def transplant(config, vocabulary_file: Path) -> None:

@@ -19,7 +19,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training.state import Optimizer, new_state
-from agemem_jax.training.warm import embeddings_for, record, seed_store, watch_step
+from agemem_jax.training.warm import embeddings_for, recorded, seed_store, watch_step
 from agemem_jax.types import TOOL_NAMES, Op
 from configs import tiny
 
@@ -157,7 +157,7 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     )  # fmt: skip
     optimizer = Optimizer(optax.scale_by_adam(), lambda step: 1e-2)
     # A forbidden token in a demonstration would make the loss astronomical.
-    play = jax.jit(record(run.spec.rollout))
+    play = jax.jit(recorded(run.spec.rollout))
     step = jax.jit(watch_step(run.spec.learn, run.model, optimizer, 64), donate_argnums=0)
     demos = Demonstrator(run.source, run.config, END)
     state, losses, scores = new_state(run.start(), optimizer), [], []

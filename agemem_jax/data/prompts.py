@@ -200,7 +200,7 @@ def symbols() -> list[str]:
     return [*(" " + text for text in STATUS_TEXT.values()), SHORT_SUMMARY_PROMPT, RELATED, SUMMARY_OPEN, ":"]
 
 
-def _text(rows: list[list[int]]) -> Text:
+def padded(rows: list[list[int]]) -> Text:
     """Token lists as one padded Text [n, w]."""
     width = max([len(row) for row in rows] + [1])
     tokens = np.full((len(rows), width), PAD_ID, np.int32)
@@ -223,7 +223,7 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
     encode = tokenizer.encode_markup
 
     def one(text: str) -> Text:
-        table = _text([encode(text)])
+        table = padded([encode(text)])
         return Text(table.tokens[0], table.length[0])
 
     end = chat.message_close
@@ -234,10 +234,10 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
         for s in range(NUM_STATUSES):
             number_follows = op == Op.ADD and s == Status.OK and not short
             statuses.append(encode(f"{name} {STATUS_TEXT[Status(s)]}" + (", memory_id=" if number_follows else "")))
-    table = _text(statuses)
+    table = padded(statuses)
     shape = (NUM_OPS, NUM_STATUSES)
     assert Op.WRITE_SUMMARY == NUM_OPS - 1
-    prefixes = _text(
+    prefixes = padded(
         [encode(chat.system_open + system_message(tokenizer, config.tools, plain) + end) for plain in (False, True)]
     )
     return Pieces(
@@ -252,7 +252,7 @@ def build_pieces(tokenizer: Tokenizer, config) -> Pieces:
         summary_prompt=one(SHORT_SUMMARY_PROMPT if short else SUMMARY_PROMPT),
         summary_open=one(SUMMARY_OPEN if short else "Summary of earlier messages:\n"),
         statuses=Text(table.tokens.reshape(*shape, -1), table.length.reshape(shape)),
-        numbers=_text([encode(str(i)) for i in range(MAX_MEMORY_ID + 1)]),
+        numbers=padded([encode(str(i)) for i in range(MAX_MEMORY_ID + 1)]),
         id_mark=one(":" if short else " | memory_id="),
         line_break=one("" if short else "\n"),
         related=one(RELATED if short else "Related memories"),

@@ -267,18 +267,27 @@ def retrieve(
     match &= (score >= min_score) | ~asks[:, None]
     match &= (on & (asks | filters))[:, None]
     slot, found, score = _best(jnp.where(asks[:, None], score, 0), match, store.id, k, max_k)
+    result = _retrieved(store, slot, found, score)
+    status = first_failure(on, (~asks & ~filters, Status.EMPTY_TEXT), (~jnp.any(found, axis=1), Status.NOTHING_FOUND))
+    if count_hits:
+        store = store.replace(hits=jax.vmap(lambda row, i, hit: row.at[i].add(hit))(store.hits, slot, found))
+    return store, result, status
 
-    result = Retrieved(
+
+def best(store: MemoryStore, score: jax.Array, match: jax.Array, k: jax.Array, max_k: int) -> Retrieved:
+    """The `k` [B] entries of highest score [B, N] among the matches [B, N], ties by lower id; `max_k` is Kmax."""
+    return _retrieved(store, *_best(score, match, store.id, k, max_k))
+
+
+def _retrieved(store: MemoryStore, slot: jax.Array, found: jax.Array, score: jax.Array) -> Retrieved:
+    """The entries in slots [B, Kmax], as far as they were found."""
+    return Retrieved(
         tokens=jnp.where(found[..., None], _take_rows(store.tokens, slot), PAD_ID),
         length=jnp.where(found, _take_rows(store.length, slot), 0),
         id=jnp.where(found, _take_rows(store.id, slot), NO_ID),
         score=score,
         found=found,
     )
-    status = first_failure(on, (~asks & ~filters, Status.EMPTY_TEXT), (~jnp.any(found, axis=1), Status.NOTHING_FOUND))
-    if count_hits:
-        store = store.replace(hits=jax.vmap(lambda row, i, hit: row.at[i].add(hit))(store.hits, slot, found))
-    return store, result, status
 
 
 # What a place without an entry holds, for every array with one row per entry.

@@ -82,6 +82,8 @@ class RolloutSpec:
     distractors: int
     env: Environment
     by_turn: bool = False  # what stages 1 and 2 are paid for is measured after each turn, for credit "turn_to_go"
+    by_words: bool = False  # entries that are shown by rule are ranked by BM25 (World.words), not by the encoder
+    always_retrieves: bool = False  # what is like it is shown with every message, of all stages
     reader: Reader | None = None  # a decoder as the store's encoder; None: the table `World.encoder`
     layout: Layout = LOCAL  # of the rows, and of the policy while it acts
 
@@ -162,6 +164,7 @@ class World:
     names: NameTable  # of the names, dates and numbers in a text
     env: Any  # tables of the environment that no game changes (envs/base.py: shared)
     rules: Rules = struct.field(default_factory=rules)  # of the method that plays
+    words: jax.Array | tuple = ()  # [V] int32 number of each token's word (memory/bm25.py), with RolloutSpec.by_words
     reader: dict = struct.field(default_factory=dict)  # parameters of RolloutSpec.reader, stored as the policy's are
 
     @property

@@ -75,29 +75,33 @@ def scripted_writer(world: World, spec: RolloutSpec, script: Text, summaries: Te
     def write(rows: Rows, slot, on, start, ops, budget):
         summary = turn_lib.take(summaries, rows.summaries - 1)
         line = select(rows.mode == Mode.SUMMARIZE, summary, turn_lib.take(script, rows.turn))
-        count = jnp.where(on, jnp.minimum(line.length, budget), 0)
-        tokens = jnp.pad(line.tokens, ((0, 0), (0, spec.width - line.tokens.shape[1])))
-        columns = jnp.arange(spec.width)
-
-        def step(state, i):
-            left = budget - i
-            allowed = grammar_lib.allowed_tokens(world.grammar, state, left, ops)
-            live = i < count
-            after = jnp.where(live, grammar_lib.advance(world.grammar, state, tokens[:, i]), state)
-            return after, (state, left, live & (allowed.sum(-1) > 1))
-
-        _, (state, left, choice) = jax.lax.scan(step, start, columns)
-        gen = Generation(
-            tokens=jnp.where(columns < count[:, None], tokens, 0),
-            count=count,
-            logp=jnp.zeros(tokens.shape),
-            state=state.T,
-            remaining=left.T,
-            sampled=choice.T,
-        )
-        return rows, gen
+        return rows, written(line, world, spec.width, on, start, ops, budget)
 
     return write
+
+
+def written(line: Text, world: World, width: int, on, start, ops, budget) -> Generation:
+    """What a policy would have that writes the lines [B, A], in rows `on`; see `decode` for the other arguments."""
+    count = jnp.where(on, jnp.minimum(line.length, budget), 0)
+    tokens = jnp.pad(line.tokens, ((0, 0), (0, width - line.tokens.shape[1])))
+    columns = jnp.arange(width)
+
+    def step(state, i):
+        left = budget - i
+        allowed = grammar_lib.allowed_tokens(world.grammar, state, left, ops)
+        live = i < count
+        after = jnp.where(live, grammar_lib.advance(world.grammar, state, tokens[:, i]), state)
+        return after, (state, left, live & (allowed.sum(-1) > 1))
+
+    _, (state, left, choice) = jax.lax.scan(step, start, columns)
+    return Generation(
+        tokens=jnp.where(columns < count[:, None], tokens, 0),
+        count=count,
+        logp=jnp.zeros(tokens.shape),
+        state=state.T,
+        remaining=left.T,
+        sampled=choice.T,
+    )
 
 
 def allowed_ops(spec: RolloutSpec, stage: int, tools: jax.Array, answers_only: jax.Array | bool = False) -> jax.Array:

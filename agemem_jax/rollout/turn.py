@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from agemem_jax.envs import scoring
+from agemem_jax.memory import bm25
 from agemem_jax.memory import context as context_lib
 from agemem_jax.memory import store as store_lib
 from agemem_jax.memory.encoder import Encoder
@@ -103,6 +104,8 @@ def retrievals(rows: Rows, world: World, spec: RolloutSpec, stage: int, present:
 
     Stage 1: automatic retrieval. Stage 3: the question's, by rule.
     """
+    if spec.always_retrieves:
+        return present, spec.rule_top_k, spec.min_score
     return {
         1: (present & ~is_silent(world, stage), spec.auto_top_k, spec.auto_min_score),
         2: (present, 0, 0.0),
@@ -153,10 +156,14 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     shows, top_k, min_score = retrievals(rows, world, spec, stage, present)
     if top_k:
         wanted = jnp.full((spec.batch,), top_k, jnp.int32)
-        store, found, _ = store_lib.retrieve(
-            store, shows, body, wanted, None, speaker(task, stage, rows.turn)[0], as_query,
-            max_k=top_k, min_score=min_score, count_hits=False,
-        )  # fmt: skip
+        if spec.by_words:
+            score = bm25.scores(store, body, speaker(task, stage, rows.turn)[0], world.words)
+            found = store_lib.best(store, score, (score > 0) & shows[:, None], wanted, top_k)
+        else:
+            store, found, _ = store_lib.retrieve(
+                store, shows, body, wanted, None, speaker(task, stage, rows.turn)[0], as_query,
+                max_k=top_k, min_score=min_score, count_hits=False,
+            )  # fmt: skip
         found = found.replace(found=found.found & shows[:, None])
         any_found = found.found.any(1)
         between = spread(pieces.line_break, any_found & (rows.result.length > 0))

@@ -36,7 +36,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.tools import fields
 from agemem_jax.tools.fields import FAR, NOTHING, NUM_SUBS, Spelling
-from agemem_jax.tools.layout import END, START, SUMMARY, THINK, TYPE_KEY, Exit, Language, Layout, Part, Place
+from agemem_jax.tools.layout import END, START, SUMMARY, THINK, TYPE_KEY, Exit, Form, Language, Layout, Part, Place
 from agemem_jax.tools.schemas import MAX_ID_DIGITS, Kind
 from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Op, Text, ToolCalls
 
@@ -73,9 +73,12 @@ class ToolGrammar:
     max_calls: int = struct.field(pytree_node=False)  # a task action counts as one
     tag_slots: int = struct.field(pytree_node=False)  # 1 + max_tags
     constrained: bool = struct.field(pytree_node=False)
+    start_forms: tuple[int, ...] = struct.field(pytree_node=False, default=())  # state before each form
 
 
-def build_grammar(config, tokenizer: Tokenizer, language: Language = ()) -> ToolGrammar:
+def build_grammar(
+    config, tokenizer: Tokenizer, language: Language = (), forms: tuple[Form, ...] = ()
+) -> ToolGrammar:
     """Builds the tables for a vocabulary.
 
     Args:
@@ -83,11 +86,13 @@ def build_grammar(config, tokenizer: Tokenizer, language: Language = ()) -> Tool
         until the end of the turn, and the automaton follows literals in any tokenisation in which no token straddles
         a field's boundary; with True it follows canonical tokenisations only.
       language: of task actions, all that can be said in one; empty: free text.
+      forms: of answers that are no turns, each with a start state of its own (`start_forms`). Their items are calls to
+        `parse`.
 
     Raises:
       InputError: a field of `config` is out of range, or the vocabulary cannot spell a literal or a digit.
     """
-    return _Builder(config, tokenizer, language).build()
+    return _Builder(config, tokenizer, language, forms).build()
 
 
 def calls_of_a_turn(config) -> int:
@@ -176,7 +181,7 @@ def parse(
 
     Args:
       tokens: [B, A] int32; count: [B] int32 how many of them were written.
-      start_state: [B] int32 `start_act` or `start_summary`.
+      start_state: [B] int32 `start_act`, `start_summary` or one of `start_forms`.
       tag_width: Lt, tokens of a tag's key or value. A longer one is cut, and its `length` is what was written: an
         operation tells by `length > Lt` that a tag does not fit.
 
@@ -332,9 +337,9 @@ def _entry(place: Place) -> State:
 class _Builder:
     """Builds a ToolGrammar. One use."""
 
-    def __init__(self, config, tokenizer: Tokenizer, language: Language):
+    def __init__(self, config, tokenizer: Tokenizer, language: Language, forms: tuple[Form, ...]):
         self.config, self.tokenizer = config, tokenizer
-        self.layout = Layout(config, tokenizer.end_of_turn, language)
+        self.layout = Layout(config, tokenizer.end_of_turn, language, forms)
         self.pieces = tokenizer.token_bytes()
         string = fields.token_paths(fields.field_table(json_string=True), self.pieces)
         self.stored, string = fields.stored_tokens(self.pieces, string)
@@ -384,6 +389,9 @@ class _Builder:
 
     def _kind(self, place: Place) -> str:
         """What is written at a place: "text", "string", "digits", or nothing ("choice")."""
+        if place.name == "form":
+            field = self.layout.forms[place.side].fields[place.argument]
+            return field.kind if field else "choice"
         if place.name in ("think", "summary") or (place.name == "action" and not self.layout.language):
             return "text"
         if place.name != "argument":
@@ -435,7 +443,7 @@ class _Builder:
         """All states (numbered) and the steps of literals between them."""
         index: dict[State, int] = {}
         steps: dict[State, dict[int, Step]] = {}
-        queue = [_entry(START), *self._field_states(SUMMARY), _entry(END)]
+        queue = [_entry(START), *self._field_states(SUMMARY), *map(_entry, self.layout.starts), _entry(END)]
         while queue:
             state = queue.pop()
             if state in index:
@@ -554,7 +562,8 @@ class _Builder:
             start_summary=index[_entry(SUMMARY)],
             end=index[_entry(END)],
             dead=len(index),
-            max_calls=calls_of_a_turn(self.config),
+            max_calls=max([calls_of_a_turn(self.config), *(form.items for form in self.layout.forms)]),
             tag_slots=1 + self.config.max_tags,
             constrained=self.config.constrained,
+            start_forms=tuple(index[_entry(place)] for place in self.layout.starts),
         )

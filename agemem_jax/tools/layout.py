@@ -26,11 +26,11 @@ class Part(enum.IntEnum):
 class Place(NamedTuple):
     """Where the policy writes or chooses next."""
 
-    name: str  # "start", "think", "action", "summary", "argument" or "end"
+    name: str  # "start", "think", "action", "summary", "argument", "form" or "end"
     call: int = -1
     op: Op = Op.NONE
-    argument: int = 0  # index among the tool's arguments; of an action the node of its language
-    side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value
+    argument: int = 0  # index among the tool's arguments; of an action the node of its language; of a form its node
+    side: int = 0  # of an argument of tags: 2 * pair, + 1 for its value; of a form which one it is
     value: int = -1  # of an argument with listed values, once chosen
 
 
@@ -47,6 +47,79 @@ SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
 _LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
 
 
+class Field(NamedTuple):
+    """A place of a form at which something is written, or that marks which way was taken."""
+
+    kind: str  # "text", "string" (of JSON), "digits", or "choice": nothing is written here
+    part: Part
+    call: int  # its number among the items of the form
+    op: Op  # what the item asks for
+    value: int = -1  # of a choice
+
+
+class Any(NamedTuple):
+    """One of several ways on, each a sequence of parts; no way's text is a beginning of another's."""
+
+    ways: tuple["Parts", ...]
+
+
+# What an answer is made of besides turns: literals, fields, and choices between such sequences.
+Parts = tuple["str | Field | Any", ...]
+
+
+def listed(items: list[Parts], between: str = ", ", first: int = 0) -> Parts:
+    """Nothing, or one to all of the items in their order, from the first on."""
+    if first == len(items):
+        return ()
+    before = (between,) if first else ()
+    return (Any(((), (*before, *items[first], *listed(items, between, first + 1)))),)
+
+
+def either(*ways: Parts) -> Parts:
+    """One of the ways."""
+    return (Any(tuple(ways)),)
+
+
+class Form:
+    """The layout of an answer that is no turn: its fields as nodes, the first of which is its beginning."""
+
+    def __init__(self, parts: Parts, end: str):
+        self.fields: list[Field | None] = [None]
+        self.exits: list[list[tuple[str, int]]] = [[]]  # by node: (literal, node; -1 = the end)
+        self._nodes: dict[tuple, int] = {}
+        self.exits[0] = self._ways((*parts, end))
+
+    @property
+    def items(self) -> int:
+        """One more than the highest number of an item."""
+        return 1 + max((field.call for field in self.fields if field), default=-1)
+
+    def _ways(self, parts: Parts) -> list[tuple[str, int]]:
+        """The literals up to the next field, and the nodes that they lead to."""
+        if not parts:
+            return [("", -1)]
+        first, rest = parts[0], parts[1:]
+        if isinstance(first, str):
+            return [(first + text, node) for text, node in self._ways(rest)]
+        if isinstance(first, Any):
+            return [found for way in first.ways for found in self._ways((*way, *rest))]
+        if (first, rest) not in self._nodes:
+            node = self._nodes[first, rest] = len(self.fields)
+            self.fields.append(first)
+            self.exits.append([])
+            self.exits[node] = self._ways(rest)
+        return [("", self._nodes[first, rest])]
+
+    def place(self, number: int, node: int) -> Place:
+        """A node of this form, as the place of a layout in which it has a number."""
+        if node < 0:
+            return END
+        field = self.fields[node]
+        more = {"call": field.call, "op": field.op, "value": field.value} if field else {}
+        return Place("form", argument=node, side=number, **more)
+
+
+
 # The language of task actions: templates, each of slots, each of the texts that may stand there, with their spaces.
 Language = tuple[tuple[tuple[str, ...], ...], ...]
 
@@ -55,9 +128,10 @@ class Layout:
     """The turn format: which literals may follow a place, and where they lead.
 
     language: of task actions; empty: free text.
+    forms: of answers that are no turns (methods/); each begins at a place of its own.
     """
 
-    def __init__(self, config, end: str, language: Language = ()):
+    def __init__(self, config, end: str, language: Language = (), forms: tuple[Form, ...] = ()):
         if config.format not in ("paper", "hermes"):
             refuse("tools.format", config.format, "must be 'paper' or 'hermes'")
         if config.max_calls < 1:
@@ -71,12 +145,14 @@ class Layout:
         self.open, self.between, self.close = CALL_MARKS[config.format]
         self.no_calls = write_calls([], config)
         self.language = language
+        self.forms = forms
+        self.starts = tuple(form.place(number, 0) for number, form in enumerate(forms))
         # Nodes of the language: the places (template, slot) in it that what was written so far may have led to.
         self.nodes = [frozenset((t, 0) for t in range(len(language)))]
 
     def places(self) -> list[Place]:
-        """Every place of the format, breadth first from the starts of a turn and of a summary."""
-        found = dict.fromkeys([START, SUMMARY])
+        """Every place of the format, breadth first from the starts of a turn, of a summary and of each form."""
+        found = dict.fromkeys([START, SUMMARY, *self.starts])
         queue = list(found)
         for place in queue:
             new = [exit.target for exit in self.exits(place) if exit.target not in found]
@@ -99,6 +175,9 @@ class Layout:
             return [Exit(self.end, END, None)]
         if place == END:
             return []
+        if place.name == "form":
+            form = self.forms[place.side]
+            return [Exit(text, form.place(place.side, node), None) for text, node in form.exits[place.argument]]
         kind = self.argument(place).kind
         if kind in _LISTED and place.value < 0:
             return [Exit(text, place._replace(value=value), None) for text, value in self._values(kind)]
@@ -170,6 +249,9 @@ class Layout:
 
     def part(self, place: Place) -> int:
         """The Part that a place belongs to; a choice that is still to be made belongs to none."""
+        if place.name == "form":
+            field = self.forms[place.side].fields[place.argument]
+            return field.part if field else Part.NONE
         if place.name in ("think", "action", "summary"):
             return Part.THINK if place == THINK else Part.CONTENT
         if place.name != "argument":

@@ -41,14 +41,14 @@ from agemem_jax.training.summary import environment
 MANIFEST = "MANIFEST"
 NAME = re.compile(r"(\d{8,})(\.partial)?")
 
-# What may differ between a checkpoint and the run that goes on from it: how long, how often, on which devices, and what
-# decides the cost of an update and its rounding alone.
+# What may differ between a checkpoint and the run that goes on from it: how long, how often, on which devices, what
+# decides the cost of an update and its rounding alone, and the memory systems of others.
 FREE_FIELDS = (
     "name", "num_seeds", "rl.updates", "rl.micro_batch", "rl.logit_chunk", "policy.remat", "rollout.prefill_chunk",
     "rollout.prefill_rows", "rollout.history_widths", "rollout.decode_width", "policy.scan_layers", "rl.widths",
     "policy.attention", "policy.query_block",
 )  # fmt: skip
-FREE_GROUPS = ("train", "mesh")
+FREE_GROUPS = ("train", "mesh", "methods")
 
 
 class Checkpointer:

@@ -13,7 +13,7 @@ from agemem_jax.rollout.rows import Rules, rules
 from agemem_jax.rollout.turn import NO_CALL
 from agemem_jax.training.programs import ALL_TOOLS, Control, trajectory
 from agemem_jax.training.setup import Run
-from agemem_jax.types import TOOL_NAMES, TrainState
+from agemem_jax.types import TOOL_NAMES, Op, TrainState
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class Method:
 
     rules: Rules = rules()
     tools: bool = False  # it has those that are enabled
+    by_rule: bool = False  # of these the store's alone: what is like it is shown with every message
     trained: bool = False  # with its own rules; else it acts with the starting weights
     roomy: bool = False  # its rows hold all that is told (setup.Run.roomy)
+    system: str = ""  # what it has programs of its own for (setup.system_programs); experiments/evaluate.py plays it
 
 
 CUT = rules(answers_only=True, keeps_context=True, keeps_limit=True)
@@ -39,10 +41,23 @@ METHODS = {
     "store_recent_rl": Method(BY_RULE, trained=True),
     "agemem_norl": Method(tools=True),
     "agemem": Method(tools=True, trained=True),
+    # The policy plays the system's roles in stages 1 and 2; what it stored is shown with the question, by rule.
+    "mem0_classic": Method(BY_RULE, roomy=True, system="mem0_classic"),
+    "mem0_additive": Method(BY_RULE, roomy=True, system="mem0_additive"),
+    "memagent": Method(BY_RULE, roomy=True, system="memagent"),
+    "amem": Method(CUT, roomy=True, system="amem"),  # it searches by keywords of its own, before the question comes
+    "bm25": Method(BY_RULE, roomy=True, system="bm25"),  # as store_all, ranked by words
+    "bm25_rl": Method(BY_RULE, trained=True, roomy=True, system="bm25"),
+    # The paper's "-RAG": the context's tools and Retrieve_memory are replaced by retrieval with every message.
+    "agemem_norl_rag": Method(tools=True, by_rule=True, system="rag"),
+    "agemem_rag": Method(tools=True, by_rule=True, trained=True, system="rag"),
 }
-UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trained)
-BASELINES = tuple(name for name, method in METHODS.items() if method.trained and name != "agemem")
+UNTRAINED = tuple(name for name, method in METHODS.items() if not method.trained and not method.system)
+BASELINES = tuple(
+    name for name, method in METHODS.items() if method.trained and not method.system and name != "agemem"
+)
 WAYS = ("greedy", "sampled")  # how turns are decoded; sampled: at the temperature of training
+STORE_TOOLS = 1 << Op.ADD | 1 << Op.UPDATE | 1 << Op.DELETE
 EVALUATION_SEED = 1_000_003  # noise of evaluations, the same for every method
 
 
@@ -80,6 +95,8 @@ def shares_weights(config, method: str) -> bool:
 
 def programs_of(run: Run, method: str) -> dict:
     """The stage programs that a method plays in."""
+    if system := METHODS[method].system:
+        return run.systems(system, METHODS[method].trained)
     return run.roomy if METHODS[method].roomy else run.programs
 
 
@@ -88,7 +105,8 @@ def method_tools(config, method: str, without: str = "") -> int:
     if not METHODS[method].tools:
         return 0
     enabled = [name for name in config.tools.enabled if name != without]
-    return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in enabled) & ALL_TOOLS
+    of = STORE_TOOLS if METHODS[method].by_rule else ALL_TOOLS
+    return sum(1 << i for i, name in enumerate(TOOL_NAMES) if name in enabled) & of
 
 
 def control(
@@ -131,14 +149,23 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, s
         state, outcome, traces = trajectory(
             programs_of(run, one.method), state, frozen, placed, run.world, settings
         )
-        for name, value in (jax.device_get(outcome["rows"]) | {"kind": task.kind}).items():
+        by_row = summed(jax.device_get([outcome["rows"], *outcome["read"]]))
+        for name, value in (by_row | {"kind": task.kind}).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
         if first is None:
-            first = jax.device_get((traces, outcome["rows"])), task
+            first = (jax.device_get(traces), by_row), task
     joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
     if "judge_failed" in joined and count_unheard(joined["judge_asked"].sum(), joined["judge_failed"].sum()) >= SILENCE:
         refuse_silence(run, f"the evaluation {one.name}")
     return state, joined, first
+
+
+def summed(parts: list[dict]) -> dict:
+    """Numbers of rows, those of several stages added."""
+    total: dict = {}
+    for part in parts:
+        total |= {name: total[name] + value if name in total else value for name, value in part.items()}
+    return total
 
 
 def count_unheard(asked: float, failed: float, before: int = 0) -> int:

@@ -16,6 +16,8 @@ from agemem_jax import sharding
 from agemem_jax.config import difference, from_json, to_json
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
+from agemem_jax.methods.tables import SYSTEMS
+from agemem_jax.methods.teaching import Teacher
 from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, write_json
 from agemem_jax.models.weights import HF_NAMES
 from agemem_jax.training import identity as identities
@@ -257,36 +259,53 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
     """One evaluation after `updates` updates; skipped where that was done before. Keeps numbers, and a method's greedy
     traces."""
     path = result_path(workdir, one)
-    if agree(lambda: is_evaluated(path, run.config, run.identity, updates)):
+    if agree(lambda: is_evaluated(path, run.config, run.identity, updates, one.method)):
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
     state, numbers, traced = evaluate(run, state, frozen, one, run.config.train.eval_tasks)
     if is_leader():
+        played = {}
         if one == Pass(one.method, "greedy"):
             when = "before" if one.method in UNTRAINED else "after"
-            write_json(workdir / f"traces_{one.method}.json", render_traces(run, traced, one.method, when))
+            records = render_traces(run, traced, one.method, when)
+            write_json(workdir / f"traces_{one.method}.json", records)
+            played = roles_played(run, one.method, records)
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
+        kept |= {"roles": played} if played else {}
         write_json(path, kept)
     shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("progress", "memory_quality", "reward"))
     say(f"{name}: {one.name}: {shown}")
     return state
 
 
-def is_evaluated(path: Path, config, identity: identities.Identity, updates: int) -> bool:
-    """Whether a file holds this evaluation: after as many updates, by config and inputs that give the same numbers."""
+def roles_played(run: Run, method: str, records: list[dict]) -> dict:
+    """How far the roles of a method's memory system were played rightly in traces (Teacher.agreement)."""
+    name = METHODS[method].system
+    if name not in SYSTEMS:
+        return {}
+    system, _, spec = run.readings(name)
+    rollout = spec.rollout
+    teacher = Teacher(system, run.source, run.config, rollout.entries, rollout.entry_tokens)
+    return teacher.agreement(records)
+
+
+def is_evaluated(path: Path, config, identity: identities.Identity, updates: int, method: str = "agemem") -> bool:
+    """Whether a file holds this evaluation of a method: after as many updates, by config and inputs that give the same
+    numbers."""
     if not path.exists():
         return False
     kept = read_json(path)
     was = kept.get("identity")  # older versions kept none: their paths must be the same
     changed = difference(config, from_json(json.dumps(kept["config"])))
     same = kept["updates"] == updates and was in (None, identity)
-    return same and all(free_of_evaluation(name, config, was is not None) for name in changed)
+    return same and all(free_of_evaluation(name, config, was is not None, method) for name in changed)
 
 
-def free_of_evaluation(name: str, config, content_known: bool) -> bool:
-    """Whether an evaluation stays valid with another value of this field (checkpoint.may_differ)."""
-    decides = name in ("train.eval_tasks", "train.traces")
+def free_of_evaluation(name: str, config, content_known: bool, method: str) -> bool:
+    """Whether a method's evaluation stays valid with another value of this field (checkpoint.may_differ)."""
+    of_systems = name.startswith("methods.") and METHODS[method].system
+    decides = name in ("train.eval_tasks", "train.traces") or of_systems
     return may_differ(name, config, content_known) and not decides
 
 

@@ -282,13 +282,15 @@ def trajectory(
     """Runs stages 1 to `until` for one batch of tasks; only the last of them may update. `control` is on the host.
 
     Returns:
-      (state, outcome of the last stage, traces by stage). Arrays stay on the device.
+      (state, outcome of the last stage, with "read": the numbers of rows of those before; traces by stage). Arrays stay
+      on the device.
     """
-    rows, traces, outcome = None, {}, {}
+    rows, traces, outcome, read = None, {}, {}, []
     everywhere = jax.tree.leaves(world)[0].sharding
     asked, quiet = sharding.put((control, control.replace(update=np.bool_(False))), everywhere)
     for stage in range(1, until + 1):
         settings = asked if stage == until else quiet
         state, rows, outcome = programs[stage](state, frozen, rows, task, world, settings)
         traces[stage] = outcome["trace"]
-    return state, outcome, traces
+        read.append(outcome["rows"])
+    return state, outcome | {"read": read[:-1]}, traces

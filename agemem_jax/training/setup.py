@@ -5,7 +5,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from agemem_jax.envs import names
 from agemem_jax.envs.base import Environment
 from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
-from agemem_jax.memory import encoder, equality
+from agemem_jax.memory import bm25, encoder, equality
+from agemem_jax.methods.base import RoleTables, System
+from agemem_jax.methods.tables import build_tables, call_tokens, check_sizes, system_of
 from agemem_jax.models import qwen, weights
 from agemem_jax.models.lora import Lora
 from agemem_jax.models.qwen import ModelConfig
@@ -38,8 +40,10 @@ from agemem_jax.training.identity import Identity
 from agemem_jax.training.learn import LearnSpec
 from agemem_jax.training.programs import ProgramSpec, compile_programs
 from agemem_jax.training.state import init_adapters, make_optimizer, param_shardings
+from agemem_jax.training.systems import compile_system
 from agemem_jax.types import Op, Pieces
 
+STORE_TOOLS = ("Add_memory", "Update_memory", "Delete_memory")
 COUNTED_RECORDS = 2000  # training records whose messages give the encoder its document frequencies
 ENCODER_SEED = 0
 
@@ -60,6 +64,8 @@ class Run:
     spec: ProgramSpec
     programs: dict[int, Callable]
     roomy: dict[int, Callable]  # the same, with rows that hold all that is told (roomy_config)
+    readings: Callable[[str], "Reading"]  # how a memory system (methods.tables.SYSTEMS) reads
+    systems: Callable[[str, bool], dict[int, Callable]]  # of what has its own (evaluate.METHODS), and whether it learns
     identity: Identity  # of what was read to make all this
 
 
@@ -94,16 +100,22 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
     spec = program_spec(config, world, mesh, reader, benchmark.env)
     wide = roomy_config(config, pieces, described.longest_context)
     roomy_spec = program_spec(wide, world, mesh, reader, benchmark.env)
-    world = sharding.put(world, sharding.replicated(mesh))
+    table_world, world = world, sharding.put(world, sharding.replicated(mesh))
     optimizer = make_optimizer(config.optim)
     judge = host_judge(config, source, tokenizer) if config.reward.task_metric == "judge" else None
     if like:
-        programs, roomy = like.programs, like.roomy
+        programs, roomy, systems, readings = like.programs, like.roomy, like.systems, like.readings
     else:
         settings = model, optimizer, config.rl, config.reward, judge
         programs = roomy = compile_programs(spec, *settings)
         if roomy_spec != spec:  # compiled where a method needs them
             roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
+        spec_of = functools.partial(program_spec, world=table_world, mesh=mesh, reader=reader, env=benchmark.env)
+        parts = dict(config=config, wide=wide, tokenizer=tokenizer, pieces=pieces, spec_of=spec_of)
+        readings = functools.cache(functools.partial(reading_of, **parts, reach=described.longest_context))
+        systems = functools.cache(
+            functools.partial(system_programs, **parts, readings=readings, settings=settings, roomy=roomy)
+        )
     # What is trained is not made before a run begins: one that goes on from a checkpoint needs none.
     start = functools.partial(starting_params, config, model, mesh)
     frozen = {}
@@ -116,7 +128,103 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
             start = functools.partial(jax.tree.map, jnp.array, frozen)
     if reader:
         world = world.replace(reader=reader_params(config, reader, model, mesh, frozen))
-    return Run(config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy, identity)
+    return Run(
+        config, mesh, tokenizer, source, world, model, start, frozen, optimizer, spec, programs, roomy,
+        readings, systems, identity,
+    )  # fmt: skip
+
+
+class Reading(NamedTuple):
+    """A memory system, its tables on the host, and the sizes of the rows that it reads for."""
+
+    system: System
+    tables: RoleTables
+    spec: ProgramSpec
+
+
+def reading_of(
+    name: str,
+    config: ConfigDict,
+    wide: ConfigDict,
+    tokenizer: Tokenizer,
+    pieces: Pieces,
+    spec_of: Callable[[ConfigDict], ProgramSpec],
+    reach: int | None,
+) -> Reading:
+    """The reading of a system; arguments are those of `system_programs`. Raises ConfigError as `check_sizes`.
+
+    reach: positions that the model was made for.
+    """
+    system = system_of(config, name)
+    if name == "memagent":  # its one text is an entry, and is shown whatever it says
+        wide = wide.copy_and_resolve_references()
+        wide.store.update({"entry_tokens": config.methods.memory_tokens, "min_score": -1.0})
+    spec, tables = spec_of(wide), build_tables(system, config, tokenizer, pieces)
+    tokens = call_tokens(system, config, tables, spec.rollout)
+    check_sizes(config, tables, tokens, reach)
+    if tokens > spec.rollout.capacity:  # its limit is kept by rule
+        wide = wide.copy_and_resolve_references()
+        wide.context.capacity = tokens
+        spec = spec_of(wide)
+    return Reading(system, tables, spec)
+
+
+def system_programs(
+    name: str,
+    learns: bool,
+    config: ConfigDict,
+    wide: ConfigDict,
+    tokenizer: Tokenizer,
+    pieces: Pieces,
+    spec_of: Callable[[ConfigDict], ProgramSpec],
+    readings: Callable[[str], Reading],
+    settings: tuple,
+    roomy: dict[int, Callable],
+) -> dict[int, Callable]:
+    """The stage programs of a method that has its own (evaluate.Method.system); they compile on first use.
+
+    Args:
+      wide, roomy: the config of rows that hold all that is told, and the programs of such rows.
+      spec_of: the sizes that follow from a config.
+      settings: of compile_programs.
+
+    Raises ConfigError if a memory system's prompts or answers do not fit the model.
+    """
+    compiled = lambda spec: compile_programs(spec, *settings, learns=learns)  # noqa: E731
+    put = lambda tree: sharding.put(tree, sharding.replicated(spec_of(wide).rollout.layout.mesh))  # noqa: E731
+    if name == "bm25":
+        words = put(bm25.word_table(tokenizer.token_bytes()))
+        ranked = compiled(with_rollout(spec_of(wide), by_words=True))[3]
+        return roomy | {3: in_world(ranked, lambda world: world.replace(words=words))}
+    if name == "rag":
+        told = config.copy_and_resolve_references()
+        told.tools.enabled = tuple(tool for tool in told.tools.enabled if tool in STORE_TOOLS)
+        own = build_pieces(tokenizer, told)
+        spec = with_rollout(
+            spec_of(config), always_retrieves=True, summary_by_policy=False, prefix_tokens=int(own.prefix.length.sum())
+        )
+        programs = compiled(spec)
+        own = put(own)
+        return {stage: in_world(programs[stage], lambda world: world.replace(pieces=own)) for stage in programs}
+    system, tables, spec = readings(name)
+    if spec != spec_of(wide):
+        roomy = compile_programs(spec, *settings, learns=False)
+    model, optimizer, *_ = settings
+    return compile_system(system, tables, spec.rollout, model, optimizer, config.methods.answer_tokens, roomy[3])
+
+
+def with_rollout(spec: ProgramSpec, **changes) -> ProgramSpec:
+    """The spec with changes of its rollout."""
+    return dataclasses.replace(spec, rollout=dataclasses.replace(spec.rollout, **changes))
+
+
+def in_world(program: Callable, change: Callable[[World], World]) -> Callable:
+    """A stage program that is played in a changed world."""
+
+    def played(state, frozen, rows, task, world: World, control):
+        return program(state, frozen, rows, task, change(world), control)
+
+    return played
 
 
 def spoken(config: ConfigDict, benchmark: Benchmark) -> Language:

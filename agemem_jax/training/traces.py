@@ -4,7 +4,9 @@ import re
 
 import numpy as np
 
+from agemem_jax.methods.tables import SYSTEMS, system_of
 from agemem_jax.tools.schemas import read_calls
+from agemem_jax.training.evaluate import METHODS
 from agemem_jax.types import NO_ID, NO_MESSAGE, TOOL_NAMES, Mode, Op, Pieces, Role, Status, StopReason
 
 ACTION = re.compile(r"<(answer|action)>(.*)</\1>", re.DOTALL)
@@ -18,11 +20,19 @@ def render_traces(run, traced, method: str, when: str) -> list[dict]:
       traced: ((traces by stage, per-row numbers), task arrays) of one evaluated batch, on the host.
     """
     (traces, numbers), task = traced
+    roles = roles_of(run.config, method)
     count = next(iter(traces.values())).ran.shape[1]
-    return [render_row(run, traces, numbers, task, row) | {"method": method, "when": when} for row in range(count)]
+    about = {"method": method, "when": when}
+    return [render_row(run, traces, numbers, task, row, roles) | about for row in range(count)]
 
 
-def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
+def roles_of(config, method: str) -> tuple[str, ...]:
+    """The names of the roles that the policy plays in a method's memory system."""
+    system = METHODS[method].system
+    return tuple(role.name for role in system_of(config, system).roles) if system in SYSTEMS else ()
+
+
+def render_row(run, traces: dict, numbers: dict, task, row: int, roles: tuple[str, ...] = ()) -> dict:
     """One trajectory."""
     decode = lambda tokens, length: run.tokenizer.decode(np.asarray(tokens)[: int(length)].tolist())  # noqa: E731
     marks = Marks(run.tokenizer, run.world.pieces)
@@ -34,7 +44,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int) -> dict:
         for slot in range(trace.ran.shape[0]):
             if not trace.ran[slot, row]:
                 continue
-            turn = render_slot(decode, marks, trace, slot, row)
+            turn = render_slot(decode, marks, trace, slot, row, roles)
             turns.append({"stage": stage, **turn})
             actions = [call["arguments"].get("text") for call in turn["calls"] if call["op"] == "act"]
             action = actions[-1] if actions and stage == 3 else action
@@ -115,19 +125,20 @@ class Marks:
         return (text.removesuffix(end) if last.endswith(end.encode()) else text).strip()
 
 
-def render_slot(decode, marks: Marks, trace, slot: int, row: int) -> dict:
-    """One generation slot of one row."""
+def render_slot(decode, marks: Marks, trace, slot: int, row: int, roles: tuple[str, ...] = ()) -> dict:
+    """One generation slot of one row. Its mode is "act", "summarize", or the name of a role."""
     at = lambda x: np.asarray(x)[slot, row]  # noqa: E731
     seen = at(trace.seen.tokens)[: int(at(trace.seen.length))].tolist()
     saw = [{"role": role or "user", "text": marks.text(ids)} for role, ids in marks.split(seen)]
     said = marks.text(at(trace.said.tokens)[: int(at(trace.said.length))].tolist(), exact=True)  # its calls are JSON
+    mode = int(at(trace.mode))
     shown = marks.text(at(trace.shown.tokens)[: int(at(trace.shown.length))].tolist())
     return {
         "turn": int(at(trace.turn)),
-        "mode": "summarize" if int(at(trace.mode)) == Mode.SUMMARIZE else "act",
+        "mode": ("act", "summarize", "done", *roles)[mode],
         "saw": [message for message in saw if message["text"]],
         "said": said,
-        "calls": render_calls(said, at(trace.op), at(trace.status)),
+        "calls": (render_items if mode >= Mode.ROLE else render_calls)(said, at(trace.op), at(trace.status)),
         "results": shown,
         "store": [
             {
@@ -165,6 +176,15 @@ def render_calls(said: str, ops, statuses) -> list[dict]:
         given = arguments[i] if i < len(arguments) else {}
         calls.append({"op": name, "arguments": given, "status": status.name})
     return calls
+
+
+def render_items(said: str, ops, statuses) -> list[dict]:
+    """What a role's answer asked for; its arguments stand in the answer itself."""
+    return [
+        {"op": TOOL_NAMES[op] if op < len(TOOL_NAMES) else Op(op).name.lower(), "arguments": {}, "status": status.name}
+        for op, status in ((int(op), Status(int(status))) for op, status in zip(ops, statuses, strict=True))
+        if op != Op.NONE
+    ]
 
 
 def render_context(marks: Marks, trace, slot: int, row: int) -> list[dict]:

@@ -9,15 +9,21 @@ import optax.contrib
 
 from agemem_jax.data.scripts import Demonstration, Script
 from agemem_jax.memory import store as store_lib
+from agemem_jax.methods.base import Message, RoleTables, System
+from agemem_jax.methods.reading import prompted
+from agemem_jax.methods.teaching import Moments
 from agemem_jax.rl import losses
 from agemem_jax.rl.batch import learner_batch
 from agemem_jax.rollout.reading import encoder_of
-from agemem_jax.rollout.rows import RolloutSpec, Rows, World, new_rows
-from agemem_jax.rollout.stage import run_stage, scripted_writer
+from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, new_rows
+from agemem_jax.rollout.stage import run_stage, scripted_writer, written
+from agemem_jax.rollout.turn import record
+from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.tools.grammar import ANY_OP
 from agemem_jax.training.learn import LearnSpec, gradients, imitation_loss
 from agemem_jax.training.programs import ALL_TOOLS
 from agemem_jax.training.state import Optimizer, descend
-from agemem_jax.types import Segments, Task, Text, TrainState
+from agemem_jax.types import Mode, Segments, Task, Text, TrainState
 
 ADAM_B2 = 0.99  # of what Muon leaves to Adam: embeddings and norms
 
@@ -112,7 +118,7 @@ def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int)
     return step
 
 
-def record(spec: RolloutSpec):
+def recorded(spec: RolloutSpec):
     """Plays a batch of demonstrations, to be jitted: (task, told, world) -> (segments, metrics)."""
 
     def play(task: Task, told: Demonstration, world: World):
@@ -133,6 +139,48 @@ def watch_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
     def step(state: TrainState, segments: Segments, world: World):
         state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
         return state, {"loss": loss, "segments": used / segments.tokens.shape[0]}
+
+    return step
+
+
+def role_segments(
+    reading: System, tables: RoleTables, spec: RolloutSpec, world: World, told: Moments
+) -> tuple[Segments, jax.Array]:
+    """Calls of roles with their right answers as segments [B, 1, C], and which answers are in their form [B].
+
+    Args:
+      world: with the grammar and the pieces of `tables`.
+    """
+    on = jnp.ones((spec.batch,), bool)
+    rows = new_rows(spec).replace(mode=told.role + Mode.ROLE, turn=told.turn)
+    seeded = Demonstration(None, told.entries, told.owners)
+    rows = seed_store(rows, seeded, world, dataclasses.replace(spec, duplicates="add"))
+    query = encoder_of(world, spec)(told.body, True) if reading.reads_messages else None
+    message = Message(told.body, told.owner, told.task.session, told.turn, query)
+    said = reading.ask(rows, told.notes, message, told.role, told.task, tables, spec, 1)
+    rows, _ = prompted(rows, said, on, world, spec)
+    start = jnp.array(tables.grammar.start_forms, jnp.int32)[told.role]
+    ops, width = jnp.full_like(start, ANY_OP), told.answer.tokens.shape[1]
+    gen = written(told.answer, world, width, on, start, ops, jnp.full_like(start, width))
+    calls = grammar_lib.parse(tables.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
+    rows = close_segment(record(rows, world, gen, calls.said, ops, spec, 1), on)
+    return jax.tree.map(lambda x: x[:, :1], rows.segments.replace(count=())), ~calls.malformed
+
+
+def role_step(reading, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
+    """One step on calls of a memory system's roles, to be jitted with `state` donated; as `watch_step`.
+
+    reading: setup.Reading.
+    """
+    system, tables, spec = reading
+
+    def step(state: TrainState, told: Moments, world: World):
+        world = world.replace(grammar=tables.grammar, pieces=tables.pieces)
+        segments, valid = role_segments(system, tables, spec.rollout, world, told)
+        short = dataclasses.replace(learn, widths=(segments.tokens.shape[-1],))
+        segments = segments.replace(count=valid.astype(jnp.int32))
+        state, loss, used = imitate(state, segments, world, world.grammar, short, model, optimizer, logit_chunk)
+        return state, {"loss": loss, "malformed": 1 - valid.mean(), "segments": used / spec.rollout.batch}
 
     return step
 

@@ -1,0 +1,83 @@
+"""Plays the test tasks by one method, greedy and sampled, without training.
+
+    python -m experiments.evaluate --config=configs/tiny.py --method=mem0_classic --workdir=runs/tiny_mem0
+
+The policy is that of `policy.weights`, or with --weights_of=runs/tiny/seed_0 that of a run's newest checkpoint. Writes
+what training writes of an evaluation: evaluation_METHOD-WAY.json and the greedy traces. The same command goes on where
+it was stopped; what was evaluated is not played again.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from agemem_jax.training.evaluate import METHODS, WAYS, Pass
+from agemem_jax.training.lock import hold
+from agemem_jax.training.loop import check_params, evaluate_once, read_json, result_path
+from agemem_jax.training.setup import Run, build
+from agemem_jax.training.state import new_state
+from agemem_jax.training.summary import TASK_METRICS, aligned, cell, interval
+from agemem_jax.types import TrainState
+from experiments import cli, out, paths, saved
+
+METHOD = flags.DEFINE_enum("method", "agemem_norl", list(METHODS), "who plays")
+WORKDIR = paths.define_path("workdir", None, "folder for what is found", required=True)
+WEIGHTS_OF = paths.define_path("weights_of", None, "folder of one seed of a run, whose policy plays")
+SHOWN = ("success", "memory_quality", "context_tokens", "generated_tokens", "turns", "malformed_turns")
+
+
+def main(config) -> None:
+    workdir = paths.folder_to_write("workdir", WORKDIR.value)
+    with hold(workdir, "--workdir"):
+        run = build(config)
+        state, updates = starting_state(run)
+        found, roles = {}, {}
+        for way in WAYS:
+            one = Pass(METHOD.value, way)
+            state = evaluate_once(run, state, run.frozen, one, updates, workdir)
+            kept = read_json(result_path(workdir, one))
+            found[way] = kept["numbers"]
+            roles |= kept.get("roles", {})
+    figures = {way: {name: interval([values]) for name, values in numbers.items()} for way, numbers in found.items()}
+    print(table(figures, TASK_METRICS[config.reward.task_metric]))
+    for name, one in roles.items():
+        print(f"{name}: {one['agreed']} of {one['compared']} traced greedy answers are the right ones")
+    out.write({"method": METHOD.value, "updates": updates, "roles": roles, **figures})
+
+
+def starting_state(run: Run) -> tuple[TrainState, int]:
+    """The policy that plays, and the updates that made it. Raises InputError if there is none, or it is not finite."""
+    if not WEIGHTS_OF.value:
+        params, updates, source = run.start(), 0, f"policy.weights = {run.config.policy.weights!r}"
+    else:
+        checkpoint = saved.newest(Path(WEIGHTS_OF.value), "weights_of")
+        params, updates = saved.restore_params(checkpoint, run.model, run.mesh), int(checkpoint.name)
+        source = f"checkpoint {checkpoint}"
+    check_params(params, source, "give other weights")
+    return new_state(params, run.optimizer), updates
+
+
+def table(figures: dict, metric: str) -> str:
+    """The numbers of each way as aligned text; of a memory system, how each role was played."""
+    rows = [["decoding", "task_score", *SHOWN]]
+    rows += [[way, cell(found[metric]), *(cell(found.get(name)) for name in SHOWN)] for way, found in figures.items()]
+    names = [name.removesuffix("_calls") for name in next(iter(figures.values())) if is_calls_of_a_role(name)]
+    if not names:
+        return aligned(rows)
+    played = [["role", "decoding", "calls", "valid", "prompt tokens", "generated tokens"]]
+    for name in names:
+        for way, found in figures.items():
+            of = lambda field, name=name, found=found: found[f"{name}_{field}"]["mean"]  # noqa: E731
+            share = of("valid") / of("calls") if of("calls") else np.nan
+            tokens = [f"{of(field):.1f}" for field in ("prompt_tokens", "generated_tokens")]
+            played.append([name.removeprefix("role_"), way, f"{of('calls'):.2f}", f"{share:.3f}", *tokens])
+    return f"{aligned(rows)}\n\n{aligned(played)}"
+
+
+def is_calls_of_a_role(name: str) -> bool:
+    return name.startswith("role_") and name.endswith("_calls")
+
+
+if __name__ == "__main__":
+    cli.run(main)
