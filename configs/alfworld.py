@@ -44,7 +44,7 @@ def _tiny() -> ConfigDict:
     c.store.entry_tokens = 16
     c.task.facts = 7
     c.task.chatter = 1
-    c.task.distractors = 17
+    c.task.distractors = 24
     c.task.message_tokens = 16
     c.task.answer_tokens = 1  # there are none
     c.task.seen_tokens = 240  # of the receptacles of the largest household

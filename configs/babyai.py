@@ -58,7 +58,7 @@ def _small(c: ConfigDict) -> ConfigDict:
     c.store.entry_tokens = 20
     c.task.parts = SMALL
     c.task.facts = 8
-    c.task.distractors = 11
+    c.task.distractors = 13
     c.task.message_tokens = 20
     c.task.seen_tokens = 80
     # What was told in stage 1 is out of sight when the task comes, whether the agent cared for its context or not.

@@ -65,7 +65,7 @@ def small() -> ConfigDict:
     c.store.min_score = -1.0  # the query names nothing: what was kept is found whatever is asked for
     c.task.facts = 10
     c.task.chatter = 1
-    c.task.distractors = 16
+    c.task.distractors = 22
     c.task.message_tokens = 28
     c.task.seen_tokens = 144
     c.rollout.action_tokens = 34  # a call with any message in it

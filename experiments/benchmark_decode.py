@@ -1,15 +1,15 @@
 """Measures decoding with several tokens a step beside one token a step, on this machine, in one sitting:
 
-    python -m experiments.benchmark_decode [--weights=FILE --path=FILE] [--updates=0] [--out=FILE]
+    python -m experiments.benchmark_decode [--weights=FILE --path=FILE] [--whole_updates=0] [--out=FILE]
 
 A batch of training tasks is played once, one token a step: configs/tiny.py, or with --weights (as policy.weights, e.g.
-Qwen2.5-Coder-0.5B-Instruct) configs/hotpotqa.py on the questions of --path. Then, of the very turns that were written:
+Qwen2.5-Coder-0.5B-Instruct) configs/hotpotqa.py on those of --path. Then, of the very turns that were written:
 
     steps     that they take at each width, where the grammar's forced tokens are proposed alone, and with copies of
               what the row has read, and how many of the proposed copies held, by what the turn did
     seconds   of decoding them again one token a step, with as many as --width, and with that program while nothing is
               proposed. Decoding alone: what the contexts hold is cached before
-    updates   whole ones, at both widths (--updates, 0 leaves them out: they need the memory of training)
+    updates   whole ones, at both widths (--whole_updates, 0 leaves them out: they need the memory of training)
 
 Leave the machine alone meanwhile. Decoding draws the same tokens at every width, up to rounding of logits; the share of
 the turns for which it did is among the figures.
@@ -42,13 +42,12 @@ from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from agemem_jax.types import Mode, Op
 from configs import hotpotqa, tiny
-from experiments import cli, out, paths
+from experiments import cli, out
 from experiments.benchmark.parts import timed
+from experiments.real_flags import PATH, WEIGHTS
 
-WEIGHTS = paths.define_path("weights", None, "a policy with a real vocabulary; without it the built-in one")
-PATH = paths.define_path("path", None, "HotpotQA records to play; without it generated questions")
 WIDTH = flags.DEFINE_integer("width", 8, "tokens of a row in a step", lower_bound=2, upper_bound=64)
-UPDATES = flags.DEFINE_integer("updates", 1, "updates that are timed, after the one that compiles", lower_bound=0)
+UPDATES = flags.DEFINE_integer("whole_updates", 1, "updates that are timed, after the one that compiles", lower_bound=0)
 
 
 def main() -> None:

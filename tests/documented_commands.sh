@@ -13,6 +13,8 @@ try -m experiments.train --config=configs/tiny.py --workdir="$folder/tiny" \
 test -s "$folder/tiny/summary.json" && test -s "$folder/tiny/report.html"
 try -m experiments.report --workdir="$folder/tiny" --picture="$folder/tiny.png"
 test -s "$folder/tiny.png"
+try -m experiments.trace --run="$folder/tiny" --method=agemem --op=add_memory
+test -s "$folder/tiny/traces.html"
 try -m experiments.export --run="$folder/tiny/seed_0" --folder="$folder/released/tiny" --dtype=bfloat16
 test -s "$folder/released/tiny/tokenizer.json"
 

@@ -24,7 +24,7 @@ from agemem_jax.report import page as report_page
 from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
-from agemem_jax.training.evaluate import BASELINES, METHODS, count_unheard, passes_of
+from agemem_jax.training.evaluate import METHODS, UNTRAINED, count_unheard, passes_of
 from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
@@ -33,7 +33,7 @@ from configs import tiny
 
 ROOT = Path(__file__).parent.parent
 UPDATES = 8
-EVALUATED = [name for name in METHODS if name not in BASELINES]
+EVALUATED = [name for name in METHODS if name in UNTRAINED or name == "agemem"]
 FREE_OF_TIME = ("time", "seconds", "tokens_per_s", "trained_tokens_per_s")
 CONFIG_FILE = """
 from agemem_jax.config import from_json

@@ -1,5 +1,6 @@
 """Batches of tasks as padded arrays, each a function of (seed, update) alone: a resumed run needs no cursor."""
 
+import functools
 import random
 import warnings
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from agemem_jax.data.staged import REVISIONS, SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.types import PAD_ID, Task, Text
 
+KEPT_TEXTS = 1 << 16  # whose tokens are kept
 KEY_TOKENS = 16  # key tokens kept of a query
 MEASURED_RECORDS = 500  # whose texts are measured against their limits
 TEACHABLE_SHARE = 0.5  # of the texts that must be whole, those that may be cut at most
@@ -65,6 +67,8 @@ class TaskSource:
 
     def __init__(self, config, tokenizer: Tokenizer, tasks: Tasks):
         self.config, self.tokenizer, self.tasks = config, tokenizer, tasks
+        # A conversation is told with each of its questions.
+        self._encoded = functools.lru_cache(KEPT_TEXTS)(functools.partial(encoded, tokenizer))
         self.records = [record for split in SPLITS for record in tasks.splits[split]]
         ends = np.cumsum([len(tasks.splits[split]) for split in SPLITS]).tolist()
         self.places = dict(zip(SPLITS, map(range, [0, *ends], ends), strict=False))
@@ -109,7 +113,7 @@ class TaskSource:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text (`encoded`)."""
-        return encoded(self.tokenizer, text)
+        return list(self._encoded(text))
 
     def _measure(self) -> dict[str, dict]:
         """The `cut_texts` of records spread evenly over all splits."""

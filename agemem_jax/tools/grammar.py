@@ -431,7 +431,11 @@ class _Builder:
         done = [rest for rest in left if not rest.text]
         others = frozenset(rest for rest in left if rest.text)
         spoken = all(map(_is_spoken, left))
-        assert not done or len(left) == 1 or (spoken and len(done) == 1), f"{text!r} is a beginning of another literal"
+        # A number may come where another literal goes on: no literal does with a digit.
+        number = bool(done) and self._kind(done[0].target) == "digits" and not any(r.text[0].isdigit() for r in others)
+        assert not done or len(left) == 1 or ((spoken or number) and len(done) == 1), (
+            f"{text!r} is a beginning of another literal"
+        )
         return State(done[0].target, 0, others) if done else State(None, 0, others)
 
     def _field_states(self, place: Place) -> list[State]:
@@ -452,6 +456,8 @@ class _Builder:
             steps[state] = self._steps(state)
             for target, _ in steps[state].values():
                 queue += [target] if target.rests else self._field_states(target.place)
+                if target.rests and target.place and self._kind(target.place) == "digits":
+                    queue += self._field_states(target.place)
         return index, steps
 
     def _distance(self, state: State) -> int:

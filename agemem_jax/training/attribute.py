@@ -68,7 +68,7 @@ def attribute(run: Run, state: TrainState, one: Pass, tasks: int, metric: str) -
         asked = control(run, EVALUATION_SEED, batch, one.method, temperature, update=False, without=one.without)
         played = play(task, asked)
         score = played[1][metric]
-        made = [call for call in memory_calls(run, played, task) if valid[call[0]]]
+        made = [call for call in memory_calls(run, played, task, one.method) if valid[call[0]]]
         # Each row as it is, then each of its calls left out.
         jobs = [(row, NO_CALL, None) for row in np.flatnonzero(valid)] + made
         for begin in range(0, len(jobs), rows):
@@ -86,10 +86,10 @@ def attribute(run: Run, state: TrainState, one: Pass, tasks: int, metric: str) -
     return found, unlike
 
 
-def memory_calls(run: Run, played: tuple, task) -> list[tuple[int, int, dict]]:
+def memory_calls(run: Run, played: tuple, task, method: str) -> list[tuple[int, int, dict]]:
     """(row, number as `call_number` numbers it, the first fields of a Call) of every memory call of a played batch."""
     out = []
-    for row, trace in enumerate(render_traces(run, (played, task), "", "")):
+    for row, trace in enumerate(render_traces(run, (played, task), method, "")):
         for turn in trace["turns"]:
             for place, call in enumerate(turn["calls"]):
                 if call["op"] not in TOOL_NAMES:
