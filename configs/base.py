@@ -318,6 +318,23 @@ def workstation() -> ConfigDict:
     return c
 
 
+def conversations() -> ConfigDict:
+    """What benchmarks of long conversations and texts have in common: all is tested, nothing trained."""
+    c = workstation()
+    c.store.entries = 256
+    c.store.entry_tokens = 96
+    c.task.validation_fraction = 0.0
+    c.task.test_fraction = 1.0
+    c.task.distractors = 1
+    c.task.chunk_tokens = 512
+    c.task.message_tokens = 512
+    c.context.limit = 6144
+    c.context.capacity = 4608  # without the system prompt, which is shared
+    c.rollout.stage3_turns = 3
+    c.rl.updates = 0
+    return c
+
+
 def is_tiny(name: str, variant: str) -> bool:
     """Whether configs/NAME.py is asked for its small policy. Raises ConfigError for a variant that there is not."""
     if variant not in ("", "tiny"):

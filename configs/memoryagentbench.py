@@ -12,20 +12,9 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    c = base.workstation()
+    c = base.conversations()
     c.name = "memoryagentbench"
-    c.store.entries = 256
-    c.store.entry_tokens = 96
     c.task.benchmark = "memoryagentbench"
-    c.task.validation_fraction = 0.0
-    c.task.test_fraction = 1.0
     c.task.facts = 1000
-    c.task.distractors = 1
-    c.task.chunk_tokens = 512
-    c.task.message_tokens = 512
     c.task.answer_tokens = 64
-    c.context.limit = 6144
-    c.context.capacity = 4608  # without the system prompt, which is shared
-    c.rollout.stage3_turns = 3
-    c.rl.updates = 0
     return c

@@ -32,7 +32,7 @@ from agemem_jax.memory.encoder import Known
 from agemem_jax.methods import parts
 from agemem_jax.methods.base import DONE, Heard, Message, Role, RoleTables, call_of
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, select
-from agemem_jax.rollout.turn import count_call, spread
+from agemem_jax.rollout.turn import count_call, entry_line, spread
 from agemem_jax.tools.layout import Field, Part, Parts, either, listed
 from agemem_jax.types import NO_ID, Op, Status, Task, Text, ToolCalls
 
@@ -229,7 +229,7 @@ class AMem:
         packed += [say("neighbours", evolves & found.found.any(1))]
         for i in range(self.neighbours):
             there = found.found[:, i]
-            packed += parts.entry_line(tables, parts.column(found, i), notes.listed[:, i] - 1, there)
+            packed += entry_line(tables, parts.column(found, i), notes.listed[:, i] - 1, there)
             packed += described(at_id(notes.stored, rows.store, notes.listed[:, i]), say, there)
         return context_lib.pack(packed)
 
@@ -349,7 +349,7 @@ class AMem:
         packed = [spread(p.related, (ids != NO_ID).any(1))]
         for i in range(ids.shape[1]):
             there = ids[:, i] != NO_ID
-            packed += parts.entry_line(tables, parts.column(texts, i), ids[:, i] - 1, there)
+            packed += entry_line(tables, parts.column(texts, i), ids[:, i] - 1, there)
             packed += described(at_id(notes.stored, store, ids[:, i]), say, there)
         return parts.fit(context_lib.pack(packed), rows.result.tokens.shape[-1])
 

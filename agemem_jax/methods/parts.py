@@ -110,7 +110,7 @@ def nearest(store: MemoryStore, on: jax.Array, query: Text, k: int, owner: jax.A
     """The owner's `k` entries nearest to a text, for rows `on`; a look that leaves the store as it is."""
     wanted = jnp.full(owner.shape, k, jnp.int32)
     _, found, _ = store_lib.retrieve(
-        store, on, query, wanted, blank_tags(store), owner, encode, max_k=k, count_hits=False
+        store, on, query, wanted, None, owner, encode, max_k=k, count_hits=False
     )
     return found
 
@@ -133,15 +133,6 @@ def to_front(texts: Text) -> Text:
     """Texts [B, n, W] with the empty ones last."""
     order = jnp.argsort(texts.length == 0, axis=1, stable=True)
     return Text(jnp.take_along_axis(texts.tokens, order[..., None], 1), jnp.take_along_axis(texts.length, order, 1))
-
-
-def entry_line(tables: RoleTables, text: Text, number: jax.Array, on: jax.Array) -> list[Text]:
-    """An entry [B, L] of rows `on` with a number [B], after a line break, ready to be packed; the entry is SAID."""
-    p = tables.pieces
-    i = jnp.clip(number, 0, p.numbers.length.shape[0] - 1)
-    shown, entry = Text(p.numbers.tokens[i], jnp.where(on, p.numbers.length[i], 0)), said(on, text)
-    first, last = (shown, entry) if p.id_first else (entry, shown)
-    return [spread(p.line_break, on), first, spread(p.id_mark, on), last]
 
 
 def lines(texts: Text, on: jax.Array, bullet: Text) -> list[Text]:

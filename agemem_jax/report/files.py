@@ -41,8 +41,8 @@ def load(workdir: Path) -> RunFiles:
         raise InputError(f"{path} has no `methods` object of the form {{method: {{metric: ...}}}}. {_remedy(path)}")
     seeds = seed_folders(workdir)
     metrics = {seed: _read_metrics(folder / "metrics.jsonl") for seed, folder in seeds.items()}
-    traces = {seed: traces_of(folder) for seed, folder in seeds.items()}
-    worth = {seed: _read_worth(folder / ATTRIBUTION) for seed, folder in seeds.items()}
+    worth = {seed: worth_of(folder) for seed, folder in seeds.items()}
+    traces = {seed: traces_of(folder, worth[seed]) for seed, folder in seeds.items()}
     return RunFiles(workdir, summary, config_of(workdir), metrics, traces, worth)
 
 
@@ -52,10 +52,13 @@ def seed_folders(workdir: Path) -> dict[int, Path]:
     return dict(sorted((int(path.name.removeprefix("seed_")), path) for path in found))
 
 
-def traces_of(folder: Path) -> list[dict]:
-    """The traces of a seed, with what their calls were worth where that is known. Raises InputError as `load`."""
+def traces_of(folder: Path, worth: dict) -> list[dict]:
+    """The traces of a seed, with what their calls were worth where that is known. Raises InputError as `load`.
+
+    worth: of `worth_of`.
+    """
     traces = [trace for path in sorted(folder.glob("traces*.json")) for trace in _read_traces(path)]
-    note_worth(traces, _read_worth(folder / ATTRIBUTION))
+    note_worth(traces, worth)
     return traces
 
 
@@ -91,8 +94,9 @@ def _read(path: Path, kind: Callable, needed: bool = True):
     return value
 
 
-def _read_worth(path: Path) -> dict:
-    """What the calls of a seed were worth; {} if nobody looked."""
+def worth_of(folder: Path) -> dict:
+    """What the calls of a seed were worth; {} if nobody looked. Raises InputError as `load`."""
+    path = folder / ATTRIBUTION
     worth = _read(path, dict, needed=False)
     if worth and not ({"method", "tools", "calls"} <= worth.keys()):
         raise InputError(f"{path} lacks one of method, tools and calls. Run `python -m experiments.attribute` again.")

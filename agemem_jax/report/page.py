@@ -176,22 +176,25 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
     """
     run = load(Path(workdir))
     path = Path(out) if out else Path(workdir) / "report.html"
-    html = templates().get_template("template.html").render(**contents(run)).lstrip()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
+    render("template.html", contents(run), path)
     return path
 
 
-def templates() -> Environment:
-    """The templates beside this file. Texts of a run hold <think> and <tool_call>: everything is escaped unless it is
-    Markup made here."""
-    return Environment(
+def render(template: str, shown: dict, path: Path) -> None:
+    """Writes a page: a template of this folder with what it shows.
+
+    Texts of a run hold <think> and <tool_call>: everything is escaped unless it is Markup made here.
+    """
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    html = templates.get_template(template).render(**shown).lstrip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, html.encode(errors="replace").decode())  # half a surrogate pair cannot be written
 
 
 def write_picture(workdir: str | Path, path: str | Path) -> Path:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agemem_jax.errors import InputError
-from agemem_jax.metrics import replace_text
 from agemem_jax.report.charts import number
 from agemem_jax.report.diagnosis import KINDS, STOPS, examine, is_correct
-from agemem_jax.report.files import config_of, seed_folders, traces_of
-from agemem_jax.report.page import METHODS, templates, term_weights
+from agemem_jax.report.files import config_of, seed_folders, traces_of, worth_of
+from agemem_jax.report.page import METHODS, render, term_weights
 from agemem_jax.report.trace_view import choose
 
 
@@ -56,7 +55,7 @@ def read(folder: Path) -> tuple[dict[int, list[dict]], dict]:
     seeds = seed_folders(folder)
     if not seeds and folder.name.removeprefix("seed_").isdigit():
         seeds = {int(folder.name.removeprefix("seed_")): folder}
-    traces = {seed: traces_of(path) for seed, path in seeds.items()}
+    traces = {seed: traces_of(path, worth_of(path)) for seed, path in seeds.items()}
     if not any(traces.values()):
         raise InputError(
             f"{folder} has no traces (seed_*/traces*.json), of which an evaluation leaves train.traces behind; give "
@@ -101,7 +100,5 @@ def write(traces: dict[int, list[dict]], config: dict, wanted: Wanted, most: int
         "number": number,
         "progress_name": "progress",
     }
-    html = templates().get_template("traces.html").render(**shown).lstrip()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, html.encode(errors="replace").decode())
+    render("traces.html", shown, path)
     return len(tasks)

@@ -46,16 +46,23 @@ def take(texts: Text, index: jax.Array) -> Text:
     return Text(tokens, jnp.take_along_axis(texts.length, i[:, None], 1)[:, 0])
 
 
+def entry_line(world: World, text: Text, number: jax.Array, on: jax.Array) -> list[Text]:
+    """An entry [B, L] of rows `on` with a number [B], after a line break, ready to be packed; the entry is SAID."""
+    p = world.pieces
+    i = jnp.clip(number, 0, p.numbers.length.shape[0] - 1)
+    shown = Text(p.numbers.tokens[i], jnp.where(on, p.numbers.length[i], 0))
+    entry = context_lib.saying(where_text(on, text))
+    first, last = (shown, entry) if p.id_first else (entry, shown)
+    return [spread(p.line_break, on), first, spread(p.id_mark, on), last]
+
+
 def memory_lines(world: World, found: store_lib.Retrieved) -> list[Text]:
     """Retrieved entries with their ids, best first, each after a line break, ready to be packed; entries are SAID."""
-    numbers, pieces, lines = world.pieces.numbers, world.pieces, []
+    lines = []
     for k in range(found.id.shape[1]):
-        shown = found.found[:, k]
-        i = jnp.clip(found.id[:, k], 0, numbers.length.shape[0] - 1)
-        number = Text(numbers.tokens[i], jnp.where(shown, numbers.length[i], 0))
-        entry = context_lib.saying(where_text(shown, Text(found.tokens[:, k], found.length[:, k])))
-        first, last = (number, entry) if pieces.id_first else (entry, number)
-        lines += [spread(pieces.line_break, shown), first, spread(pieces.id_mark, shown), last]
+        lines += entry_line(
+            world, Text(found.tokens[:, k], found.length[:, k]), found.id[:, k], found.found[:, k]
+        )
     return lines
 
 
