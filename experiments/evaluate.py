@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from agemem_jax.training.comparison import is_calls_of_a_role
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.lock import hold
 from agemem_jax.training.loop import check_params, evaluate_ways, fresh_state
@@ -66,10 +67,6 @@ def table(figures: dict, metric: str) -> str:
             tokens = [f"{of(field):.1f}" for field in ("prompt_tokens", "generated_tokens")]
             played.append([name.removeprefix("role_"), way, f"{of('calls'):.2f}", f"{share:.3f}", *tokens])
     return f"{aligned(rows)}\n\n{aligned(played)}"
-
-
-def is_calls_of_a_role(name: str) -> bool:
-    return name.startswith("role_") and name.endswith("_calls")
 
 
 if __name__ == "__main__":
