@@ -62,7 +62,8 @@ def main() -> None:
         kept = known_plan(workdir)
         show(workdir, Plan.from_json(kept), kept["command"])
         return
-    plan = Plan({c.task.benchmark: c for c in configs(CONFIGS.value, SET.value)}, methods(CHOSEN.value), SEEDS.value)
+    columns = configs(CONFIGS.value, SET.value, SEEDS.value)
+    plan = Plan(columns, methods(CHOSEN.value), SEEDS.value)
     check(plan)
     supervised(workdir, lambda notice: make(plan, workdir, notice))
 
@@ -76,8 +77,8 @@ def known_plan(workdir: Path) -> dict:
     return read_json(path)
 
 
-def configs(files: list[str], settings: list[str]) -> list[ConfigDict]:
-    """The configs of all columns, checked. Raises InputError that says what is wrong with a file or a setting."""
+def configs(files: list[str], settings: list[str], seeds: int) -> dict[str, ConfigDict]:
+    """By benchmark the config of each column. Raises InputError that says what is wrong with a file or a setting."""
     found: dict[str, ConfigDict] = {}
     for file in files:
         try:
@@ -104,12 +105,12 @@ def configs(files: list[str], settings: list[str]) -> list[ConfigDict]:
             raise InputError(f"--set: task.benchmark of {benchmark} stays; give another file to --configs")
         try:
             check_fields(config, base.get_config())
-            config.num_seeds = SEEDS.value
+            config.num_seeds = seeds
             validate(config)
         except InputError as error:
             raise InputError(f"{benchmark}: {error}") from error
         make_absolute(config)
-    return list(found.values())
+    return found
 
 
 def set_field(config: ConfigDict, name: str, text: str, setting: str) -> None:
@@ -188,8 +189,8 @@ def begin(plan: Plan, workdir: Path, command: str) -> None:
 
 
 def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
-    """The runs of benchmarks that have cells left, with the first seed that has. All are built before anything compiles:
-    what is wrong with the last one's data would else be told hours later.
+    """The runs of benchmarks that have cells left, with the first seed that has some. All are built before anything
+    compiles: what is wrong with the last one's data would else be told hours later.
 
     Raises InputError as `build`, and if a memory system does not fit the policy.
     """
