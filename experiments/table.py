@@ -43,7 +43,9 @@ COMPARED = (
     "mem0_classic", "mem0_additive", "amem", "agemem_norl_rag", "agemem_rag", "agemem_norl", "agemem",
 )  # fmt: skip
 CONFIGS = flags.DEFINE_list(
-    "configs", [f"configs/{name}.py:tiny" for name in BENCHMARKS], "a config for each benchmark, as --config takes it"
+    "configs",
+    [f"{Path(base.__file__).parent / name}.py:tiny" for name in BENCHMARKS],
+    "a config for each benchmark, as --config takes it",
 )
 SET = flags.DEFINE_multi_string(
     "set", [], "FIELD=VALUE in all configs, or BENCHMARK.FIELD=VALUE in that of one, such as alfworld.task.path=FOLDER"
