@@ -73,6 +73,8 @@ def filled(workdir: Path, of: Plan) -> dict:
         for way in ("greedy", "sampled"):
             got = QUARTER if way == "sampled" else scores[cell.method]
             keep(workdir, of, cell, way, numbers(got, metric, **roles), seconds=2.0)
+    for seed, seconds in (("seed_0", 50.0), ("seed_1", 70.0)):
+        (workdir / "hotpotqa" / seed / "seconds.json").write_text(json.dumps({"train": seconds, "eval": 9.0}))
     (workdir / "hotpotqa" / "about.json").write_text('{"scores": {"progress": "token F1", "success": "exact match"}}')
     return figures(workdir, of)
 
@@ -104,6 +106,7 @@ def test_costs_stand_beside_each_score(found):
     costs = cells["agemem"]["costs"]
     assert (costs["policy_calls"], costs["prompt_tokens"], costs["generated_tokens"]) == (5, 1000, 250)
     assert costs["seconds"] == 0.5  # 2 s for 4 tasks; what compiled does not count
+    assert costs["training_seconds"] == 60 and cells["no_memory"]["costs"]["training_seconds"] is None
     assert costs["points_per_million"] == pytest.approx(100 * 0.25 / (1250 / 1e6))
     assert costs["dollars"] == pytest.approx(1000 * (1000 * 2 + 250 * 8) / 1e6)
     assert cells["no_memory"]["costs"]["points_per_million"] == 0
@@ -149,6 +152,7 @@ def test_csv_and_markdown(found):
     assert "| Mem0 1.x† | **75.0 ± 28.3** | **75.0 ± 28.3** | **75.0 ± 20.0** |" in text
     assert "| Full context† | 100.0 ± 0.0 | – | – |" in text
     assert "- babyai: success in points of 100, 4 unseen tasks (babyai-tiny)" in text
+    assert "(&lt;b&gt;tiny&lt;/b&gt;)" in text
 
 
 def test_the_page_holds_the_numbers_and_escapes_names(found, tmp_path):

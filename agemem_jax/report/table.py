@@ -4,6 +4,7 @@ Scores are shown in points, of 100. What was not played yet is shown as missing,
 """
 
 import csv
+import html
 import io
 import math
 from collections.abc import Callable
@@ -25,6 +26,7 @@ COSTS = (  # name in the figures, heading, digits
     ("peak_store_tokens", "tokens stored at most", 0),
     ("memory_quality", "memory quality", 3),
     ("seconds", "seconds", 3),
+    ("training_seconds", "seconds of training, a seed", 0),
     ("points_per_million", "points over no memory by 1M tokens", 0),
     ("dollars", "dollars for 1,000 episodes", 3),
 )
@@ -136,7 +138,8 @@ def markdown(figures: dict) -> str:
         parts.append(markdown_table(score_rows(figures, way, lambda text: f"**{text}**", title.get)))
         if of_way(figures, way)["costs"]:
             parts.append(markdown_table(cost_rows(figures, way, title.get)))
-    parts.append("\n".join(f"- {line}" for line in column_notes(figures) + notes(figures)))
+    told = (html.escape(line, quote=False) for line in column_notes(figures) + notes(figures))
+    parts.append("\n".join(f"- {line}" for line in told))
     return "\n\n".join(parts) + "\n"
 
 

@@ -178,7 +178,9 @@ def figures_of_way(plan: Plan, kept: dict, way: str) -> dict:
         there = [(folder, found[way]) for folder, found in evaluations if way in found]
         if there:
             cell = cell_figures(plan.columns[benchmark], [one for _, one in there])
-            cell |= {"wanted": len(evaluations), "context_by_turn": context_by_turn(method, [f for f, _ in there])}
+            folders = [folder for folder, _ in there]
+            cell |= {"wanted": len(evaluations), "context_by_turn": context_by_turn(method, folders)}
+            cell["costs"]["training_seconds"] = training_seconds(method, folders)
             cells.setdefault(benchmark, {})[method] = cell
     for benchmark, found in cells.items():
         for method in found:
@@ -219,6 +221,14 @@ def seconds_of(evaluations: list[dict]) -> float | None:
     """Wall time of an episode, as one of its batch, in batches in which nothing compiled; None if there is none."""
     timed = [b for one in evaluations for b in one.get("batches", ()) if b["seconds"] is not None and b["tasks"]]
     return sum(b["seconds"] for b in timed) / sum(b["tasks"] for b in timed) if timed else None
+
+
+def training_seconds(method: str, folders: list[Path]) -> float | None:
+    """Wall time of the updates of a seed, compilation included, mean over seeds; None of what is not trained."""
+    files = [folder / "seconds.json" for folder in folders]
+    if not METHODS[method].trained or not all(path.exists() for path in files):
+        return None
+    return float(np.mean([read_json(path).get("train", 0.0) for path in files]))
 
 
 def operations(mean) -> dict[str, dict]:
