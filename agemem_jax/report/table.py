@@ -27,7 +27,7 @@ COSTS = (  # name in the figures, heading, digits
     ("memory_quality", "memory quality", 3),
     ("seconds", "seconds", 3),
     ("training_seconds", "seconds of training, a seed", 0),
-    ("points_per_million", "points over no memory by 1M tokens", 0),
+    ("points_per_million", "points over no memory for 1M tokens", 0),
     ("dollars", "dollars for 1,000 episodes", 3),
 )
 DIGITS = {name: digits for name, *_, digits in RESULTS if name == "task_score"}["task_score"]
