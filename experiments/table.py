@@ -162,7 +162,7 @@ def make(plan: Plan, workdir: Path, notice: Notice) -> None:
     left = [cell for cell, finished in zip(cells, done, strict=True) if not finished]
     if is_leader():
         begin(plan, workdir, command)
-        print(announced(plan, workdir, cells, left))
+        say(announced(plan, workdir, cells, left))
     with notice as stop:
         runs = checked(left, plan, workdir)
         run: Run | None = None
