@@ -113,6 +113,8 @@ AT_LEAST = {
     "methods.context_tokens": 1,
     "methods.memory_tokens": 1,
     "methods.answer_tokens": 1,
+    "prices.prompt": 0,
+    "prices.generated": 0,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
     "rl.updates": 0,

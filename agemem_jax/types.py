@@ -204,6 +204,11 @@ class EpisodeStats:
     memory_precision: jax.Array  # [B] float32: stored entries that hold a gold fact
     memory_quality: jax.Array  # [B] float32: harmonic mean of the two
     turns: jax.Array  # [B] int32 generations of all stages
+    prompt_tokens: jax.Array  # [B] int32 tokens before each of these, the shared prompt included, whether cached or not
+    op_prompt_tokens: jax.Array  # [B, NUM_OPS] float32 of these, by what the turn asked for; several calls share evenly
+    op_generated_tokens: jax.Array  # [B, NUM_OPS] float32 of the generated ones; a malformed turn counts for none
+    peak_entries: jax.Array  # [B] int32 most entries in the store after a generation slot
+    peak_store_tokens: jax.Array  # [B] int32 most tokens in them
     over_turns: jax.Array  # [B] bool: stage 3 ran out of turns before its episode was over
     over_context: jax.Array  # [B, 3] bool: the context passed its limit
     stop: jax.Array  # [B, 3] int32 StopReason of each stage
@@ -224,8 +229,10 @@ def empty_stats(batch: int) -> EpisodeStats:
         maintained=stages(bool), relevance_sum=stages(jnp.float32), relevance_count=stages(jnp.int32),
         reduced_in_time=stages(bool), prevented=stages(bool), actions=i(), understood=i(), success=f(), progress=f(),
         in_view=f(), preservation=f(), context_tokens=i(), peak_context_tokens=i(), memory_coverage=f(),
-        memory_precision=f(), memory_quality=f(), turns=i(), over_turns=b(), over_context=stages(bool),
-        stop=stages(jnp.int32), malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),
+        memory_precision=f(), memory_quality=f(), turns=i(), prompt_tokens=i(),
+        op_prompt_tokens=jnp.zeros((batch, NUM_OPS)), op_generated_tokens=jnp.zeros((batch, NUM_OPS)),
+        peak_entries=i(), peak_store_tokens=i(), over_turns=b(), over_context=stages(bool), stop=stages(jnp.int32),
+        malformed=stages(jnp.int32), generated_tokens=i(), sampled_tokens=i(),
     )  # fmt: skip
 
 

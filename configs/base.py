@@ -225,6 +225,12 @@ def get_config() -> ConfigDict:
     c.methods.memory_tokens = 256  # of the one text of memagent
     c.methods.answer_tokens = 512  # of a role's answer
 
+    # What a million tokens cost, in dollars, for the column of experiments/table.py; both 0: there is none. The prompt
+    # of a call is all that the policy has before it, cached or not, as an API without a discount bills it.
+    c.prices = ConfigDict()
+    c.prices.prompt = 0.0
+    c.prices.generated = 0.0
+
     # Step-wise GRPO.
     c.rl = ConfigDict()
     c.rl.schedule = "chained"  # "chained" (paper) or "sequential" (article: each stage trained in turn)

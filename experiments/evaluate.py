@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from agemem_jax.training.evaluate import METHODS, WAYS, Pass
+from agemem_jax.training.comparison import is_calls_of_a_role
+from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.lock import hold
-from agemem_jax.training.loop import check_params, evaluate_once, read_json, result_path
+from agemem_jax.training.loop import check_params, evaluate_ways, fresh_state
 from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.summary import TASK_METRICS, aligned, cell, interval
@@ -24,7 +25,7 @@ from experiments import cli, out, paths, saved
 METHOD = flags.DEFINE_enum("method", "agemem_norl", list(METHODS), "who plays")
 WORKDIR = paths.define_path("workdir", None, "folder for what is found", required=True)
 WEIGHTS_OF = paths.define_path("weights_of", None, "folder of one seed of a run, whose policy plays")
-SHOWN = ("success", "memory_quality", "context_tokens", "generated_tokens", "turns", "malformed_turns")
+SHOWN = ("success", "memory_quality", "context_tokens", "prompt_tokens", "generated_tokens", "turns", "malformed_turns")
 
 
 def main(config) -> None:
@@ -32,13 +33,8 @@ def main(config) -> None:
     with hold(workdir, "--workdir"):
         run = build(config)
         state, updates = starting_state(run)
-        found, roles = {}, {}
-        for way in WAYS:
-            one = Pass(METHOD.value, way)
-            state = evaluate_once(run, state, run.frozen, one, updates, workdir)
-            kept = read_json(result_path(workdir, one))
-            found[way] = kept["numbers"]
-            roles |= kept.get("roles", {})
+        kept = evaluate_ways(run, workdir, METHOD.value, updates, lambda: state)
+    found, roles = {way: one["numbers"] for way, one in kept.items()}, kept["greedy"].get("roles", {})
     figures = {way: {name: interval([values]) for name, values in numbers.items()} for way, numbers in found.items()}
     print(table(figures, TASK_METRICS[config.reward.task_metric]))
     for name, one in roles.items():
@@ -49,13 +45,11 @@ def main(config) -> None:
 def starting_state(run: Run) -> tuple[TrainState, int]:
     """The policy that plays, and the updates that made it. Raises InputError if there is none, or it is not finite."""
     if not WEIGHTS_OF.value:
-        params, updates, source = run.start(), 0, f"policy.weights = {run.config.policy.weights!r}"
-    else:
-        checkpoint = saved.newest(Path(WEIGHTS_OF.value), "weights_of")
-        params, updates = saved.restore_params(checkpoint, run.model, run.mesh), int(checkpoint.name)
-        source = f"checkpoint {checkpoint}"
-    check_params(params, source, "give other weights")
-    return new_state(params, run.optimizer), updates
+        return fresh_state(run), 0
+    checkpoint = saved.newest(Path(WEIGHTS_OF.value), "weights_of")
+    params = saved.restore_params(checkpoint, run.model, run.mesh)
+    check_params(params, f"checkpoint {checkpoint}", "give other weights")
+    return new_state(params, run.optimizer), int(checkpoint.name)
 
 
 def table(figures: dict, metric: str) -> str:
@@ -73,10 +67,6 @@ def table(figures: dict, metric: str) -> str:
             tokens = [f"{of(field):.1f}" for field in ("prompt_tokens", "generated_tokens")]
             played.append([name.removeprefix("role_"), way, f"{of('calls'):.2f}", f"{share:.3f}", *tokens])
     return f"{aligned(rows)}\n\n{aligned(played)}"
-
-
-def is_calls_of_a_role(name: str) -> bool:
-    return name.startswith("role_") and name.endswith("_calls")
 
 
 if __name__ == "__main__":

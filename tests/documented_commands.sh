@@ -18,6 +18,11 @@ test -s "$folder/tiny/traces.html"
 try -m experiments.export --run="$folder/tiny/seed_0" --folder="$folder/released/tiny" --dtype=bfloat16
 test -s "$folder/released/tiny/tokenizer.json"
 
+try -m experiments.table --workdir="$folder/table" --configs=configs/hotpotqa.py:tiny --methods=no_memory --seeds=1 \
+    --set=train.eval_tasks=32
+try -m experiments.table --workdir="$folder/table" --only_show
+test -s "$folder/table/table.json" && test -s "$folder/table/table.html"
+
 try tests/small_inputs.py "$folder"
 try -m experiments.train --config=configs/hotpotqa.py --workdir="$folder/hotpotqa" \
     --config.policy.weights="$folder/small.gguf" --config.task.path="$folder/hotpot.json" \

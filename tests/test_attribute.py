@@ -67,7 +67,7 @@ def test_one_call_left_out_changes_nothing_before_it():
 def attributed() -> tuple[list[Call], int, dict]:
     """Every call of eleven test tasks, two batches, and the numbers of the same evaluation."""
     run = chained()
-    state, numbers, _ = evaluate(run, new_state(run.start(), run.optimizer), run.frozen, SAMPLED, 11)
+    state, numbers, *_ = evaluate(run, new_state(run.start(), run.optimizer), run.frozen, SAMPLED, 11)
     before = {stage: program._cache_size() for stage, program in run.programs.items()}
     calls, unlike = attribute(run, state, SAMPLED, 11, "reward")
     assert {stage: program._cache_size() for stage, program in run.programs.items()} == before

@@ -168,6 +168,15 @@ CASES = {
     "data: nowhere": (("prepare_data", ["--folder=d", "--train={}/no.json"]), ["train: there is no file", "no.json"]),
     "data: damaged": (("prepare_data", ["--folder=d", "--train={}/a_file"]), ["a_file", "hotpot_train_v1.1.json of"]),
     "data: no run": (("prepare_data", ["--folder=d", "--runs={}"]), ["has no traces*.json"]),
+    "table: methods": (("table", ["--workdir=w", "--methods=agemm"]), ["--methods=agemm", "did you mean agemem?"]),
+    "table: set": (("table", ["--workdir=w", "--set=pddl.rl.gruop=3"]), ["--set=pddl.rl.gruop=3", "no such field"]),
+    "table: configs": (("table", ["--workdir=w", "--configs={}/needs.py"]), ["--configs: ", "needs.py:ARGUMENT"]),
+    "table: nothing": (("table", ["--workdir={}", "--only_show"]), ["there is no plan.json in it"]),
+    "table: config": (("table", ["--workdir=w", "--config.seed=1"]), ["--config is no flag of this command"]),
+    "judge: traces": (
+        ("judge_agreement", ["--run={}", "--judge=http://localhost:1/v1", "--judge_model=m"]), ["none of its 0 traces"],
+    ),
+    "judge: no flag": (("judge_agreement", ["--run={}"]), ["judge"]),
     # Files of a model.
     "weights: nowhere": (weights("nowhere"), ["models/nowhere' do not exist"]),
     "weights: sizes": (weights("sizes"), ["models/sizes/config.json: num_hidden_layers = '4': must be a whole number"]),

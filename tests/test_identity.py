@@ -218,6 +218,7 @@ def test_an_evaluation_holds_by_content(run, tmp_path):
     assert not is_evaluated(path, run.config, run.identity, 4)
     for part in PARTS:
         assert not is_evaluated(path, run.config, run.identity | {part: "0"}, 3)
+    assert is_evaluated(path, longer, None, 3) and not is_evaluated(path, moved, None, 3)  # before anything is read
     del kept["identity"]  # an older version's
     path.write_text(json.dumps(kept))
     assert is_evaluated(path, run.config, run.identity, 3) and not is_evaluated(path, moved, run.identity, 3)

@@ -136,7 +136,7 @@ def test_a_run_compiles_each_stage_once_and_moves_nothing_unasked():
     by_rule = ["no_memory", "store_recent", "no_memory_rl", "store_recent_rl"]
     assert methods == [*by_rule, "agemem_norl", "agemem"] and len(passes) == 12 + 12
     for one in passes[:13]:
-        state, numbers, _ = evaluate(run, state, run.frozen, one, 8)
+        state, numbers, *_ = evaluate(run, state, run.frozen, one, 8)
         assert {len(values) for values in numbers.values()} == {8}
         if not METHODS[one.method].tools:  # an answer, and nothing else
             assert (numbers["turns"] == 1).all() and (numbers["calls_act"] == 1).all()
@@ -161,7 +161,7 @@ def test_rows_with_room_for_all_that_is_told():
     told = task.facts.length.sum(1) + task.distractors.length.sum(1) + task.query.length
     found = {}
     for method in ("full_context", "store_all"):
-        state, found[method], _ = evaluate(run, state, run.frozen, Pass(method, "greedy"), 8)
+        state, found[method], *_ = evaluate(run, state, run.frozen, Pass(method, "greedy"), 8)
         assert (found[method]["turns"] == 1).all()
     assert (found["full_context"]["context_tokens"] > told).all()
     assert (found["store_all"]["context_tokens"] < found["full_context"]["context_tokens"]).all()
@@ -223,13 +223,14 @@ def test_an_evaluation_leaves_the_state_alone_and_masks_repeated_rows():
     run = chained()
     state = new_state(run.start(), run.optimizer)
     before = jax.device_get(state)
-    state, numbers, ((traces, rows), task) = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
+    state, numbers, ((traces, rows), task), timed = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
     assert {len(values) for values in numbers.values()} == {11}
+    assert [tasks for tasks, _ in timed] == [8, 3] and timed[1][1] > 0
     assert set(traces) == {1, 2, 3} and len(rows["progress"]) == 8
     assert (task.index >= run.source.num_train).all()
     assert numbers["kind"][:8].tolist() == task.kind.tolist() and set(numbers["kind"]) <= set(range(len(KINDS)))
-    _, again, _ = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
+    _, again, *_ = evaluate(run, state, run.frozen, Pass("agemem", "sampled"), 11)
     for name, values in numbers.items():
         np.testing.assert_array_equal(values, again[name])
     assert method_tools(run.config, "store_all") == 0 and method_tools(run.config, "agemem") == ALL_TOOLS

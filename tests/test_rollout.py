@@ -22,7 +22,7 @@ from agemem_jax.rollout.stage import allowed_ops, policy_writer, run_stage
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.training import learn
 from agemem_jax.training.programs import ALL_TOOLS
-from agemem_jax.types import PAD_ID, Mode, Op, Status, StopReason
+from agemem_jax.types import NO_ID, NUM_OPS, PAD_ID, Mode, Op, Status, StopReason
 from experiments.export import export
 
 BATCHES = {"all tools": (ALL_TOOLS, 0), "edits": (EDITS, 1)}
@@ -95,6 +95,39 @@ def test_every_sampled_token_is_trainable_exactly_once(name):
     np.testing.assert_array_equal(said, rows.stats.generated_tokens)
     ran = sum(o["trace"].ran.sum(0) for o in outcomes)
     np.testing.assert_array_equal(ran, rows.stats.turns)
+
+
+@batches
+def test_what_turns_read_and_wrote_is_counted_by_what_they_asked_for(name):
+    """Once more, slot by slot: a turn was read as far as the place where its first token was written."""
+    run = chained()
+    grammar, spec = jax.device_get(run.world.grammar), run.spec.rollout
+    _, after, outcomes = played(*BATCHES[name])
+    seg, stats = after[-1].segments, after[-1].stats
+    begins = (seg.state == grammar.start_act) & (seg.remaining == spec.action_tokens)
+    begins |= (seg.state == grammar.start_summary) & (seg.remaining == spec.summary_tokens)
+    for row in range(spec.batch):
+        read = {}
+        for s, place in zip(*np.nonzero(begins[row]), strict=True):
+            at = (row, s, place)
+            key = int(seg.stage[at]), int(seg.turn[at]), bool(seg.state[at] == grammar.start_summary)
+            read[key] = read.get(key, 0) + int(place) + spec.prefix_tokens
+        assert sum(read.values()) == stats.prompt_tokens[row]
+        took, entries, tokens = np.zeros((2, NUM_OPS)), [0], [0]
+        for stage, trace, slot in slots_of(outcomes, row):
+            summary = trace.mode[slot, row] == Mode.SUMMARIZE
+            ops = [Op.WRITE_SUMMARY] if summary else [op for op in trace.op[slot, row] if op != Op.NONE]
+            seen = read.pop((stage, int(trace.turn[slot, row]), bool(summary)), 0)  # summaries of a turn: all at once
+            for op in ops:
+                took[:, op] += np.array([seen, trace.said.length[slot, row]]) / len(ops)
+            held = trace.store_id[slot, row] != NO_ID
+            entries.append(held.sum())
+            tokens.append(trace.store_tokens.length[slot, row][held].sum())
+        assert not read and (max(entries), max(tokens)) == (stats.peak_entries[row], stats.peak_store_tokens[row])
+        np.testing.assert_allclose(stats.op_prompt_tokens[row], took[0], rtol=1e-6)
+        np.testing.assert_allclose(stats.op_generated_tokens[row], took[1], rtol=1e-6)
+        assert stats.op_generated_tokens[row].sum() == pytest.approx(stats.generated_tokens[row])  # none is malformed
+    assert stats.peak_entries.max() > 0 or name == "edits"
 
 
 @batches

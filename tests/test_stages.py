@@ -725,6 +725,8 @@ def test_a_malformed_turn_is_an_observation_and_a_penalty():
     assert "failed not in the tool format" not in agent.text(1, "seen", 2)
     stats = agent.rows[2].stats
     assert stats.malformed.tolist() == [1, 1, 0] and stats.turns == 3 + 1 + TURNS
+    written = sum(t.said.length[t.ran & (t.op != Op.NONE).any(1)].sum() for t in agent.traces)
+    assert stats.op_generated_tokens.sum() == pytest.approx(written) and written < stats.generated_tokens
     factors = rewards.factors(agent.run.config.reward)
     terms = terms_of(agent)
     total, _ = rewards.combine(terms, factors)

@@ -257,6 +257,9 @@ def test_mem0_reads_decides_and_is_shown_what_it_stored():
     assert rows.stats.success.tolist() == [1, 1, 1, 1]
     assert rows.stats.calls[0, : Op.ACT].tolist() == [1, 1, 0, 0, 0, 0] and rows.stats.malformed[2, 0] == 2
     assert (counts[0].prompt_tokens > 0).tolist() == (counts[0].calls > 0).tolist()
+    by_role = sum(count.prompt_tokens.sum(1) for count in counts)  # the rest is read to answer
+    assert (rows.stats.prompt_tokens - by_role == rows.stats.op_prompt_tokens[:, Op.ACT]).all()
+    assert (rows.stats.op_prompt_tokens[:, Op.ACT] > 0).all() and rows.stats.peak_entries.tolist() == [1, 1, 1, 0]
 
 
 def test_rows_hold_a_roles_call_and_models_too():
@@ -305,7 +308,7 @@ def test_a_policy_plays_a_system_through_the_usual_evaluation():
     run = small_run()
     state = new_state(run.start(), run.optimizer)
     for way in ("greedy", "sampled"):
-        state, numbers, _ = evaluate(run, state, run.frozen, Pass("mem0_classic", way), 8)
+        state, numbers, *_ = evaluate(run, state, run.frozen, Pass("mem0_classic", way), 8)
         assert {len(values) for values in numbers.values()} == {8}
         assert (numbers["role_extract_calls"] == 4).all() and (numbers["calls_act"] == 1).all()
         assert (numbers["role_extract_valid"] == 4).all() and (numbers["malformed_turns"] == 0).all()

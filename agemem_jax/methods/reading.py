@@ -139,15 +139,17 @@ def read_stage(
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
         hot = on[:, None] & (role[:, None] == jnp.arange(len(roles)))
         add = lambda old, new: old + jnp.where(hot, new[:, None], 0).astype(jnp.int32)  # noqa: E731
+        read = jnp.where(on, rows.context.length + world.prefix_tokens, 0)
         counts = Counts(
             calls=add(counts.calls, on),
             valid=add(counts.valid, ~calls.malformed),
-            prompt_tokens=add(counts.prompt_tokens, rows.context.length + world.prefix_tokens),
+            prompt_tokens=add(counts.prompt_tokens, read),
             generated_tokens=add(counts.generated_tokens, gen.count),
         )
         written = context_lib.saying(Text(gen.tokens, gen.count), calls.said)
         stats = rows.stats.replace(
             turns=rows.stats.turns + on,
+            prompt_tokens=rows.stats.prompt_tokens + read,
             generated_tokens=rows.stats.generated_tokens + gen.count,
             sampled_tokens=rows.stats.sampled_tokens + gen.sampled.sum(1),
             malformed=rows.stats.malformed + in_stage(on & calls.malformed, stage),
@@ -180,7 +182,7 @@ def read_stage(
         heard = system.hear(
             rows, notes, message(rows, task, query), role, calls, vectors, on, tables, world, spec
         )
-        rows, over = heard.rows, on & (heard.next == DONE)
+        rows, over = turn_lib.track_store(heard.rows), on & (heard.next == DONE)
         turn = rows.turn + over
         following = jnp.where(over, first_role(turn, last - asks), heard.next)
         mode = jnp.where(on, Mode.ROLE + following, rows.mode)

@@ -30,6 +30,7 @@ def line_chart(
     note: str = "",
     bounds: tuple[float, float] | None = None,
     stages: Sequence[tuple[int, int, int]] = (),
+    over: str = "updates",
 ) -> Chart | None:
     """A thin line for every seed and a thick one for their mean; None if there is not a single value.
 
@@ -37,6 +38,7 @@ def line_chart(
       curves: one a seed; missing updates are skipped.
       bounds: value range that the axis shows at least; None = that of the data.
       stages: (first update, last update, stage) bands to shade behind the lines.
+      over: what is counted along the axis, in words.
     """
     curves = [curve for curve in curves if curve]
     if not curves:
@@ -77,7 +79,7 @@ def line_chart(
     parts.append(path(mean, "mean"))
     data = " ".join(f"{x(update):.1f},{y(value):.1f},{update},{number(value)}" for update, value in mean)
     svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{Markup.escape(title)} over updates" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{Markup.escape(title)} over {over}" '
         f'data-top="{TOP}" data-bottom="{BOTTOM}" data-points="{data}">{"".join(parts)}</svg>'
     )
     return Chart(title, note, *(number(settle(value, high - low)) for value in (mean[0][1], mean[-1][1])), Markup(svg))

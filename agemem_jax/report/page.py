@@ -119,6 +119,9 @@ CURVES = (
         ("Trained tokens/s", ("trained_tokens_per_s",), None),
         ("Segments per trajectory", ("segments", "segments_per_trajectory"), None),
         ("Tokens per trajectory", ("generated_tokens",), None),
+        ("Tokens read per trajectory", ("prompt_tokens",), None),
+        ("Entries stored at most", ("peak_entries",), None),
+        ("Tokens stored at most", ("peak_store_tokens",), None),
     )),
 )  # fmt: skip
 TIMED = ("tokens_per_s", "trained_tokens_per_s")  # without meaning in an update that compiles

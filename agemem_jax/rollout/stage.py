@@ -175,10 +175,12 @@ def run_stage(
     def listen(rows: Rows, gen: Generation, start, ops, summing, on, world: World, spec: RolloutSpec):
         """Records and parses what the rows `on` wrote: (rows, op `[B, J]` of their calls, which of them have some)."""
         calls = grammar_lib.parse(world.grammar, gen.tokens, gen.count, start, tag_width=spec.tag_tokens)
-        rows = turn_lib.record(rows, world, gen, calls.said, ops, spec, stage)
         # An unconstrained turn may ask for what the stage or the method does not allow.
         stray = ((calls.op != Op.NONE) & ((ops[:, None] >> jnp.maximum(calls.op, 0)) & 1 == 0)).any(1)
         calls = calls.replace(op=jnp.where(stray[:, None], Op.NONE, calls.op), malformed=calls.malformed | stray)
+        summary = jnp.where(jnp.arange(spec.max_calls) == 0, Op.WRITE_SUMMARY, Op.NONE)
+        rows = turn_lib.count_tokens(rows, world, jnp.where(summing[:, None], summary, calls.op), on, gen.count)
+        rows = turn_lib.record(rows, world, gen, calls.said, ops, spec, stage)
         spoke = on & ~summing
         wrong = on & calls.malformed
         rows = rows.replace(
@@ -195,7 +197,7 @@ def run_stage(
 
     def act(rows: Rows, task: Task, op, live, on, last_turn, suppress, world: World, spec: RolloutSpec):
         """Runs the calls of the rows `on`, and moves the `live` ones whose turn is over to their next."""
-        rows = turn_lib.run_calls(rows, world, task, spec, stage, on, suppress)
+        rows = turn_lib.track_store(turn_lib.run_calls(rows, world, task, spec, stage, on, suppress))
         over = live & (rows.mode == Mode.ACT)
         if stage < 3 and spec.by_turn:
             since = jnp.arange(spec.turns_before(3)) >= (spec.turns_before(stage) + rows.turn)[:, None]

@@ -364,6 +364,36 @@ def count_call(stats, op: jax.Array, ran: jax.Array, status: jax.Array):
     return stats.replace(calls=stats.calls + hot, calls_ok=stats.calls_ok + (hot & (status == Status.OK)[:, None]))
 
 
+def count_tokens(rows: Rows, world: World, op: jax.Array, on: jax.Array, count: jax.Array) -> Rows:
+    """Counts what the policy read and wrote in rows `on`, before what it wrote is appended to their contexts.
+
+    op: [B, J] what each turn asks for, Op.NONE beside; count: [B] int32 tokens written.
+    """
+    stats = rows.stats
+    read = jnp.where(on, rows.context.length + world.prefix_tokens, 0)
+    hot = (op[..., None] == jnp.arange(NUM_OPS)).sum(1)  # [B, NUM_OPS] calls
+    share = hot / jnp.maximum(hot.sum(1, keepdims=True), 1)
+    written = jnp.where(on, count, 0)
+    return rows.replace(
+        stats=stats.replace(
+            prompt_tokens=stats.prompt_tokens + read,
+            op_prompt_tokens=stats.op_prompt_tokens + read[:, None] * share,
+            op_generated_tokens=stats.op_generated_tokens + written[:, None] * share,
+        )
+    )
+
+
+def track_store(rows: Rows) -> Rows:
+    """Notes how much the store holds, where that is more than it ever held."""
+    stats, store = rows.stats, rows.store
+    return rows.replace(
+        stats=stats.replace(
+            peak_entries=jnp.maximum(stats.peak_entries, store.valid.sum(1)),
+            peak_store_tokens=jnp.maximum(stats.peak_store_tokens, jnp.where(store.valid, store.length, 0).sum(1)),
+        )
+    )
+
+
 def finish_summary(rows: Rows, world: World, gen_calls, was: jax.Array, spec: RolloutSpec, stage: int) -> Rows:
     """Puts the summary that rows `was` have just written in place of the span that they asked to summarise."""
     text = Text(gen_calls.content.tokens[:, 0], jnp.where(was, gen_calls.content.length[:, 0], 0))

@@ -42,13 +42,13 @@ MANIFEST = "MANIFEST"
 NAME = re.compile(r"(\d{8,})(\.partial)?")
 
 # What may differ between a checkpoint and the run that goes on from it: how long, how often, on which devices, what
-# decides the cost of an update and its rounding alone, and the memory systems of others.
+# decides the cost of an update and its rounding alone, the memory systems of others, and prices.
 FREE_FIELDS = (
     "name", "num_seeds", "rl.updates", "rl.micro_batch", "rl.logit_chunk", "policy.remat", "rollout.prefill_chunk",
     "rollout.prefill_rows", "rollout.history_widths", "rollout.decode_width", "policy.scan_layers", "rl.widths",
     "policy.attention", "policy.query_block",
 )  # fmt: skip
-FREE_GROUPS = ("train", "mesh", "methods")
+FREE_GROUPS = ("train", "mesh", "methods", "prices")
 
 
 class Checkpointer:

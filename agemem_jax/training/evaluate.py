@@ -1,5 +1,7 @@
 """One evaluation path: the training programs with other settings, on tasks of their own, padding rows masked."""
 
+import functools
+import time
 from dataclasses import dataclass
 
 import jax
@@ -90,7 +92,7 @@ def passes_of(config, method: str) -> list[Pass]:
 
 def shares_weights(config, method: str) -> bool:
     """Whether a method acts with the same weights, and so the same, for every seed."""
-    return method in UNTRAINED and bool(config.policy.weights)
+    return not METHODS[method].trained and bool(config.policy.weights)
 
 
 def programs_of(run: Run, method: str) -> dict:
@@ -131,16 +133,18 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, s
 
     Returns:
       (state, the programs donate and return it; numbers {name: [tasks] float}, "kind" (Task.kind) among them; device
-      traces of the first batch by stage; task indices of the traced rows). Numbers and traces are the same in every
-      process, and row i of the numbers is the same task in every pass.
+      traces of the first batch by stage, and task indices of the traced rows; of each batch the rows that count, and
+      the seconds it took, None where something compiled). Numbers and traces are the same in every process, and row i
+      of the numbers is the same task in every pass.
 
     Raises InputError if a judge was asked about SILENCE answers or more and gave no verdict at all.
     """
     rows = run.spec.rollout.batch
     tasks = min(tasks, len(run.source.places[split]))
     numbers: dict[str, list[np.ndarray]] = {}
-    first = None
+    first, timed = None, []
     for index in range(-(-tasks // rows)):
+        began, compiled = time.perf_counter(), len(compilations())
         task, valid = run.source.split_batch(split, index, rows)
         valid = valid & (index * rows + np.arange(rows) < tasks)
         temperature = one.temperature(run.config)
@@ -152,12 +156,27 @@ def evaluate(run: Run, state: TrainState, frozen: dict, one: Pass, tasks: int, s
         by_row = summed(jax.device_get([outcome["rows"], *outcome["read"]]))
         for name, value in (by_row | {"kind": task.kind}).items():
             numbers.setdefault(name, []).append(np.asarray(value, np.float64)[valid])
+        seconds = time.perf_counter() - began
+        timed.append((int(valid.sum()), seconds if len(compilations()) == compiled else None))
         if first is None:
             first = (jax.device_get(traces), by_row), task
     joined = {name: np.concatenate(parts) for name, parts in numbers.items()}
     if "judge_failed" in joined and count_unheard(joined["judge_asked"].sum(), joined["judge_failed"].sum()) >= SILENCE:
         refuse_silence(run, f"the evaluation {one.name}")
-    return state, joined, first
+    return state, joined, first, timed
+
+
+@functools.cache
+def compilations() -> list[float]:
+    """The seconds of every compilation of this process since the first call; the list grows."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
 
 
 def summed(parts: list[dict]) -> dict:

@@ -22,10 +22,19 @@ from agemem_jax.metrics import Clock, MetricWriter, Progress, replace_text, writ
 from agemem_jax.models.weights import HF_NAMES
 from agemem_jax.training import identity as identities
 from agemem_jax.training.checkpoint import Checkpointer, intact_in_words, may_differ
-from agemem_jax.training.distributed import Preempted, agree, agree_on, is_leader, open_channels, say
+from agemem_jax.training.distributed import (
+    Preempted,
+    agree,
+    agree_on,
+    is_leader,
+    open_channels,
+    say,
+    share_folder,
+)
 from agemem_jax.training.evaluate import (
     METHODS,
     UNTRAINED,
+    WAYS,
     Pass,
     control,
     count_unheard,
@@ -42,6 +51,7 @@ from agemem_jax.training.summary import environment
 from agemem_jax.training.traces import render_traces
 from agemem_jax.types import TrainState
 
+REMEDY = "fetch the file again, or set a wider policy.param_dtype"  # of weights that are not finite
 GLANCE = 4096  # bytes of each tensor by which a process checks that its weights are those of process 0
 
 
@@ -95,13 +105,18 @@ def train(
     after = passes_of(config, method)
     if only:
         before, after = [], list(only)
-    if jax.process_count() > 1:
-        agree_on(read_here(run))
-    open_channels(run.mesh)
+    meet(run)
     keep = config.train.keep_checkpoints
     with Checkpointer(workdir / "checkpoints", config, keep, run.identity) as checkpoints:
         train_seed(run, workdir, checkpoints, stop, method, before, after)
     return {one: read_json(result_path(workdir, one))["numbers"] for one in before + after if is_leader()}
+
+
+def meet(run: Run) -> None:
+    """Several processes make sure that they have read the same, and connect their devices."""
+    if jax.process_count() > 1:
+        agree_on(read_here(run))
+    open_channels(run.mesh)
 
 
 def train_seed(
@@ -120,11 +135,9 @@ def train_seed(
     restored = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
     if is_leader():
         replace_text(workdir / identities.FILE, identities.to_json(run.identity, environment()))
-    begun_with = f"policy.weights = {config.policy.weights!r}"
-    check_params(frozen, begun_with, "fetch the file again, or set a wider policy.param_dtype")
+    check_params(frozen, begun_with(run), REMEDY)
     if restored is None:
-        state = new_state(run.start(), run.optimizer)
-        check_params(state.params, begun_with, "fetch the file again, or set a wider policy.param_dtype")
+        state = fresh_state(run)
     else:
         done, state, host = restored
         remedy = "it was saved after the run diverged; delete its folder to go on from the one before it"
@@ -229,7 +242,7 @@ def evaluate_between(
     """The evaluation after every `train.eval_every` updates, greedy, on validation tasks: eval/... in the metrics."""
     with clock.measure("eval"):
         one, tasks = Pass(method, "greedy"), run.config.train.eval_tasks
-        state, numbers, _ = evaluate(run, state, frozen, one, tasks, split="validation")
+        state, numbers, *_ = evaluate(run, state, frozen, one, tasks, split="validation")
         kinds = numbers.pop("kind")
         record = {f"eval/{name}": float(v.mean()) for name, v in numbers.items()}
         for kind, name in enumerate(run.source.tasks.kinds):
@@ -263,7 +276,7 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
-    state, numbers, traced = evaluate(run, state, frozen, one, run.config.train.eval_tasks)
+    state, numbers, traced, timed = evaluate(run, state, frozen, one, run.config.train.eval_tasks)
     if is_leader():
         played = {}
         if one == Pass(one.method, "greedy"):
@@ -272,6 +285,7 @@ def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates:
             write_json(workdir / f"traces_{one.method}.json", records)
             played = roles_played(run, one.method, records)
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
+        kept["batches"] = [{"tasks": tasks, "seconds": seconds} for tasks, seconds in timed]
         kept |= {"roles": played} if played else {}
         write_json(path, kept)
     shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("progress", "memory_quality", "reward"))
@@ -290,16 +304,59 @@ def roles_played(run: Run, method: str, records: list[dict]) -> dict:
     return teacher.agreement(records)
 
 
-def is_evaluated(path: Path, config, identity: identities.Identity, updates: int, method: str = "agemem") -> bool:
+def evaluate_ways(
+    run: Run, workdir: Path, method: str, updates: int, start: Callable[[], TrainState],
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, dict]:  # fmt: skip
+    """Evaluates a method in every way, without training; what was evaluated before is not played again.
+
+    Args:
+      workdir: the same folder for all processes.
+      updates: that made the policy.
+      start: makes the state that plays, if anything is left to play.
+      stop: asked before each evaluation; once it says True, Preempted is raised.
+
+    Returns:
+      By way what was kept of it ("numbers" and, of a memory system, "roles" in the greedy one); {} in other processes
+      than 0.
+    """
+    meet(run)
+    share_folder(workdir)
+    state = None
+    for one in (Pass(method, way) for way in WAYS):
+        if agree(lambda one=one: is_evaluated(result_path(workdir, one), run.config, run.identity, updates, method)):
+            continue
+        if stop():
+            raise Preempted(f"{name_of(run.config, method)}: stopped before its {one.way} evaluation")
+        state = evaluate_once(run, start() if state is None else state, run.frozen, one, updates, workdir)
+    return {way: read_json(result_path(workdir, Pass(method, way))) for way in WAYS if is_leader()}
+
+
+def fresh_state(run: Run) -> TrainState:
+    """The state before any update. Raises InputError if the policy it begins with is not finite."""
+    state = new_state(run.start(), run.optimizer)
+    check_params(state.params, begun_with(run), REMEDY)
+    return state
+
+
+def begun_with(run: Run) -> str:
+    """Where the policy comes from, in words."""
+    return f"policy.weights = {run.config.policy.weights!r}"
+
+
+def is_evaluated(
+    path: Path, config, identity: identities.Identity | None, updates: int, method: str = "agemem"
+) -> bool:
     """Whether a file holds this evaluation of a method: after as many updates, by config and inputs that give the same
-    numbers."""
+    numbers. identity: None where it is not known yet; then the inputs must have the same paths."""
     if not path.exists():
         return False
     kept = read_json(path)
     was = kept.get("identity")  # older versions kept none: their paths must be the same
     changed = difference(config, from_json(json.dumps(kept["config"])))
-    same = kept["updates"] == updates and was in (None, identity)
-    return same and all(free_of_evaluation(name, config, was is not None, method) for name in changed)
+    same = kept["updates"] == updates and (identity is None or was in (None, identity))
+    known = was is not None and identity is not None
+    return same and all(free_of_evaluation(name, config, known, method) for name in changed)
 
 
 def free_of_evaluation(name: str, config, content_known: bool, method: str) -> bool:

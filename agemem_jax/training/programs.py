@@ -149,6 +149,7 @@ def stage_program(
         if stage == 3:
             by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
+            by_row |= operation_numbers(rows)
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
     def learn_stage(state, frozen, rows, scores: Scores, stage, world, control):
@@ -248,6 +249,9 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "context_tokens": s.context_tokens,
         "peak_context_tokens": s.peak_context_tokens,
         "turns": s.turns,
+        "prompt_tokens": s.prompt_tokens,
+        "peak_entries": s.peak_entries,
+        "peak_store_tokens": s.peak_store_tokens,
         "effective_turns": rows.effective.sum(1),
         "acted": s.actions > 0,
         "actions": s.actions,
@@ -261,6 +265,12 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         **{f"reward_{name}": value for name, value in groups.items()},
         **{f"term_{name}": value for name, value in terms.items()},
     }
+
+
+def operation_numbers(rows: Rows) -> dict:
+    """What the operations took of each trajectory, {prompt_tokens_OP and generated_tokens_OP: [B]}."""
+    took = {"prompt_tokens": rows.stats.op_prompt_tokens, "generated_tokens": rows.stats.op_generated_tokens}
+    return {f"{name}_{op.name.lower()}": tokens[:, op] for name, tokens in took.items() for op in Op if op >= 0}
 
 
 def compile_programs(
