@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     c.task.message_tokens = 80
     c.task.auto_top_k = 0
     c.task.test_fraction = 0.3
-    c.context.limit = 1800
+    c.context.limit = 1700
     c.context.capacity = 768
     c.context.messages = 24
     c.rl.updates = 50

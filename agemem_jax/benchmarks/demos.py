@@ -125,7 +125,7 @@ class Demonstrator(ABC):
         lines.stages[stage].append(self.turn([call]))
         if op == Op.SUMMARY:
             seen = shadow.texts()
-            summary = self.digest(seen) if rng.random() < SENSE else rng.choice(seen)
+            summary = self.digest(seen) if rng.random() < SENSE else self.fact(rng.choice(seen))
             lines.summaries[stage].append(summary)
         shadow.carry_out(speaker, *call, summary)
 
@@ -148,7 +148,7 @@ class Demonstrator(ABC):
             return op, {"query": self.spaced(some_words(rng, content))}
         if op == Op.SUMMARY:
             return op, {"span": "all" if rng.random() < SENSE else rng.choice(["1", "2"])}
-        criteria = self.criteria(text) if rng.random() < SENSE else some_words(rng, rng.choice(seen))
+        criteria = self.criteria(text) if rng.random() < SENSE else some_words(rng, self.fact(rng.choice(seen)))
         return op, {"criteria": self.spaced(criteria)}
 
     def _seed(self, rng: random.Random, staged: StagedRecord) -> list[tuple[int, str]]:
