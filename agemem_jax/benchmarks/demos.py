@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.scripts import Demonstration, Lines, Shadow, Writer, write_turn
 from agemem_jax.data.staged import StagedRecord
-from agemem_jax.types import Op, Task
+from agemem_jax.types import TOOL_NAMES, Op, Task
 
 # Which operation a turn calls, by its share; Op.PASS lets the message pass.
 LISTEN = {Op.PASS: 0.14, Op.ADD: 0.4, Op.UPDATE: 0.2, Op.DELETE: 0.16, Op.RETRIEVE: 0.04, Op.SUMMARY: 0.03,
@@ -47,6 +47,7 @@ class Demonstrator(ABC):
     def __init__(self, source: TaskSource, config, end_of_turn: str):
         self.source, self.config = source, config
         self.writer = Writer(source, config, end_of_turn)
+        self.enabled = {Op.PASS, *(Op(i) for i, name in enumerate(TOOL_NAMES) if name in config.tools.enabled)}
 
     def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
         """Tasks and demonstrations of one warm-start step, numpy arrays of `size` rows."""
@@ -111,6 +112,7 @@ class Demonstrator(ABC):
         self, rng: random.Random, text: str, speaker: int, shadow: Shadow, lines: Lines, stage: int, shares: dict
     ) -> None:
         """A turn of stage 1 or 2 after message `text`."""
+        shares = {op: share for op, share in shares.items() if op in self.enabled}
         op = rng.choices(list(shares), list(shares.values()))[0]
         slots = self.config.rollout.summary_slots
         if op == Op.SUMMARY and (len(lines.summaries[stage]) == slots or len(shadow.view) < 2):

@@ -107,7 +107,7 @@ class RecordDemonstrator(demos.Demonstrator):
         turns, messages = lines.stages[2], staged.facts + staged.distractors
         words, most = TASKS["answer"], self.config.rollout.stage3_turns - 1
         while len(turns) < most and rng.random() < OFF_PLAN:
-            op = rng.choice([Op.ADD, Op.UPDATE, Op.DELETE, Op.RETRIEVE, Op.FILTER])
+            op = rng.choice(sorted(self.enabled - {Op.PASS, Op.SUMMARY}))
             call = self.call(rng, op, rng.choice(messages), staged.asker, shadow)
             shadow.carry_out(staged.asker, *call)
             turns.append(self.turn([call]))
@@ -131,9 +131,10 @@ class RecordDemonstrator(demos.Demonstrator):
 
     def _fits(self, text: str) -> bool:
         """Whether an entry holds a text, and a turn tells it."""
-        longest = self.turn([(Op.UPDATE, {"memory_id": "99", "content": text})])
+        longest = (Op.UPDATE, {"memory_id": "99"}) if Op.UPDATE in self.enabled else (Op.ADD, {})
+        turn = self.turn([(longest[0], longest[1] | {"content": text})])
         held = len(self.source.encode(text)) <= self.config.store.entry_tokens
-        return held and len(self.writer.tokens(longest)) <= self.config.rollout.action_tokens
+        return held and len(self.writer.tokens(turn)) <= self.config.rollout.action_tokens
 
 
 def split_fact(text: str) -> tuple[str, str]:
