@@ -43,6 +43,8 @@ def files(tmp_path_factory):
     size = Tokenizer.load(str(folder / "model")).vocab_size
     model = ModelConfig(vocab_size=size, max_positions=4096, tie_word_embeddings=True, **SIZES)
     params = qwen.init_params(model, jax.random.key(0))
+    # With embeddings as small as fresh ones, which stay, all tokens would be as likely whatever is learnt.
+    params["embed_tokens"]["embedding"] *= 20
     weights.save_hf(folder / "model", model, jax.tree.map(lambda x: x * 3 if x.ndim > 2 else x, params))
     write_records(folder / "hotpot.json")
     return folder
@@ -224,7 +226,7 @@ def test_it_trains_adapters_and_exports_the_model_with_them(files, tmp_path, mon
     assert leaves == {"lora_a", "lora_b"} and len(saved) == STEPS // 2
     curve = wrote["curves"]["demonstrations"]
     assert [at["malformed"] for at in curve] == [0.0] * len(curve)
-    assert curve[-1]["loss"] < 0.9 * curve[0]["loss"] < 10
+    assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
 
     # The model with its adapters, the exported one, and the one before.
     model, frozen = weights.load(files / "model")
