@@ -266,7 +266,8 @@ def get_config() -> ConfigDict:
     c.optim.b2 = 0.999  # below 1
     c.optim.max_grad_norm = 1.0
 
-    # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py).
+    # Supervised warm start on reading lessons, then on scripted demonstrations (experiments/warm_start.py). With
+    # policy.lora_rank adapters are trained beside policy.weights.
     c.warm = ConfigDict()
     c.warm.weights = ""  # what it begins from, as policy.weights, with policy.tokenizer; "" = nothing: a fresh policy
     c.warm.lessons = 0  # steps on lessons

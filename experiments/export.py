@@ -20,14 +20,14 @@ from ml_collections import ConfigDict
 
 from agemem_jax import sharding
 from agemem_jax.config import from_json, to_json, without_folders
-from agemem_jax.data.chat_template import chat_template
 from agemem_jax.data.prompts import build_pieces, system_message
-from agemem_jax.data.tokenizer import Tokenizer, write_hf
+from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.models import lora, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.training import identity as identities
 from agemem_jax.training.identity import Identity
 from agemem_jax.training.lock import hold
+from agemem_jax.training.release import write_policy
 from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.summary import table
 from experiments import cli, out, paths
@@ -128,8 +128,7 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
     """
     checkpoint = newest(run)
     config = from_json((checkpoint / "config.json").read_text())
-    source = tokenizer_path(config.policy)
-    tokenizer = Tokenizer.load(source)
+    tokenizer = Tokenizer.load(tokenizer_path(config.policy))
     identity = read_again(checkpoint, config, tokenizer)
     model = architecture(config.policy, tokenizer.vocab_size)
     model = fitted(config, model, tokenizer.vocab_size, build_pieces(tokenizer, config))
@@ -146,14 +145,8 @@ def export(run: Path, folder: Path, dtype: str | None, shard_bytes: int) -> dict
             )
         params = lora.merge(params, frozen, model.lora, dtype)
         model = dataclasses.replace(model, lora=None)
-    ends = tokenizer.end_ids()
-    token_ids = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": tokenizer.pad_id}
-    # The distribution that was trained, where a program samples and is not told otherwise.
-    sampling = {"do_sample": True, "temperature": config.rollout.temperature, "top_k": 0, "top_p": 1.0}
-    chat, prompt = tokenizer.chat_pieces(config.policy.date_string), system_message(tokenizer, config.tools)
     with hold(folder, "--folder"):
-        write_hf(source, folder, chat_template(chat, prompt, config.tools, tokenizer.is_small))
-        weights.save_hf(folder, model, params, dtype, shard_bytes, token_ids, sampling)
+        write_policy(folder, config, model, params, dtype, shard_bytes)
         described = card(config, model, tokenizer, checkpoint, run, dtype, loader(folder, tokenizer), identity)
         weights.write_text(folder / "README.md", described)
     return {

@@ -1,12 +1,16 @@
 """Makes a warm-started policy: of the tiny default from nothing (vocabulary, lessons, demonstrations), or from weights.
 
     python -m experiments.warm_start --config=configs/tiny.py --export=agemem_jax/assets/tiny
+    python -m experiments.warm_start --config=configs/smollm2.py --config.policy.weights=FILE --config.task.path=FILE \\
+        --export=runs/smollm2_warm
 
 With `warm.weights` it begins from these, in the vocabulary of `policy.tokenizer`: embeddings of pieces that both
-vocabularies have are taken over. The demonstrations of several benchmarks take turns with --also.
+vocabularies have are taken over. With `policy.lora_rank` it trains adapters beside `policy.weights`, a model of one's
+own with its vocabulary and chat template. The demonstrations of several benchmarks take turns with --also.
 
-The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it. Until it is
-made, the folder holds checkpoints: the same command goes on from the newest.
+The export is a Hugging Face folder (config.json, model.safetensors) with the sentencepiece model beside it; with
+adapters, which are merged, in float32, with the model's tokenizer. Until it is made, the folder holds checkpoints: the
+same command goes on from the newest.
 """
 
 import dataclasses
@@ -30,9 +34,10 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.methods.tables import SYSTEMS
 from agemem_jax.methods.teaching import Teacher
-from agemem_jax.models import weights
+from agemem_jax.models import lora, weights
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.lock import hold
+from agemem_jax.training.release import write_policy
 from agemem_jax.training.setup import Run, build, named_pieces, tokenizer_path
 from agemem_jax.training.state import new_state
 from agemem_jax.training.warm import embeddings_for, lesson_step, recorded, role_step, warm_optimizer, watch_step
@@ -42,6 +47,7 @@ from experiments import cli, out, paths
 
 EXPORT = paths.define_path("export", None, "folder for the warm-started policy", required=True)
 ALSO = flags.DEFINE_list("also", [], "more configs, whose demonstrations take turns with those of --config")
+LESSONS = ("lessons", "dealings", "lesson_every")  # what asks for pages to read
 PROGRESS = "progress"  # the checkpoints' place in the export's folder
 
 
@@ -60,23 +66,16 @@ def make(configs: list, folder: Path) -> None:
 
     All but the task is as the first config says.
     """
-    config, file = configs[0], folder / vocabulary.FILE_NAME
-    warm, begins = config.warm, ""
-    if warm.weights:
-        shutil.copyfile(tokenizer_path(config.policy), file)
-        begins = str(folder)
-        transplant(config, file)
-    else:
-        vocabulary.build(str(file), config.tools)
+    config = configs[0]
+    warm, begun = config.warm, beginning(config, folder)
     for one in configs:
         one.policy = config.policy.copy_and_resolve_references()
-        one.policy.weights, one.policy.lora_rank = begins, 0  # trains all of it
-        one.policy.tokenizer = str(file)
+        one.policy.weights, one.policy.tokenizer = begun
         one.rl.tasks_per_update = -(-warm.batch // one.rl.group_size)
         check_precision(one.policy)
     runs = [build(one) for one in configs]
     run, size = runs[0], runs[0].spec.rollout.batch
-    # It reads what lessons and rows reach, whichever is longest.
+    # It reads what lessons and rows reach, whichever is longest, if it is not made for more.
     learnt = int(run.world.pieces.prefix.length[0]) + (warm.lesson_tokens if warm.lessons or warm.dealings else 0)
     reach = [learnt, *(one.model.max_positions for one in runs)]
     for system in SYSTEMS if warm.roles else ():
@@ -84,10 +83,10 @@ def make(configs: list, folder: Path) -> None:
         reach += [int(r.tables.pieces.prefix.length[0]) + r.spec.rollout.capacity for r in readings]
     model = dataclasses.replace(run.model, max_positions=max(reach))
     params, tasks = run.start(), run.source.tasks
-    for name in ("lessons", "dealings", "lesson_every"):
+    for name in LESSONS:
         if warm[name] and not tasks.lessons:
             refuse(f"warm.{name}", warm[name], f"{config.task.benchmark} has no lessons; set it to 0")
-    lessons = tasks.lessons and tasks.lessons(config, run.tokenizer, run.world.pieces)
+    lessons = any(warm[name] for name in LESSONS) and tasks.lessons(config, run.tokenizer, run.world.pieces)
     pages = lambda i: (lessons.batch(i, warm.lesson_batch), {})  # noqa: E731
     read = Kind(functools.partial(lesson_step, run.spec.learn), run, pages)
     watch = [Kind(functools.partial(watch_step, one.spec.learn), one, demonstrations(one, size)) for one in runs]
@@ -108,9 +107,38 @@ def make(configs: list, folder: Path) -> None:
     kinds = list(dict.fromkeys((read, *watch, *play)))
     with Checkpointer(folder / PROGRESS, config, config.train.keep_checkpoints) as checkpoints:
         params, curves = learn(model, params, phases, kinds, checkpoints, [to_json(one) for one in configs[1:]])
-    weights.save_hf(folder, model, params)
+    if model.lora:  # merged into anything narrower, what was learnt would round away
+        merged = lora.merge(params, run.frozen, model.lora, "float32")
+        write_policy(folder, config, dataclasses.replace(model, lora=None), merged, "float32")
+    else:
+        weights.save_hf(folder, model, params)
     shutil.rmtree(folder / PROGRESS)
     out.write({"config": json.loads(config.to_json_best_effort()), "curves": curves})
+
+
+def beginning(config, folder: Path) -> tuple[str, str]:
+    """The weights and the tokenizer that it begins with, as policy.weights and policy.tokenizer.
+
+    Makes in `folder` what there is not yet. Raises ConfigError for weights that do not go with what is asked for.
+    """
+    p, warm, file = config.policy, config.warm, folder / vocabulary.FILE_NAME
+    if p.lora_rank:
+        if not p.weights:
+            refuse("policy.lora_rank", p.lora_rank, "adapters are trained beside policy.weights: name these, or set 0")
+        if warm.weights:
+            refuse("warm.weights", warm.weights, "adapters are trained beside policy.weights: leave this one empty")
+        return p.weights, p.tokenizer
+    if warm.weights:
+        shutil.copyfile(tokenizer_path(p), file)
+        transplant(config, file)
+        return str(folder), str(file)
+    if p.weights and not p.tokenizer:
+        refuse(
+            "policy.lora_rank", 0,
+            f"policy.weights = {p.weights!r} has a vocabulary of its own, in which adapters alone are trained: set 16",
+        )  # fmt: skip
+    vocabulary.build(str(file), config.tools)
+    return "", str(file)
 
 
 def learn(model, params: dict, phases: dict, kinds: list["Kind"], checkpoints: Checkpointer, also: list[str]) -> tuple:
@@ -149,7 +177,7 @@ def learn(model, params: dict, phases: dict, kinds: list["Kind"], checkpoints: C
         bar = tqdm(steps[first:], desc=name, initial=first, total=len(steps))
         for step, (kind, i) in enumerate(bar, first):
             material, seen = kind.material(i)
-            state, metrics = jitted[kind](state, material, kind.run.world)
+            state, metrics = jitted[kind](state, kinds[0].run.frozen, material, kind.run.world)
             if step % 20 < len(kinds) or step + 1 == len(steps):
                 metrics = {key: float(value) for key, value in (metrics | seen).items()}
                 of = {"benchmark": kind.run.config.task.benchmark, "step": step, "seconds": time.time() - began}

@@ -39,6 +39,12 @@ try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
     --config.warm.lessons=3 --config.warm.dealings=2 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
 test -s "$folder/warm/model.safetensors"
 
+small="--config.task.path=$folder/hotpot.json --config.context.limit=2300 --config.context.capacity=1280"
+small="$small --config.policy.lora_rank=8 --config.rollout.action_tokens=160 --config.task.message_tokens=96"
+try -m experiments.warm_start --config=configs/smollm2.py --export="$folder/warm_adapters" $small \
+    --config.policy.weights="$folder/small.gguf" --config.warm.steps=2 --config.warm.warmup_steps=1 --config.warm.batch=4
+test -s "$folder/warm_adapters/tokenizer.json"
+
 try -m experiments.train --config=configs/pddl.py:tiny --workdir="$folder/pddl" --config.task.train_size=16 \
     --config.task.validation_size=4 --config.task.test_size=8 "--config.task.parts=('gripper',)" --config.rl.updates=1 \
     --config.rl.tasks_per_update=2 --config.rl.group_size=4 --config.train.eval_tasks=8

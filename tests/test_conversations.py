@@ -337,6 +337,6 @@ def test_demonstrations_are_written(tmp_path, tokenizer):
     source = task_source(config, tokenizer)
     made = conversations.Demonstrator(source, config, "<|im_end|>")
     lines, held = made.tell(1, 0)
-    assert lines.stages[2][-1].startswith("<think></think><answer> ") and len(lines.stages[0]) == 2
+    assert lines.stages[2][-1].startswith("<think> I know what to do</think><answer> ") and len(lines.stages[0]) == 2
     assert {text for _, text in held} <= set(source.staged(1).facts + source.staged(1).gold)
     assert np.all([len(stage) for stage in lines.stages])

@@ -163,7 +163,7 @@ def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     state, losses, scores = new_state(run.start(), optimizer), [], []
     for i in range(12):
         segments, seen = play(*demos.batch(i, run.spec.rollout.batch), run.world)
-        state, metrics = step(state, segments, run.world)
+        state, metrics = step(state, run.frozen, segments, run.world)
         assert float(seen["malformed"]) == 0 and float(metrics["segments"]) >= 1
         losses.append(float(metrics["loss"]))
         scores.append(float(seen["demo_score"]))

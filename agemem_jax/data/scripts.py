@@ -5,6 +5,7 @@ anything is played, so whoever writes one has to know the ids of entries and wha
 both as far as scripts need it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,10 +15,12 @@ from flax import struct
 from agemem_jax.config import refuse
 from agemem_jax.data.batches import TaskSource, pad_text, pad_texts, stack
 from agemem_jax.data.tokenizer import Tokenizer
+from agemem_jax.tools.layout import START, SUMMARY, Layout
 from agemem_jax.tools.schemas import write_calls
 from agemem_jax.types import TOOL_NAMES, Op, Task, Text
 
 RESERVED_TOKENS = 10  # chat marks of a turn and of a summary after it, for which a context keeps room
+_ESCAPE = re.compile(r"( ?\\.)")  # of a JSON string, with a space before it
 QUIET_TOKENS = 4  # of a round beside its message in the tiny vocabulary: chat marks and an empty turn
 
 
@@ -50,9 +53,13 @@ class Lines:
     summaries: tuple[list[str], list[str], list[str]] = field(default_factory=lambda: ([], [], []))
 
 
-def write_turn(tools, calls: list[tuple[Op, dict]], action: str | None = None) -> str:
-    """A turn in the format of the grammar: calls, a task action, or (`tools.turn` "both") calls and then an action."""
-    think, made = "<think></think>", [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
+def write_turn(tools, calls: list[tuple[Op, dict]], action: str | None = None, thought: str = "") -> str:
+    """A turn in the format of the grammar: calls, a task action, or (`tools.turn` "both") calls and then an action.
+
+    thought: what its think block holds, where agents think (`tools.think`).
+    """
+    think = f"<think>{thought if tools.think else ''}</think>"
+    made = [{"name": TOOL_NAMES[op], "arguments": arguments} for op, arguments in calls]
     called = write_calls(made, tools) if calls or action is None else ""
     return think + called + ("" if action is None else f"<{tools.action_tag}> {action}</{tools.action_tag}>")
 
@@ -62,6 +69,7 @@ class Writer:
 
     def __init__(self, source: TaskSource, config, end_of_turn: str):
         self.source, self.config, self.end = source, config, end_of_turn
+        self.layout = Layout(config.tools, end_of_turn)
         r = config.rollout
         self.width = max(r.action_tokens, r.summary_tokens)
         self.turns = (
@@ -105,9 +113,26 @@ class Writer:
 
     def encode(self, text: str, limit: str = "action_tokens") -> list[int]:
         """A turn in tokens. Raises ConfigError if there are more than the field `limit` of config.rollout allows."""
-        ids, most = self.source.tokenizer.encode_markup(text + self.end), self.config.rollout[limit]
+        ids, most = self.tokens(text, limit == "summary_tokens"), self.config.rollout[limit]
         if len(ids) > most:
             refuse(f"rollout.{limit}", most, f"a script has a turn of {len(ids)} tokens; allow at least as many")
+        return ids
+
+    def tokens(self, text: str, is_summary: bool = False) -> list[int]:
+        """A turn, or a summary, with its end mark as the grammar spells it: see Layout.pieces.
+
+        In the tiny vocabulary literals are symbols, and a text has these tokens as it is. Elsewhere an escape of JSON
+        is apart from what follows: the unescaped text of such a token need not be one.
+        """
+        tokenizer = self.source.tokenizer
+        if tokenizer.is_small:
+            return tokenizer.encode_markup(text + self.end)
+        ids = []
+        for piece, is_written in self.layout.pieces(text + self.end, SUMMARY if is_summary else START):
+            if is_written:
+                ids += [token for part in _ESCAPE.split(piece) for token in tokenizer.encode(part)]
+            else:
+                ids += tokenizer.encode_markup(piece)
         return ids
 
     def _summary(self, text: str) -> Text:

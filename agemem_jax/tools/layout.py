@@ -1,6 +1,7 @@
 """The layout of a turn, as places where the policy writes or chooses and the literals between them."""
 
 import enum
+import re
 from typing import NamedTuple
 
 from agemem_jax.config import refuse
@@ -45,6 +46,7 @@ class Exit(NamedTuple):
 START, THINK = Place("start"), Place("think")
 SUMMARY, END = Place("summary", 0, Op.WRITE_SUMMARY), Place("end")
 _LISTED = (Kind.FLAG, Kind.COUNT, Kind.SPAN)
+_STRING = re.compile(r'(?:[^"\\]|\\.)*')  # what stands between the quotation marks of a JSON string
 
 
 class Field(NamedTuple):
@@ -159,6 +161,28 @@ class Layout:
             queue += dict.fromkeys(new)
             found |= dict.fromkeys(new)
         return queue
+
+    def pieces(self, text: str, place: Place = START) -> list[tuple[str, bool]]:
+        """A turn (from SUMMARY a summary) with its end mark, cut into literals (False) and what is written (True).
+
+        Each by itself has the tokens that the grammar has it in: a vocabulary may spell a text that goes over a
+        field's bounds in one token. Raises ValueError if it is not in the format.
+        """
+        found, at = [], 0
+        while place != END:
+            exits, end = self.exits(place), at
+            if place.name in ("think", "summary") or (place.name == "action" and not self.language):
+                end = min((i for exit in exits if (i := text.find(exit.text, at)) >= 0), default=at)
+            elif place.name == "argument" and self.argument(place).kind not in _LISTED:
+                end = _STRING.match(text, at).end()
+            exit = next((exit for exit in exits if text.startswith(exit.text, end)), None)
+            if exit is None:
+                raise ValueError(f"{text[at : at + 80]!r} does not go on in the tool format")
+            found += [(text[at:end], True), (exit.text, False)]
+            at, place = end + len(exit.text), exit.target
+        if at < len(text):
+            raise ValueError(f"{text[at : at + 80]!r} stands behind the end of a turn")
+        return [piece for piece in found if piece[0]]
 
     def argument(self, place: Place) -> Argument:
         return self.tools[place.op].arguments[place.argument]

@@ -169,10 +169,11 @@ def policy_loss(frozen: dict, model: ModelConfig, grammar: ToolGrammar, spec: Le
     return loss
 
 
-def imitation_loss(model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, logit_chunk: int):
-    """Negative log-likelihood of the batch's tokens, for `gradients`."""
+def imitation_loss(frozen: dict, model: ModelConfig, grammar: ToolGrammar, spec: LearnSpec, logit_chunk: int):
+    """Negative log-likelihood of the batch's tokens, for `gradients`; with adapters with respect to them alone."""
 
-    def loss(params, prefix, piece):
+    def loss(trained, prefix, piece):
+        params = lora.policy_params(trained, frozen)
         logp, _ = log_probs(params, model, grammar, prefix, piece, spec.temperature, logit_chunk)
         value = -(logp * piece.weight).sum()
         return value, ({"loss": jax.lax.stop_gradient(value)}, {})

@@ -70,7 +70,8 @@ def warm_optimizer(warm, rate: float, steps: int, max_grad_norm: float) -> Optim
 
     Matrices move by orthogonalised momentum, scaled so that one rate suits them and what Adam moves, embeddings and
     norms (arXiv 2502.16982, section 2.2). A policy that begins from nothing learns with it in a third of the steps that
-    Adam takes (experiments/LOG.md).
+    Adam takes (experiments/LOG.md). Adapters move by Adam: neither of the two thin matrices whose product changes a
+    kernel is one whose directions should all grow alike.
 
     Step number `warmup_steps` is the first at `rate`, the last one is at `final_learning_rate`; none is at 0.
     """
@@ -92,27 +93,41 @@ def matrices(params: dict) -> dict:
 
 
 def imitate(
-    state: TrainState, segments: Segments, world: World, grammar, learn: LearnSpec, model, optimizer, logit_chunk: int
+    state: TrainState,
+    frozen: dict,
+    segments: Segments,
+    world: World,
+    grammar,
+    learn: LearnSpec,
+    model,
+    optimizer,
+    logit_chunk: int,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One optimizer step towards the trainable tokens: (state, loss [], used segments []); `grammar`: see log_probs."""
+    """One optimizer step towards the trainable tokens: (state, loss [], used segments []).
+
+    Args:
+      frozen: what the state's adapters are beside, if these are what is trained.
+      grammar: see log_probs.
+    """
     rows = segments.tokens.shape[0]
     weight = losses.token_weights(segments.trainable, "token")
     batch = learner_batch(segments, jnp.zeros((rows, 3)), weight, learn.micro_batch)
     used = (batch.length > 0).sum()
-    loss = imitation_loss(model, grammar, learn, logit_chunk)
+    loss = imitation_loss(frozen, model, grammar, learn, logit_chunk)
     grad, (sums, _) = gradients(loss, state.params, world.pieces.prefix, batch, used, learn)
     return descend(state, optimizer, grad).replace(step=state.step + 1), sums["loss"], used
 
 
 def lesson_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One step on reading lessons, to be jitted with `state` donated: (state, lessons, world) -> (state, metrics).
+    """One step on reading lessons, to be jitted with `state` donated: (state, frozen, lessons, world) -> (state,
+    metrics); `frozen` as in `imitate`.
 
     No grammar narrows the choice of a token: to write something else than an answer is unlearnt here too.
     """
 
-    def step(state: TrainState, lessons: Segments, world: World):
+    def step(state: TrainState, frozen: dict, lessons: Segments, world: World):
         spec = dataclasses.replace(learn, widths=(lessons.tokens.shape[-1],))
-        state, loss, _ = imitate(state, lessons, world, None, spec, model, optimizer, logit_chunk)
+        state, loss, _ = imitate(state, frozen, lessons, world, None, spec, model, optimizer, logit_chunk)
         return state, {"loss": loss}
 
     return step
@@ -134,10 +149,12 @@ def recorded(spec: RolloutSpec):
 
 
 def watch_step(learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One step on demonstrations, to be jitted with `state` donated: (state, segments, world) -> (state, metrics)."""
+    """One step on demonstrations, to be jitted with `state` donated: (state, frozen, segments, world) -> (state,
+    metrics); `frozen` as in `imitate`.
+    """
 
-    def step(state: TrainState, segments: Segments, world: World):
-        state, loss, used = imitate(state, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
+    def step(state: TrainState, frozen: dict, segments: Segments, world: World):
+        state, loss, used = imitate(state, frozen, segments, world, world.grammar, learn, model, optimizer, logit_chunk)
         return state, {"loss": loss, "segments": used / segments.tokens.shape[0]}
 
     return step
@@ -174,12 +191,12 @@ def role_step(reading, learn: LearnSpec, model, optimizer: Optimizer, logit_chun
     """
     system, tables, spec = reading
 
-    def step(state: TrainState, told: Moments, world: World):
+    def step(state: TrainState, frozen: dict, told: Moments, world: World):
         world = world.replace(grammar=tables.grammar, pieces=tables.pieces)
         segments, valid = role_segments(system, tables, spec.rollout, world, told)
         short = dataclasses.replace(learn, widths=(segments.tokens.shape[-1],))
         segments = segments.replace(count=valid.astype(jnp.int32))
-        state, loss, used = imitate(state, segments, world, world.grammar, short, model, optimizer, logit_chunk)
+        state, loss, used = imitate(state, frozen, segments, world, world.grammar, short, model, optimizer, logit_chunk)
         return state, {"loss": loss, "malformed": 1 - valid.mean(), "segments": used / spec.rollout.batch}
 
     return step

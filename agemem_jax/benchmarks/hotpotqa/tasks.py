@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from agemem_jax.benchmarks import Benchmark
 from agemem_jax.benchmarks.hotpotqa import questions, records
-from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator
+from agemem_jax.benchmarks.hotpotqa.demos import Demonstrator, RecordDemonstrator
 from agemem_jax.benchmarks.hotpotqa.environment import WIDTHS, Question, QuestionAnswering, question_of
 from agemem_jax.benchmarks.hotpotqa.lessons import Lessons
 from agemem_jax.config import refuse
@@ -45,7 +45,7 @@ class HotpotQA:
 
     kinds = questions.KINDS
     made_for = questions.MADE_FOR
-    demonstrator, lessons = Demonstrator, Lessons
+    lessons = Lessons
     scores = {"success": "exact match", "progress": "token F1"}
     limits = {"answers": ("task.answer_tokens", True), "supporting facts of a record": ("task.facts", False)}
 
@@ -58,6 +58,8 @@ class HotpotQA:
             counts = zip(SPLITS, (task.train_size, task.validation_size, task.test_size), strict=True)
             mix = checked_mix(config)
             self.splits = {split: questions.generate(task.seed, count, split, mix, sizes) for split, count in counts}
+        says_itself = all("told" in record for record in self.splits["train"])
+        self.demonstrator = Demonstrator if says_itself else RecordDemonstrator
         every = [record for split in SPLITS for record in self.splits[split]]
         needed = ("train", "test", "validation") if config.train.eval_every else ("train", "test")
         if not all(self.splits[split] for split in needed):
