@@ -252,7 +252,8 @@ def cost_in_words(cost: dict) -> str:
         parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("compile", "updates", "evaluations"))
         return f"{seconds['total']:.0f} s ({parts})"
 
-    text = f"{cost['arms']} arms on {cost['devices']} devices: {told(cost['seconds'])}."
+    devices = f"{cost['devices']} device{'s' * (cost['devices'] != 1)}"
+    text = f"{cost['arms']} arms on {devices}: {told(cost['seconds'])}."
     if "separate" in cost:
         one = cost["separate"]
         text += (
