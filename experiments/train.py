@@ -91,7 +91,7 @@ def refusals_of_storage(workdir: Path) -> Iterator[None]:
 
 
 def where_it_goes_on(workdir: Path) -> str:
-    """The newest whole checkpoint of the seed that was trained last, in words."""
+    """The newest whole checkpoint of what was trained last, in words."""
     folders = sorted(workdir.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
     update = last_saved(folders[-1]) if folders else None
     if update is None:

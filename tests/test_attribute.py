@@ -1,7 +1,6 @@
 """What calls were worth: copies of a trajectory draw its noise, and one call left out changes what comes after it."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
