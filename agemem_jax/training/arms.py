@@ -94,9 +94,9 @@ class Study:
         return max(arm.config.rl.updates for arm in self.arms)
 
     def put(self, trees: list) -> Any:
-        """One tree of each arm on the arms' devices, [places, ...]; places that no arm has repeat the first."""
+        """One tree of each arm on the arms' devices, [places, ...]; places that no arm has hold zeros."""
         places = -(-len(self.arms) // self.mesh.size) * self.mesh.size
-        trees = trees + trees[:1] * (places - len(trees))
+        trees = trees + [jax.tree.map(np.zeros_like, trees[0])] * (places - len(trees))
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
         return sharding.put(stacked, NamedSharding(self.mesh, PartitionSpec("arm")))
 
@@ -385,7 +385,7 @@ def update_all(
                 except InputError as error:
                     raise InputError(f"arm {arm.label}: {error}") from error
                 writer.write(update + 1, record)
-        progress.step(update + 1, {})
+        progress.step(update + 1, {"stage": " and ".join(str(stage) for stage in sorted({*stages} - {0}))})
         last, stopping = update + 1 == total, stop()
         if last or stopping or (update + 1) % config.train.checkpoint_every == 0:
             with clock.measure("checkpoint"):
