@@ -102,7 +102,7 @@ class Study:
 
 
 def arms_of(base: ConfigDict, table: dict[str, dict[str, Any]]) -> list[Arm]:
-    """The arms of a study, the seeds of each beside each other (`num_seeds`).
+    """The arms of a study, all with the first seed, then all with the next one (`num_seeds`).
 
     Args:
       base: a checked config.
@@ -113,18 +113,20 @@ def arms_of(base: ConfigDict, table: dict[str, dict[str, Any]]) -> list[Arm]:
     check_base(base)
     if not table:
         raise ConfigError("there is no arm; name one")
-    arms = []
+    configs = {}
     for name, changes in table.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             refuse("arms", name, "an arm's name is made of letters, digits, spaces and _ ' + - ( ) =, a letter first")
         try:
-            config = changed(base, changes)
+            configs[name] = changed(base, changes)
         except ConfigError as error:
             raise ConfigError(f"arm {name!r}: {error}") from error
-        for seed in range(base.seed, base.seed + base.num_seeds):
+    arms = []
+    for seed in range(base.seed, base.seed + base.num_seeds):
+        for name, config in configs.items():
             one = config.copy_and_resolve_references()
             one.seed, one.num_seeds = seed, 1
-            arms.append(Arm(name, dict(changes), one))
+            arms.append(Arm(name, dict(table[name]), one))
     return arms
 
 
