@@ -1,6 +1,7 @@
 """Arms of a study: each is the run of its own config, all in one program; what may differ, and what is refused."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations, product
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import small_config
+from small import sharper, small_config
 
 from agemem_jax.config import ConfigError
 from agemem_jax.errors import InputError
@@ -16,6 +17,7 @@ from agemem_jax.report import ablation
 from agemem_jax.rl import rewards
 from agemem_jax.rl.advantages import CREDITS
 from agemem_jax.rl.switches import switches_of
+from agemem_jax.rollout import stage as stage_lib
 from agemem_jax.rollout.rows import new_segments
 from agemem_jax.training import programs
 from agemem_jax.training.arms import (
@@ -56,17 +58,28 @@ TABLE = {
 
 def base(**changes):
     sizes = dict(
-        policy__num_layers=1, rollout__history_widths=1, rl__widths=1, rl__updates=3, rl__tasks_per_update=2,
-        rl__group_size=2, rl__micro_batch=4, train__eval_tasks=6, train__checkpoint_every=1, reward__maintenance=1.0,
-        rl__credit="turn_to_go", rl__stage1_updates=1, rl__stage2_updates=1,
+        policy__num_layers=1, rollout__history_widths=1, rl__widths=1, rl__updates=3, train__eval_tasks=6,
+        train__checkpoint_every=1, reward__storage=1.0, reward__preservation=0.5, rl__credit="turn_to_go",
+        rl__stage1_updates=1, rl__stage2_updates=1,
     )  # fmt: skip
     return small_config(**sizes | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stages_vary():
+    """A policy that knows nothing stores and keeps nothing of worth: here any entries, any lengths count."""
+    with pytest.MonkeyPatch.context() as patch:
+        any_entry = lambda rows, *_: (rows.store.valid.mean(1), rows.store.length.sum(1) % 5 / 5)  # noqa: E731
+        patch.setattr(stage_lib, "store_worth", any_entry)
+        patch.setattr(stage_lib, "in_view", lambda rows, *_: rows.context.length % 7 / 7)
+        yield
 
 
 @lru_cache
 def study() -> Study:
     """Five arms on two devices: the last place of the second one is empty."""
-    return build_study(base(), arms_of(base(), TABLE), jax.devices()[:2])
+    made = build_study(base(), arms_of(base(), TABLE), jax.devices()[:2])
+    return replace(made, starts={seed: lambda start=start: sharper(start()) for seed, start in made.starts.items()})
 
 
 @lru_cache
@@ -101,6 +114,8 @@ def test_one_compilation_serves_all_arms_and_evaluations():
         assert same(arm_at(state, 0), arm_at(state, 2)) and same(arm_at(state, 4), arm_at(kept[0], 4))
     ends = [arm_at(kept[3], i).params for i in (0, 1, 3, 4)]
     assert not any(same(a, b) for a, b in combinations(ends, 2))
+    for i in (0, 1):  # in every stage there is something to learn
+        assert not any(same(arm_at(a, i).params, arm_at(b, i).params) for a, b in zip(kept, kept[1:], strict=False))
     assert same(arm_at(kept[1], 3), arm_at(kept[3], 3))  # it has made its one update
     assert [state.step.tolist() for state in kept[1:]] == [[1, 1, 1, 1, 0, 0], [2, 2, 2, 1, 0, 0], [3, 3, 3, 1, 0, 0]]
     states = study().put([arm_at(kept[3], i) for i in range(5)])
@@ -123,7 +138,7 @@ def test_an_arm_is_the_run_of_its_config(name):
     run = build(arm.config)
     if arm.masked:
         run.config.tools.enabled = tuple(tool for tool in run.config.tools.enabled if tool not in arm.masked)
-    state = new_state(run.start(), run.optimizer)
+    state = new_state(sharper(run.start()), run.optimizer)
     for update in range(arm.config.rl.updates):
         state, outcome = train_update(run, state, run.frozen, update, put_batch(run, update))
         expected = jax.device_get(outcome["metrics"])
