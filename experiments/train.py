@@ -91,8 +91,8 @@ def refusals_of_storage(workdir: Path) -> Iterator[None]:
 
 
 def where_it_goes_on(workdir: Path) -> str:
-    """The newest whole checkpoint of the seed that was trained last, in words."""
-    folders = sorted(workdir.glob("**/seed_*/checkpoints"), key=lambda path: path.stat().st_mtime)
+    """The newest whole checkpoint of what was trained last, in words."""
+    folders = sorted(workdir.glob("**/checkpoints"), key=lambda path: path.stat().st_mtime)
     update = last_saved(folders[-1]) if folders else None
     if update is None:
         return "; there is no checkpoint yet"

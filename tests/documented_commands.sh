@@ -15,6 +15,10 @@ try -m experiments.report --workdir="$folder/tiny" --picture="$folder/tiny.png"
 test -s "$folder/tiny.png"
 try -m experiments.trace --run="$folder/tiny" --method=agemem --op=add_memory
 test -s "$folder/tiny/traces.html"
+try -m experiments.ablate --config=configs/ablations.py --workdir="$folder/ablate" --arms="all,answer only" \
+    --config.rl.updates=2 --config.rl.stage1_updates=1 --config.rl.stage2_updates=0 --config.rl.tasks_per_update=4 \
+    --config.train.eval_tasks=32 --config.num_seeds=1
+test -s "$folder/ablate/ablate.html"
 try -m experiments.export --run="$folder/tiny/seed_0" --folder="$folder/released/tiny" --dtype=bfloat16
 test -s "$folder/released/tiny/tokenizer.json"
 

@@ -103,14 +103,18 @@ def build_small(**changes) -> Run:
     config, capacity = run.config, run.spec.rollout.capacity
     widths = tuple(capacity * (i + 1) // WIDTHS for i in range(WIDTHS))
     spec = dataclasses.replace(run.spec, learn=dataclasses.replace(run.spec.learn, widths=widths))
-    sharper = lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x  # noqa: E731
     return dataclasses.replace(
         run,
-        start=run.start if run.model.lora else lambda: jax.tree.map(sharper, run.start()),
-        frozen=jax.tree.map(sharper, run.frozen),
+        start=run.start if run.model.lora else lambda: sharper(run.start()),
+        frozen=sharper(run.frozen),
         spec=spec,
         programs=compile_programs(spec, run.model, run.optimizer, config.rl, config.reward),
     )
+
+
+def sharper(params: dict) -> dict:
+    """Fresh parameters with larger matrices."""
+    return jax.tree.map(lambda x: x * SHARPER if x.ndim > 1 and x.shape[-1] > 16 else x, params)
 
 
 @lru_cache

@@ -1,7 +1,6 @@
 """What calls were worth: copies of a trajectory draw its noise, and one call left out changes what comes after it."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.evaluate import Pass, evaluate
 from agemem_jax.training.state import new_state
 from agemem_jax.types import TOOL_NAMES, Op, Status
-from experiments import compare_credit, saved
+from experiments import saved
 
 SAMPLED = Pass("agemem", "sampled")
 
@@ -113,49 +112,3 @@ def test_a_run_is_reopened_with_a_trace_of_every_row(tmp_path, monkeypatch):
     monkeypatch.setattr(saved, "build", lambda config: dataclasses.replace(run, identity=other))
     with pytest.raises(InputError, match="system prompt"):
         saved.reopened(saved.newest(tmp_path))
-
-
-def test_the_bar_and_what_reaches_it_by_hand():
-    """Final training scores 1.0 and 0.8 of two seeds, and 0.5 and 0.7: the bar is 0.63."""
-    curves = {
-        "broadcast": [[(1, 0.5), (2, 0.7), (3, 1.0)], [(1, 0.1), (2, 0.2), (3, 0.8)]],
-        "hindsight": [[(1, 0.63), (2, 0.2), (3, 0.5)], [(1, 0.1), (2, 0.6), (3, 0.62)]],
-    }
-    scores = {credit: {"greedy": [0.4, 0.6], "sampled": [0.5, 0.5]} for credit in curves}
-    found = compare_credit.compared(curves, scores)
-    assert found["bar"] == pytest.approx(0.63)
-    broadcast, hindsight = found["credits"]["broadcast"], found["credits"]["hindsight"]
-    assert broadcast["updates"]["seeds"] == [2, 3] and broadcast["reached"] == 2
-    assert hindsight["updates"]["seeds"] == [1, 3] and hindsight["reached"] == 1
-    assert broadcast["greedy"]["mean"] == 0.5
-    assert broadcast["greedy"]["ci95"] == pytest.approx(12.706 * np.std([0.4, 0.6], ddof=1) / 2**0.5)
-    assert broadcast["sampled"]["ci95"] == 0
-    text = compare_credit.table(found)
-    assert "hindsight" in text and "1/2" in text and "updates to 0.630" in text
-
-
-def test_each_credit_and_seed_is_trained_in_a_folder_of_its_own(tmp_path, monkeypatch):
-    base = chained().config.copy_and_resolve_references()
-    trained = []
-
-    def train(config, folder, stop, only):
-        trained.append((config.rl.credit, config.seed, str(folder.relative_to(tmp_path))))
-        folder.mkdir(parents=True)
-        score = 0.2 + 0.1 * (config.rl.credit == "hindsight")
-        lines = [{"update": i, "progress": score * i} for i in range(1, 4)] + [{"update": 3, "eval/progress": 0.1}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return {one: {"progress": [score, score + 0.2]} for one in only}
-
-    monkeypatch.setattr(compare_credit, "train", train)
-    monkeypatch.setattr(compare_credit, "build", lambda config, like: config)
-    monkeypatch.setattr(compare_credit.out, "write", lambda figures: None)
-    monkeypatch.setattr(compare_credit, "SEEDS", type("Flag", (), {"value": 2}))
-    configs = [compare_credit.of_credit(base, credit) for credit in ("broadcast", "hindsight")]
-    compare_credit.compare(configs, tmp_path, compare_credit.Notice())
-    assert trained == [(c, s, f"{c}/seed_{s}") for c in ("broadcast", "hindsight") for s in (0, 1)]
-    kept = json.loads((tmp_path / "credit.json").read_text())
-    assert kept["seeds"] == 2 and kept["bar"] == pytest.approx(0.7 * 0.9)
-    assert kept["credits"]["hindsight"]["greedy"]["mean"] == pytest.approx(0.4)
-    assert kept["credits"]["hindsight"]["updates"]["seeds"] == [3, 3]
-    with pytest.raises(InputError, match="rl.credit = 'turn'"):
-        compare_credit.of_credit(base, "turn")

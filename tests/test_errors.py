@@ -20,6 +20,7 @@ from experiments import cli, paths
 ROOT = Path(__file__).parent.parent
 ASSET = ROOT / "agemem_jax" / "assets" / "tiny"
 TINY = f"--config={ROOT}/configs/tiny.py"
+STUDY = f"--config={ROOT}/configs/ablations.py"
 CHANGED = "from configs import tiny\ndef get_config():\n    c = tiny.get_config()\n    {} = {}\n    return c\n"
 CONFIGS = {  # name -> what stands in the file
     "syntax.py": "from configs import tiny\ndef get_config(:\n    return 3\n",
@@ -162,6 +163,14 @@ CASES = {
     "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),
     "engines: python": (("benchmark_envs", ["--data={}", "--python=doom=p"]), ["--python=doom=p", "one of alfworld"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
+    "ablate: no arms": (("ablate", [TINY, "--workdir=w"]), ["tiny.py: it has no ARMS", "configs/ablations.py"]),
+    "ablate: arm": (("ablate", [STUDY, "--workdir=w", "--arms=chain"]), ["--arms=chain: there is no such arm"]),
+    "ablate: no seeds": (("ablate", [STUDY, "--workdir=w", "--config.num_seeds=0"]), ["num_seeds = 0: must be at"]),
+    "ablate: an arm of others": (
+        ("ablate", [STUDY, "--workdir=w", "--config.rl.updates=200"]),
+        ["arm 'sequential': rl.updates = 200", "set 198 or 201"],
+    ),
+    "ablate: mesh": (("ablate", [STUDY, "--workdir=w", "--config.mesh.data=2"]), ["mesh.data = 2: an arm lies whole"]),
     "data: nothing": (("prepare_data", ["--folder=d"]), ["give either --train and --validation, or --runs"]),
     "data: both": (("prepare_data", ["--folder=d", "--train=t", "--runs=r"]), ["give either --train and"]),
     "data: folder": (("prepare_data", ["--folder={}/a_file", "--runs=r"]), ["a_file is a file; give a folder"]),

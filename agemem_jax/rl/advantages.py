@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from agemem_jax.rl.switches import Switches, choose
+
 CREDITS = ("broadcast", "per_stage", "return_to_go", "turn_to_go", "hindsight")
 
 
@@ -42,7 +44,9 @@ def group_advantages(
     return advantage.reshape(-1), jnp.broadcast_to(varied, groups.shape).reshape(-1)
 
 
-def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> tuple[jax.Array, jax.Array]:
+def step_credit(
+    reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict, on: Switches | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Advantage that the steps of each stage share.
 
     - "broadcast" (the paper): the advantage of the trajectory's reward, for every step of every stage
@@ -55,6 +59,7 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
       reward: `[B]` float32, the reward of the trajectory.
       stage_rewards: `[B, 3]` float32, the part of each stage; used by all but "broadcast" and "hindsight".
       rl: `config.rl` (credit, group_size, advantage_eps, advantage_std).
+      on: which credit it is in place of `rl.credit`.
 
     Returns:
       advantage: `[B, 3]` float32; a token's advantage is `advantage[b, stage - 1]`.
@@ -63,14 +68,13 @@ def step_credit(reward: jax.Array, stage_rewards: jax.Array, rl: ConfigDict) -> 
     Raises:
       ValueError: an unknown `rl.credit`.
     """
-    if rl.credit in ("broadcast", "hindsight"):
-        returns = jnp.broadcast_to(reward[:, None], (reward.shape[0], 3))
-    elif rl.credit == "per_stage":
-        returns = stage_rewards
-    elif rl.credit in ("return_to_go", "turn_to_go"):
-        returns = jnp.flip(jnp.cumsum(jnp.flip(stage_rewards, 1), 1), 1)
-    else:
+    if on is None and rl.credit not in CREDITS:
         raise ValueError(f"rl.credit is {rl.credit!r}; it must be one of {', '.join(CREDITS)}")
+    per_stage = rl.credit == "per_stage" if on is None else on.per_stage
+    summed = rl.credit in ("return_to_go", "turn_to_go") if on is None else on.to_go
+    whole = jnp.broadcast_to(reward[:, None], (reward.shape[0], 3))
+    to_go = jnp.flip(jnp.cumsum(jnp.flip(stage_rewards, 1), 1), 1)
+    returns = choose(per_stage, stage_rewards, choose(summed, to_go, whole))
     columns = [group_advantages(returns[:, k], rl.group_size, rl.advantage_eps, rl.advantage_std) for k in range(3)]
     advantage, varied = zip(*columns, strict=True)
     return jnp.stack(advantage, 1), jnp.stack(varied, 1)

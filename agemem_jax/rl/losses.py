@@ -175,7 +175,7 @@ _packed_log_probs.defvjp(_packed_forward, _packed_backward)
 
 
 def token_weights(
-    mask: jax.Array, mode: str, constant: int = 0, turn: jax.Array | None = None, turns: int = 0
+    mask: jax.Array, mode: str, constant: int | jax.Array = 0, turn: jax.Array | None = None, turns: int = 0
 ) -> jax.Array:
     """Weight of each trainable token in the loss of a whole batch: loss = sum of weight x token loss.
 
@@ -211,7 +211,7 @@ def token_weights(
     if mode == "sequence":
         return real / (jnp.maximum(row_tokens, 1) * rows)
     if mode == "constant":
-        if constant < 1:
+        if isinstance(constant, int) and constant < 1:
             raise ValueError(f"rl.loss_average is 'constant' with a length of {constant}; it must be at least 1 token")
         return real / (constant * rows)
     if mode == "turn":

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from agemem_jax.rl.switches import choose
 from agemem_jax.types import TURN_TERMS, EpisodeStats, in_stage
 
 CONTEXT_TERMS = ("compression", "preventive", "preservation")
@@ -51,6 +52,7 @@ def earned(
     factors: Factors,
     context_limit: int,
     judged: jax.Array | None = None,
+    strict: bool | jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Every term of the reward, unweighted, as each stage by itself earned it: `[B, 3]` float32 each.
 
@@ -81,6 +83,7 @@ def earned(
       factors: of `factors`, for "no_answer" alone.
       context_limit: T_max, tokens.
       judged: `[B]` float32 in [0, 1], the host judge's scores; needed by `task_metric = "judge"` only.
+      strict: whether it is the strict terms that are earned, in place of what `reward.terms` says.
 
     Raises:
       ValueError: an unknown `terms` or `task_metric`, or "judge" without `judged`.
@@ -91,22 +94,22 @@ def earned(
     metric = metrics[reward.task_metric]
     if metric is None:
         raise ValueError("reward.task_metric is 'judge' but no judge scores were given; pass them as `judged`")
-    if reward.terms == "strict":
-        chosen = {
-            "storage": in_stage(stats.kept, 1),
-            "maintenance": in_stage(stats.revised, 1),
-            "preventive": stats.prevented,
-            "preservation": in_stage(stats.in_view, 2),
-        }
-    elif reward.terms == "paper":
-        chosen = {
-            "storage": in_stage(stats.added_good / jnp.maximum(stats.added, 1), 1),
-            "maintenance": stats.maintained,
-            "preventive": stats.reduced_in_time,
-            "preservation": in_stage(stats.preservation, 3),
-        }
-    else:
+    if reward.terms not in ("strict", "paper"):
         raise ValueError(f"reward.terms is {reward.terms!r}; it must be 'strict' or 'paper'")
+    things = {
+        "storage": in_stage(stats.kept, 1),
+        "maintenance": in_stage(stats.revised, 1),
+        "preventive": stats.prevented,
+        "preservation": in_stage(stats.in_view, 2),
+    }
+    calls = {
+        "storage": in_stage(stats.added_good / jnp.maximum(stats.added, 1), 1),
+        "maintenance": stats.maintained,
+        "preventive": stats.reduced_in_time,
+        "preservation": in_stage(stats.preservation, 3),
+    }
+    strict = reward.terms == "strict" if strict is None else strict
+    chosen = {name: choose(strict, things[name], calls[name]) for name in things}
     task = jnp.where(stats.actions > 0, metric, jnp.asarray(factors["no_answer"], jnp.float32))
     values = chosen | {
         "task": in_stage(task, 3),

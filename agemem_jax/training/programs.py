@@ -9,7 +9,7 @@ once in a run.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from agemem_jax.models import kv_cache, lora, qwen
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
+from agemem_jax.rl.switches import Switches, choose, switches_of
 from agemem_jax.rollout.decode import Policy
 from agemem_jax.rollout.reader import to_layout
 from agemem_jax.rollout.rows import (
@@ -37,11 +38,11 @@ from agemem_jax.rollout.rows import (
     new_rows,
     numbered_turns,
 )
-from agemem_jax.rollout.stage import policy_writer, run_stage
+from agemem_jax.rollout.stage import Trace, policy_writer, run_stage
 from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.training.learn import LearnSpec, update
 from agemem_jax.training.state import Optimizer, state_shardings
-from agemem_jax.types import NUM_OPS, Op, StopReason, Task, TrainState
+from agemem_jax.types import NUM_OPS, EpisodeStats, Op, Segments, StopReason, Task, TrainState
 
 STAGES = (1, 2, 3)
 ALL_TOOLS = (1 << (Op.FILTER + 1)) - 1  # bit mask of the six memory tools
@@ -62,15 +63,28 @@ class Control:
     reward: rewards.Factors  # weights of the reward's terms
     noise_row: jax.Array  # [B] int32 rows whose noise the rows draw: each its own, but for copies of a trajectory
     suppress: jax.Array  # [B] int32 the call of each row that is not run (rollout.turn.call_number), or NO_CALL
+    switches: Switches | None = None  # branches of reward and credit, where a program has them all (arm_program)
+
+
+class Played(NamedTuple):
+    """What is scored and learnt from when a stage was the last one played."""
+
+    stats: EpisodeStats
+    segments: Segments  # those that are still open with them
+    effective: jax.Array  # of Rows
+    standing: jax.Array | tuple  # of Rows
 
 
 class Scores(NamedTuple):
     """What the trajectories of a batch earned, as credit needs it."""
 
+    earned: dict[str, jax.Array]  # of rewards.earned
+    terms: dict[str, jax.Array]  # [B] each
+    groups: dict[str, jax.Array]  # [B] each
+    total: jax.Array  # [B] the reward of a trajectory that was played to its end
     objective: jax.Array  # [B] what is trained on
     by_stage: jax.Array  # [B, 3] the part of each stage in it
-    own: dict[int, jax.Array]  # {1, 2, as far as played: [B] what the stage gained of its own objective}
-    outcome: jax.Array  # [B] the task's score
+    own: dict[int, jax.Array]  # {1, 2: [B] what the stage gained of its own objective}
 
 
 @dataclass(frozen=True)
@@ -99,27 +113,11 @@ def stage_program(
     `frozen` are parameters that training leaves alone (setup.Run.frozen).
     """
 
-    alone, learns = rl.schedule == "sequential", learns and updates_after(stage, rl)
+    on, learns = switches_of(rl, reward), learns and updates_after(stage, rl)
 
     def program(state: TrainState, frozen: dict, rows: Rows | None, task: Task, world: World, control: Control):
-        actor = dataclasses.replace(model, layout=spec.rollout.layout)
-        params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
-        if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
-            params = kv_cache.split_layers(params, actor)
-        rows = new_rows(spec.rollout, actor) if stage == 1 else rows
-        if stage > 1 and rl.schedule == "sequential":
-            rows = share_in_groups(rows, rl.group_size, control.update)
-        world = world.for_method(control.rules)
-        if reader := spec.rollout.reader:
-            world = world.replace(reader=to_layout(frozen if reader.shares_frozen else world.reader, reader))
-        prefix_tokens = world.pieces.prefix
-        prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
-        write = policy_writer(
-            Policy(actor, params, prefix), world, spec.rollout, control.temperature,
-            jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage),
-            control.noise_row,
-        )  # fmt: skip
-        rows, trace = run_stage(rows, task, world, spec.rollout, stage, write, control.tools, control.suppress)
+        policy, world = enter(spec.rollout, model, state, frozen, world, control)
+        rows, trace = play(stage, spec.rollout, policy, world, rows, task, control, rl.group_size, on)
         judged, verdicts = None, {}
         if judge is not None:  # before stage 3 there is no answer to judge
             judged = jnp.zeros((spec.rollout.batch,))
@@ -129,68 +127,152 @@ def stage_program(
                 judged, verdicts = jnp.where(failed, 0.0, judged), {"judge_asked": asked, "judge_failed": failed}
                 # Without a single verdict nothing is learnt; the loop stops when that lasts (evaluate.count_unheard).
                 control = control.replace(update=control.update & ~(failed.any() & (failed == asked).all()))
-        earned = rewards.earned(rows.stats, reward, control.reward, spec.rollout.limit, judged)
-        terms = rewards.terms(earned)
-        total, groups = rewards.combine(terms, control.reward)
+        played = record(stage, spec.rollout, rows)
+        scores = score(stage, spec.rollout, played.stats, reward, control.reward, on, judged)
         metrics, by_row = {}, {}
         if learns:
-            own = {k: rewards.stage_objective(k, earned, control.reward) for k in (1, 2)[:stage]}
-            if stage == 3:
-                objective, parts = total, rewards.stage_rewards(earned, control.reward)
-            else:
-                parts = jnp.stack([own.get(k, jnp.zeros_like(total)) for k in STAGES], 1)
-                objective = own[stage] if alone else parts.sum(1)
-                # What is trained here; stage 3 tells of the whole trajectory.
-                for k in (stage,) if alone else own:
-                    metrics |= {f"term_{name}": earned[name][:, k - 1].mean() for name in rewards.STAGE_TERMS[k]}
-            scores = Scores(objective, parts, own, terms["task"])
-            state, learnt = learn_stage(state, frozen, rows, scores, stage, world, control)
-            metrics |= learnt | {"reward": objective.mean()}
+            if stage < 3:  # what is trained here; stage 3 tells of the whole trajectory
+                metrics = trained_terms(scores.earned, [k for k in STAGES[:stage] if on.chained or k == stage])
+            state, learnt = learn(stage, spec, model, optimizer, rl, state, frozen, played, scores, world, control, on)
+            metrics |= learnt | {"reward": scores.objective.mean()}
         if stage == 3:
-            by_row = row_numbers(rows, terms, groups, total) | {"cut_messages": task.cut} | verdicts
+            by_row = row_numbers(played, scores) | {"cut_messages": task.cut} | verdicts
             metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
-            by_row |= operation_numbers(rows)
+            by_row |= operation_numbers(played.stats)
         return state, lay_out_rows(rows, spec.rollout.layout), {"metrics": metrics, "rows": by_row, "trace": trace}
 
-    def learn_stage(state, frozen, rows, scores: Scores, stage, world, control):
-        """Credit and update; the segments of a chained trajectory are those of all its stages."""
-        segments = rows.segments
-        if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
-            segments = close_segment(rows, jnp.ones((spec.rollout.batch,), bool)).segments
-        credit = rl.copy_and_resolve_references()
-        if alone:  # a stage's own objective is all the credit that its steps get
-            credit.credit = "broadcast"
-        advantage, varied = advantages.step_credit(scores.objective, scores.by_stage, credit)
-        trainable = segments.trainable
-        if alone:
-            trainable = trainable & (segments.stage == stage)
-        if rl.zero_variance == "drop":
-            trainable = trainable & advantages.of_tokens(varied, segments.stage)
-        segments = segments.replace(trainable=trainable)
-        trained = (stage,) if alone else STAGES[:stage]
-        budget = sum(spec.rollout.budget(stage) for stage in trained)
-        turn = numbered_turns(spec.rollout, segments.stage, segments.turn)
-        weight = losses.token_weights(trainable, rl.loss_average, budget, turn, spec.rollout.all_turns)
-        by_token = advantages.of_tokens(advantage, segments.stage)
-        if credit.credit == "turn_to_go":
-            for k, gained in scores.own.items():
-                turns = slice(spec.rollout.turns_before(k), spec.rollout.turns_before(k + 1))
-                standing = rewards.standing(rows.standing[:, turns], control.reward)
-                by_turn = advantages.turn_to_go(gained, standing, segments.turn, rl)
-                by_token = jnp.where(segments.stage == k, by_turn, by_token)
-        if credit.credit == "hindsight":
-            by_token += advantages.hindsight(scores.outcome, rows.effective, turn, rl)
-        batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
-        state, metrics = update(
-            state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl, control.update
-        )
-        metrics["segments"] = (batch.length > 0).sum() / spec.rollout.batch
-        metrics["trained_tokens"] = trainable.sum()
-        metrics["context_positions"] = batch.length.sum()
-        metrics["zero_variance_groups"] = 1 - varied.mean()
-        return state, metrics
+    return program
+
+
+def arm_program(spec: ProgramSpec, model: ModelConfig, optimizer: Optimizer, rl, reward):
+    """The function of a whole trajectory and its update, in which everything that arms of a study differ in is data.
+
+    (state, frozen, task, world, control, last) -> (state, outcome): plays stages 1 to `last` [] int32 and updates on
+    what `control.switches` say. What is played, scored and learnt is that of the stage programs, which have the same
+    parts. The outcome has "metrics" and "rows" of a trajectory that was played to its end; before stage 3 what is named
+    "rollout/" in it means nothing, and of the metrics named "term_" those of the stages that are trained count
+    (`trained_terms`).
+    """
+    sizes = spec.rollout
+
+    def program(state: TrainState, frozen: dict, task: Task, world: World, control: Control, last: jax.Array):
+        on = control.switches
+        policy, world = enter(sizes, model, state, frozen, world, control)
+
+        def from_stage(stage: int, rows: Rows | None) -> Played:
+            settings = control.replace(update=control.update & (last == stage))
+            rows, _ = play(stage, sizes, policy, world, rows, task, settings, rl.group_size, on)
+            if stage == 3:
+                return record(stage, sizes, rows)
+            return jax.lax.cond(
+                last == stage, lambda rows: record(stage, sizes, rows), lambda rows: from_stage(stage + 1, rows), rows
+            )
+
+        played = from_stage(1, None)
+        scores = score(last, sizes, played.stats, reward, control.reward, on)
+        state, learnt = learn(last, spec, model, optimizer, rl, state, frozen, played, scores, world, control, on)
+        by_row = row_numbers(played, scores) | {"cut_messages": task.cut}
+        metrics = trained_terms(scores.earned, (1, 2)) | learnt | {"reward": scores.objective.mean()}
+        metrics |= {f"rollout/{name}": value.astype(jnp.float32).mean() for name, value in by_row.items()}
+        return state, {"metrics": metrics, "rows": by_row}
 
     return program
+
+
+def enter(
+    sizes: RolloutSpec, model: ModelConfig, state: TrainState, frozen: dict, world: World, control: Control
+) -> tuple[Policy, World]:
+    """The policy that acts, with the shared prompt read, and the world of the method that plays."""
+    actor = dataclasses.replace(model, layout=sizes.layout)
+    params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
+    if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
+        params = kv_cache.split_layers(params, actor)
+    world = world.for_method(control.rules)
+    if reader := sizes.reader:
+        world = world.replace(reader=to_layout(frozen if reader.shares_frozen else world.reader, reader))
+    prefix_tokens = world.pieces.prefix
+    prefix, _ = kv_cache.encode_prefix(params, actor, prefix_tokens.tokens, prefix_tokens.length)
+    return Policy(actor, params, prefix), world
+
+
+def play(
+    stage: int, sizes: RolloutSpec, policy: Policy, world: World, rows: Rows | None, task: Task, control: Control,
+    group_size: int, on: Switches,
+) -> tuple[Rows, Trace]:  # fmt: skip
+    """Runs a stage of every row; `policy` and `world` are of `enter`, `rows` is None before stage 1."""
+    rows = new_rows(sizes, policy.config) if stage == 1 else rows
+    if stage > 1 and on.chained is not True:
+        rows = share_in_groups(rows, group_size, choose(on.chained, jnp.zeros((), bool), control.update))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(control.seed), control.step), stage)
+    write = policy_writer(policy, world, sizes, control.temperature, key, control.noise_row)
+    return run_stage(rows, task, world, sizes, stage, write, control.tools, control.suppress)
+
+
+def record(stage: int, sizes: RolloutSpec, rows: Rows) -> Played:
+    """What is kept of rows that end after a stage."""
+    segments = rows.segments
+    if stage == 2:  # the context runs on: its tokens so far are learnt from, and the open segment stays open
+        segments = close_segment(rows, jnp.ones((sizes.batch,), bool)).segments
+    return Played(rows.stats, segments, rows.effective, rows.standing)
+
+
+def score(
+    last: int | jax.Array, sizes: RolloutSpec, stats: EpisodeStats, reward, weights: rewards.Factors, on: Switches,
+    judged: jax.Array | None = None,
+) -> Scores:  # fmt: skip
+    """What trajectories earned whose last stage was `last`; `judged` as in rewards.earned."""
+    earned = rewards.earned(stats, reward, weights, sizes.limit, judged, on.strict)
+    terms = rewards.terms(earned)
+    total, groups = rewards.combine(terms, weights)
+    own = {k: rewards.stage_objective(k, earned, weights) for k in (1, 2)}
+    nothing = jnp.zeros_like(total)
+    early = jnp.stack([own[1], choose(last >= 2, own[2], nothing), nothing], 1)
+    alone = choose(last == 1, own[1], own[2])
+    return Scores(
+        earned, terms, groups, total,
+        objective=choose(last == 3, total, choose(on.chained, early.sum(1), alone)),
+        by_stage=choose(last == 3, rewards.stage_rewards(earned, weights), early),
+        own=own,
+    )  # fmt: skip
+
+
+def trained_terms(earned: dict[str, jax.Array], stages: Iterable[int]) -> dict[str, jax.Array]:
+    """The terms that these stages are trained on, as each earned them: [] each."""
+    return {f"term_{name}": earned[name][:, k - 1].mean() for k in stages for name in rewards.STAGE_TERMS[k]}
+
+
+def learn(
+    last: int | jax.Array, spec: ProgramSpec, model: ModelConfig, optimizer: Optimizer, rl, state: TrainState,
+    frozen: dict, played: Played, scores: Scores, world: World, control: Control, on: Switches,
+) -> tuple[TrainState, dict]:  # fmt: skip
+    """Credit and update after stage `last`; the segments of a chained trajectory are those of all its stages."""
+    sizes, segments = spec.rollout, played.segments
+    advantage, varied = advantages.step_credit(scores.objective, scores.by_stage, rl, on)
+    trainable = choose(on.chained, segments.trainable, segments.trainable & (segments.stage == last))
+    if rl.zero_variance == "drop":
+        trainable = trainable & advantages.of_tokens(varied, segments.stage)
+    segments = segments.replace(trainable=trainable)
+    budget = sum(sizes.budget(k) * ((k == last) | ((k < last) & on.chained)) for k in STAGES)
+    turn = numbered_turns(sizes, segments.stage, segments.turn)
+    weight = losses.token_weights(trainable, rl.loss_average, budget, turn, sizes.all_turns)
+    by_token = advantages.of_tokens(advantage, segments.stage)
+    for k in (1, 2) if sizes.by_turn else ():
+        turns = slice(sizes.turns_before(k), sizes.turns_before(k + 1))
+        standing = rewards.standing(played.standing[:, turns], control.reward)
+        by_turn = advantages.turn_to_go(scores.own[k], standing, segments.turn, rl)
+        by_turn = jnp.where(segments.stage == k, by_turn, by_token)
+        by_token = choose(on.by_turn & (k <= last), by_turn, by_token)
+    extra = advantages.hindsight(scores.terms["task"], played.effective, turn, rl)
+    by_token = choose(on.hindsight, by_token + extra, by_token)
+    batch = learner_batch(segments, by_token, weight, spec.learn.micro_batch)
+    state, metrics = update(
+        state, frozen, optimizer, model, world.grammar, world.pieces.prefix, batch, spec.learn, rl, control.update
+    )
+    metrics["segments"] = (batch.length > 0).sum() / sizes.batch
+    metrics["trained_tokens"] = trainable.sum()
+    metrics["context_positions"] = batch.length.sum()
+    metrics["zero_variance_groups"] = 1 - varied.mean()
+    return state, metrics
 
 
 def updates_after(stage: int, rl) -> bool:
@@ -230,17 +312,17 @@ def judge_answers(judge: Judge, task: Task, rows: Rows, layout: Layout = LOCAL) 
     return sharding.by_rows(layout, ask, (task.index, rows.action.tokens, rows.action.length))
 
 
-def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict:
+def row_numbers(played: Played, scores: Scores) -> dict:
     """What is reported of each trajectory: [B] arrays by name.
 
     stop_REASON: 1 where stage 3, which ends the row, ended so; cut_stage1, cut_stage2: where a size ended that stage.
     """
-    s = rows.stats
+    s = played.stats
     stops = {f"stop_{reason.name.lower()}": s.stop[:, 2] == reason for reason in StopReason if reason}
     cut = {f"cut_stage{stage}": s.stop[:, stage - 1] >= StopReason.CONTEXT for stage in (1, 2)}
     calls = {f"calls_{op.name.lower()}": s.calls[:, op] for op in Op if 0 <= op < NUM_OPS and op != Op.WRITE_SUMMARY}
     return {
-        "reward": total,
+        "reward": scores.total,
         "success": s.success,
         "progress": s.progress,
         "memory_quality": s.memory_quality,
@@ -252,7 +334,7 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         "prompt_tokens": s.prompt_tokens,
         "peak_entries": s.peak_entries,
         "peak_store_tokens": s.peak_store_tokens,
-        "effective_turns": rows.effective.sum(1),
+        "effective_turns": played.effective.sum(1),
         "acted": s.actions > 0,
         "actions": s.actions,
         "misunderstood": s.actions - s.understood,
@@ -262,14 +344,14 @@ def row_numbers(rows: Rows, terms: dict, groups: dict, total: jax.Array) -> dict
         **calls,
         **stops,
         **cut,
-        **{f"reward_{name}": value for name, value in groups.items()},
-        **{f"term_{name}": value for name, value in terms.items()},
+        **{f"reward_{name}": value for name, value in scores.groups.items()},
+        **{f"term_{name}": value for name, value in scores.terms.items()},
     }
 
 
-def operation_numbers(rows: Rows) -> dict:
+def operation_numbers(stats: EpisodeStats) -> dict:
     """What the operations took of each trajectory, {prompt_tokens_OP and generated_tokens_OP: [B]}."""
-    took = {"prompt_tokens": rows.stats.op_prompt_tokens, "generated_tokens": rows.stats.op_generated_tokens}
+    took = {"prompt_tokens": stats.op_prompt_tokens, "generated_tokens": stats.op_generated_tokens}
     return {f"{name}_{op.name.lower()}": tokens[:, op] for name, tokens in took.items() for op in Op if op >= 0}
 
 
