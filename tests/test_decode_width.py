@@ -193,18 +193,24 @@ def test_log_probabilities_are_the_learners(grammar_of):
     config, params = policy_of(len(grammar.token_class))
     _, _, made = play((config, params), grammar, 8, 0.8, 3)  # compiled before
     tokens, length, prompt = situation(config.vocab_size, 3)
+    whole = np.zeros((B, prompt.shape[1] + C + A), np.int32)
     for b in range(B):
-        whole = np.concatenate([prompt[0], tokens[b, : length[b]], made.tokens[b, : made.count[b]]])
+        said = np.concatenate([prompt[0], tokens[b, : length[b]], made.tokens[b, : made.count[b]]])
+        whole[b, : len(said)] = said
+    row, at = np.nonzero(np.arange(A) < made.count[:, None])
+    written = [x[row, at] for x in (made.state, made.remaining, made.tokens)]
+    place = prompt.shape[1] + length[row] + at - 1
+
+    @jax.jit
+    def learners(params, grammar, whole, state, left, token):
         nothing = jnp.zeros((1, 0), jnp.int32), jnp.zeros(1, jnp.int32)
-        hidden = qwen.rows_forward(params, config, *nothing, whole[None, None])[1][0, 0]
-        at = slice(len(whole) - made.count[b] - 1, -1)
-        logits = qwen.logits(params, config, hidden[at])
-        written = slice(0, made.count[b])
-        ops = jnp.full(made.count[b], ALL_OPS)
-        allowed = grammar_lib.allowed_tokens(grammar, made.state[b, written], made.remaining[b, written], ops)
-        logp, _ = masked_log_prob(logits, allowed, made.tokens[b, written], 0.8)
-        np.testing.assert_allclose(made.logp[b, written], logp, atol=1e-3)
-        np.testing.assert_array_equal(made.sampled[b, written], allowed.sum(-1) > 1)
+        hidden = qwen.rows_forward(params, config, *nothing, whole[None])[1][0, row, place]
+        allowed = grammar_lib.allowed_tokens(grammar, state, left, jnp.full_like(state, ALL_OPS))
+        return masked_log_prob(qwen.logits(params, config, hidden), allowed, token, 0.8)[0], allowed.sum(-1) > 1
+
+    logp, choice = learners(params, grammar, whole, *written)
+    np.testing.assert_allclose(made.logp[row, at], logp, atol=1e-3)
+    np.testing.assert_array_equal(made.sampled[row, at], choice)
     assert made.sampled.sum() > 50 and (made.logp[made.sampled] < -0.1).sum() > 30
 
 
@@ -233,6 +239,7 @@ def write_freely(params, key, config, decode_width, propose):
     return made
 
 
+@cache
 def probabilities() -> np.ndarray:
     """Of each of the WORDS ** LENGTH turns, by forwards of whole sequences."""
     config, params = policy_of(WORDS)
