@@ -31,7 +31,7 @@ from agemem_jax.config import validate
 from agemem_jax.errors import InputError
 from agemem_jax.models import kv_cache
 from agemem_jax.rollout import drafts
-from agemem_jax.rollout.decode import Generation, Policy, decode, decode_ahead, prefill
+from agemem_jax.rollout.decode import Generation, Policy, Turns, decode, decode_ahead, prefill
 from agemem_jax.rollout.rows import new_rows
 from agemem_jax.rollout.stage import policy_writer, run_stage
 from agemem_jax.tools.grammar import ToolGrammar
@@ -246,17 +246,15 @@ def seconds(run: Run, params: dict, slots: list[Slot], width: int) -> dict:
         @jax.jit
         def write(params, grammar, prefix, cache, tokens, on, start, ops, budget, key, most):
             policy, key = Policy(run.model, params, prefix), jax.random.wrap_key_data(key)
-            settings = (on, grammar, start, ops, budget, spec.width, temperature, key, spec.columns)
+            turns = Turns(on, grammar, start, ops, budget, spec.width, temperature, key, columns=spec.columns)
             if decode_width == 1:
-                return decode(policy, *cache, *settings)
+                return decode(policy, *cache, turns)
 
             def at_most(*args):
                 draft = drafts.propose(*args)
                 return draft._replace(count=jnp.minimum(draft.count, most))
 
-            return decode_ahead(
-                policy, *cache, tokens, *settings, decode_width=decode_width, propose=at_most
-            )  # fmt: skip
+            return decode_ahead(policy, *cache, turns, tokens, decode_width, at_most)
 
         return write
 

@@ -1,7 +1,7 @@
 """A-Mem on the device against what the published code did with the same answers (tests/fixtures/peers)."""
 
 import json
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from agemem_jax.rollout.rows import new_rows
 from agemem_jax.types import NO_ID, Op, Text
 
 SYSTEM = AMem(keywords=4, tags=4, neighbours=5, context_tokens=LENGTH, word_tokens=3)
+ROWS = 2
 COUNT = SYSTEM._list(SYSTEM.neighbours)
 BLANK = (Op.NONE, NO_ID, "")
 
@@ -61,16 +62,21 @@ def evolved(answer: str) -> tuple[dict[int, tuple[Op, int, str]], int, list[int]
     return items, sum(bits[action] for action in set(found["actions"])), [SYSTEM._list(i) for i in range(len(lists))]
 
 
-class Played:
-    """A-Mem, one row for each history."""
+@cache
+def compiled():
+    """(vocabulary, sizes, SYSTEM.hear, SYSTEM.texts), compiled once for all tests."""
+    # What stands in composed texts before or behind a word is a token of its own here.
+    vocabulary = Vocabulary("amem", "content: context: keywords: tags: , General")
+    fixed, sizes = tables(vocabulary), spec(ROWS)
+    hear = jax.jit(partial(SYSTEM.hear, tables=fixed, world=vocabulary.world, spec=sizes))
+    return vocabulary, sizes, hear, jax.jit(partial(SYSTEM.texts, tables=fixed))
 
-    def __init__(self, names: list[str]):
-        # What stands in composed texts before or behind a word is a token of its own here.
-        self.vocabulary = Vocabulary("amem", "content: context: keywords: tags: , General")
-        self.tables, sizes = tables(self.vocabulary), spec(len(names))
-        self.spec = sizes
-        self.hear = jax.jit(partial(SYSTEM.hear, tables=self.tables, world=self.vocabulary.world, spec=sizes))
-        self.texts = jax.jit(partial(SYSTEM.texts, tables=self.tables))
+
+class Played:
+    """A-Mem, ROWS rows."""
+
+    def __init__(self):
+        self.vocabulary, sizes, self.hear, self.texts = compiled()
         self.rows, self.notes = new_rows(sizes), SYSTEM.new_notes(sizes)
 
     def message(self, texts: list[str]) -> Message:
@@ -119,7 +125,7 @@ class Played:
 def test_notes_evolve_and_are_found_as_in_the_published_code():
     names = ["evolution", "links"]
     told = [histories("amem")[name] for name in names]
-    played, asked, evolutions = Played(names), 0, 0
+    played, asked, evolutions = Played(), 0, 0
     for i in range(max(map(len, told))):
         steps = [steps[i] if i < len(steps) else None for steps in told]
         reads = [step is not None and "text" in step for step in steps]
@@ -159,12 +165,13 @@ def test_notes_evolve_and_are_found_as_in_the_published_code():
 
 def test_an_answer_that_is_no_json_makes_a_bare_note():
     (first, *_) = histories("amem")["invalid"]
-    played = Played(["invalid"])
-    message = played.message([first["text"]])
-    played.answer(message, CONSTRUCT, [constructed(first["analyze"]["answer"])], [True])
-    played.answer(message, EVOLVE, [{}], [True], [-1], [[]])
-    assert played.store(0) == [{key: note[key] for key in note if key != "time"} for note in first["store"]]
-    assert played.store(0)[0]["context"] == "General"
+    played, on = Played(), [True] * ROWS
+    message = played.message([first["text"]] * ROWS)
+    played.answer(message, CONSTRUCT, [constructed(first["analyze"]["answer"])] * ROWS, on)
+    played.answer(message, EVOLVE, [{}] * ROWS, on, [-1] * ROWS, [[]] * ROWS)
+    for b in range(ROWS):
+        assert played.store(b) == [{key: note[key] for key in note if key != "time"} for note in first["store"]]
+        assert played.store(b)[0]["context"] == "General"
 
 
 def test_links_follow_their_hits_until_so_many_are_shown():
@@ -174,16 +181,17 @@ def test_links_follow_their_hits_until_so_many_are_shown():
 
 
 def test_a_link_to_nothing_or_to_anothers_note_shows_nothing():
-    played = Played(["one"])
+    played, on = Played(), [True] * ROWS
+    linked = [{1: (Op.ADD, 0, ""), 2: (Op.ADD, 7, "")}] * ROWS
     for owner, text in ((0, "I sing."), (1, "I ski.")):
-        message = played.message([text])
+        message = played.message([text] * ROWS)
         message = message._replace(owner=message.owner + owner)
-        played.answer(message, CONSTRUCT, [{}], [True])
-        played.answer(message, EVOLVE, [{1: (Op.ADD, 0, ""), 2: (Op.ADD, 7, "")}], [True], [amem.STRENGTHEN], [[]])
+        played.answer(message, CONSTRUCT, [{}] * ROWS, on)
+        played.answer(message, EVOLVE, linked, on, [amem.STRENGTHEN] * ROWS, [[]] * ROWS)
     assert [note["links"] for note in played.store(0)] == [[0, 7], [0, 7]]
-    question = played.message(["I ski."])
-    calls = {0: (Op.ADD, NO_ID, "I ski.")}
-    played.answer(question._replace(owner=question.owner + 1), amem.QUERY, [calls], [True])
+    question = played.message(["I ski."] * ROWS)
+    calls = [{0: (Op.ADD, NO_ID, "I ski.")}] * ROWS
+    played.answer(question._replace(owner=question.owner + 1), amem.QUERY, calls, on)
     shown = played.rows.result
     said = played.vocabulary.encode("I ski.")
     plain = (np.asarray(shown.tokens[0]) & ~(1 << 30)).tolist()

@@ -19,7 +19,7 @@ from agemem_jax.models import kv_cache, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl.losses import masked_log_prob
 from agemem_jax.rollout import drafts
-from agemem_jax.rollout.decode import Policy, decode_ahead, generate, prefill
+from agemem_jax.rollout.decode import Policy, Turns, decode_ahead, generate, prefill
 from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
 from agemem_jax.types import PAD_ID
@@ -71,16 +71,11 @@ def turns(
     prefix, _ = kv_cache.encode_prefix(params, config, prompt, jnp.array([prompt.shape[1]]))
     history = kv_cache.init_history(config, len(length), tokens.shape[1] + max(16, width))
     policy, zeros, ops = Policy(config, params, prefix), jnp.zeros_like(length), jnp.full_like(length, ALL_OPS)
-    settings = grammar, start, ops, budget, width
-    rest = temperature, key, columns
+    asked = Turns(on, grammar, start, ops, budget, width, temperature, key, noise_row, columns)
     if propose is None:
-        return generate(
-            policy, history, zeros, tokens, length, on, *settings, 16, *rest, 0, noise_row, decode_width
-        )  # fmt: skip
+        return generate(policy, history, zeros, tokens, length, asked, 16, decode_width=decode_width)
     history, cached, hidden = prefill(policy, history, zeros, tokens, length, on, 16)
-    slot, made = decode_ahead(
-        policy, history, cached, hidden, tokens, on, *settings, *rest, noise_row, decode_width, propose
-    )  # fmt: skip
+    slot, made = decode_ahead(policy, history, cached, hidden, asked, tokens, decode_width, propose)
     return kv_cache.merge_slot(history, slot, cached), cached + made.count - 1, made
 
 
@@ -198,18 +193,24 @@ def test_log_probabilities_are_the_learners(grammar_of):
     config, params = policy_of(len(grammar.token_class))
     _, _, made = play((config, params), grammar, 8, 0.8, 3)  # compiled before
     tokens, length, prompt = situation(config.vocab_size, 3)
+    whole = np.zeros((B, prompt.shape[1] + C + A), np.int32)
     for b in range(B):
-        whole = np.concatenate([prompt[0], tokens[b, : length[b]], made.tokens[b, : made.count[b]]])
+        said = np.concatenate([prompt[0], tokens[b, : length[b]], made.tokens[b, : made.count[b]]])
+        whole[b, : len(said)] = said
+    row, at = np.nonzero(np.arange(A) < made.count[:, None])
+    written = [x[row, at] for x in (made.state, made.remaining, made.tokens)]
+    place = prompt.shape[1] + length[row] + at - 1
+
+    @jax.jit
+    def learners(params, grammar, whole, state, left, token):
         nothing = jnp.zeros((1, 0), jnp.int32), jnp.zeros(1, jnp.int32)
-        hidden = qwen.rows_forward(params, config, *nothing, whole[None, None])[1][0, 0]
-        at = slice(len(whole) - made.count[b] - 1, -1)
-        logits = qwen.logits(params, config, hidden[at])
-        written = slice(0, made.count[b])
-        ops = jnp.full(made.count[b], ALL_OPS)
-        allowed = grammar_lib.allowed_tokens(grammar, made.state[b, written], made.remaining[b, written], ops)
-        logp, _ = masked_log_prob(logits, allowed, made.tokens[b, written], 0.8)
-        np.testing.assert_allclose(made.logp[b, written], logp, atol=1e-3)
-        np.testing.assert_array_equal(made.sampled[b, written], allowed.sum(-1) > 1)
+        hidden = qwen.rows_forward(params, config, *nothing, whole[None])[1][0, row, place]
+        allowed = grammar_lib.allowed_tokens(grammar, state, left, jnp.full_like(state, ALL_OPS))
+        return masked_log_prob(qwen.logits(params, config, hidden), allowed, token, 0.8)[0], allowed.sum(-1) > 1
+
+    logp, choice = learners(params, grammar, whole, *written)
+    np.testing.assert_allclose(made.logp[row, at], logp, atol=1e-3)
+    np.testing.assert_array_equal(made.sampled[row, at], choice)
     assert made.sampled.sum() > 50 and (made.logp[made.sampled] < -0.1).sum() > 30
 
 
@@ -219,7 +220,7 @@ WORDS, LENGTH, MANY = 3, 4, 1 << 14
 
 
 def free_turns(key, decode_width, propose=drafts.propose):
-    """LENGTH tokens of a vocabulary of WORDS, in MANY rows that all begin alike, at temperature 1.5: [MANY, LENGTH]."""
+    """LENGTH tokens of a vocabulary of WORDS, in MANY rows that all begin alike, at temperature 1.5."""
     config, params = policy_of(WORDS)
     return write_freely(params, key, config, decode_width, propose)
 
@@ -232,13 +233,13 @@ def write_freely(params, key, config, decode_width, propose):
     context = jnp.tile(jnp.array([[1, 2, 1, 1]]), (MANY, 1))
     history = kv_cache.init_history(config, MANY, 4)
     hidden, history = kv_cache.extend(params, config, prefix, history, zeros, context, zeros + 4)
-    _, made = decode_ahead(
-        Policy(config, params, prefix), history, zeros + 4, hidden[:, -1], context, zeros == 0, None, zeros, zeros,
-        zeros + LENGTH, LENGTH, jnp.float32(1.5), key, decode_width=decode_width, propose=propose,
-    )  # fmt: skip
-    return made.tokens
+    asked = Turns(zeros == 0, None, zeros, zeros, zeros + LENGTH, LENGTH, jnp.float32(1.5), key)
+    policy = Policy(config, params, prefix)
+    _, made = decode_ahead(policy, history, zeros + 4, hidden[:, -1], asked, context, decode_width, propose)
+    return made
 
 
+@cache
 def probabilities() -> np.ndarray:
     """Of each of the WORDS ** LENGTH turns, by forwards of whole sequences."""
     config, params = policy_of(WORDS)
@@ -254,8 +255,9 @@ def probabilities() -> np.ndarray:
 def test_whole_turns_have_their_exact_distribution(decode_width):
     p = probabilities()
     assert abs(p.sum() - 1) < 1e-5 and (p > 3 / MANY).sum() > 40 and p.max() < 0.5
-    tokens = np.asarray(free_turns(jax.random.key(5), decode_width))
-    counts = np.bincount(tokens @ WORDS ** np.arange(LENGTH)[::-1], minlength=len(p))
+    made = jax.device_get(free_turns(jax.random.key(5), decode_width))
+    assert (made.count == LENGTH).all() and made.sampled.all()
+    counts = np.bincount(made.tokens @ WORDS ** np.arange(LENGTH)[::-1], minlength=len(p))
     common = p * MANY > 5
     statistic = ((counts - p * MANY)[common] ** 2 / (p * MANY)[common]).sum()
     freedom = common.sum() - 1
@@ -298,9 +300,37 @@ def test_no_proposal_does_harm(grammar_of, propose, form, scan_layers):
     assert_same_cache(made, expected)
 
 
+def test_proposals_are_made_of_what_the_row_has_read_and_written(grammar_of):
+    grammar = grammar_of("paper")
+    policy = policy_of(len(grammar.token_class))
+    steps = []
+
+    def propose(grammar, text, end, state, left, ops, width):
+        jax.debug.callback(lambda *now: steps.append(jax.device_get(now)), text, end, state, left)
+        return drafts.propose(grammar, text, end, state, left, ops, width)
+
+    budget = np.full(B, A)  # one row's last columns are run beside others' proposals
+    expected = play(policy, grammar, 1, 1.0, 5, budget=budget)
+    made = play(policy, grammar, 3, 1.0, 5, budget=budget, propose=propose)
+    assert_same_turns(made, expected)
+    assert_same_cache(made, expected)
+    jax.effects_barrier()
+    tokens, length, prompt = situation(policy[0].vocab_size, 5)
+    turn, live = made[2], 0
+    for text, end, state, left in steps:
+        for b in range(B):
+            written = end[b] - prompt.shape[1] - length[b]
+            if written < turn.count[b]:
+                whole = [*prompt[0], *tokens[b, : length[b]], *turn.tokens[b, :written]]
+                assert text[b, : end[b]].tolist() == whole
+                assert (state[b], left[b]) == (turn.state[b, written], turn.remaining[b, written])
+                live += 1
+    assert 0 < live < turn.count.sum() - B
+
+
 @pytest.mark.parametrize("propose", [WRONG, LUCKY], ids=["wrong", "the same again"])
 def test_no_proposal_changes_free_turns(propose):
-    same = free_turns(jax.random.key(7), 4, propose) == free_turns(jax.random.key(7), 2)
+    same = free_turns(jax.random.key(7), 4, propose).tokens == free_turns(jax.random.key(7), 2).tokens
     assert same.mean() > 0.9999  # rounding may move one of many draws over its edge
 
 
@@ -347,6 +377,48 @@ def test_a_copy_goes_on_where_the_longest_end_last_stood():
     assert found.tolist() == [one is not None for one in expected]
     assert token[found].tolist() == [one for one in expected if one is not None]
     assert 10 < found.sum() < 64
+
+
+def copied(text: list[int], left: int, width: int) -> list[int]:
+    """What is proposed where everything is allowed."""
+    tokens = []
+    while len(tokens) < min(width, left) - 1:
+        token = looked_up(text, (text + tokens)[-drafts.LONGEST :])
+        if token is None:
+            break
+        tokens.append(token)
+    return tokens
+
+
+def test_a_copy_goes_on_with_what_it_says_itself():
+    rng = np.random.default_rng(1)
+    text = rng.integers(1, 6, (64, 12)).astype(np.int32)
+    end = np.concatenate([np.arange(1, 5), rng.integers(1, 13, 60)])
+    left, none = rng.integers(1, 8, 64), np.zeros(64, np.int32)
+    draft = jax.device_get(drafts.propose(None, text, end, none, left, none, 6))
+    expected = [copied(row[:n].tolist(), most, 6) for row, n, most in zip(text, end, left, strict=True)]
+    assert [row[:n].tolist() for row, n in zip(draft.tokens, draft.count, strict=True)] == expected
+    assert {len(row) for row in expected} == {0, 1, 2, 3, 4, 5} and not draft.forced.any()
+
+
+def test_what_is_proposed_is_allowed(grammar_of):
+    """In all places of random turns, with their budgets and with the least: copies of the turn itself."""
+    grammar = grammar_of("paper")
+    _, _, made = play(policy_of(len(grammar.token_class)), grammar, 1, 1.0)  # compiled before
+    row, at = np.nonzero(np.arange(A) < made.count[:, None])
+    state = made.state[row, at]
+    least = grammar.need[state].min(1)
+    assert (least <= made.remaining[row, at]).all() and (least > 1).sum() > 50
+    state, left = np.tile(state, 2), np.concatenate([made.remaining[row, at], least])
+    row, at, ops = np.tile(row, 2), np.tile(at, 2), np.full(2 * len(row), ALL_OPS)
+    grammar = jax.device_put(grammar)
+    draft = drafts.propose(grammar, jnp.asarray(made.tokens[row]), at + 1, state, left, ops, 4)
+    assert draft.count.sum() > 200
+    for j in range(3):
+        allowed = grammar_lib.allowed_tokens(grammar, draft.state[:, j], left - j, ops)
+        assert (np.take_along_axis(np.asarray(allowed), draft.tokens[:, j, None], 1)[:, 0] | (draft.count <= j)).all()
+        after = grammar_lib.advance(grammar, draft.state[:, j], draft.tokens[:, j])
+        assert ((after == draft.state[:, j + 1]) | (draft.count <= j)).all()
 
 
 def test_forced_runs_are_proposed_whole_and_end_before_the_turn_does(grammar_of):

@@ -28,6 +28,23 @@ class Policy(NamedTuple):
     prefix: kv_cache.PrefixCache
 
 
+class Turns(NamedTuple):
+    """What is to be written in a slot."""
+
+    on: jax.Array  # [B] bool rows that write
+    grammar: ToolGrammar | None  # None allows every token, and a turn ends with its budget
+    start: jax.Array  # [B] int32 grammar state to begin in
+    ops: jax.Array  # [B] int32 bit mask of the operations allowed
+    budget: jax.Array  # [B] int32 tokens a row may write, at most `width`
+    width: int
+    temperature: jax.Array  # [] float32; 0 = greedy
+    key: jax.Array  # the noise is a function of (key, column, noise row)
+    noise_row: jax.Array | None = None  # [B] int32 rows whose numbers these rows draw; None: each its own
+    # Ascending numbers of history columns. The loop is compiled for each of them and for the whole history, and runs on
+    # the fewest that hold every row: attending to unused columns is most of a step's memory traffic.
+    columns: tuple[int, ...] = ()
+
+
 @struct.dataclass
 class Generation:
     """What the rows wrote in one slot. Positions at or after `count` hold PAD_ID and zeros."""
@@ -95,89 +112,54 @@ def generate(
     cached: jax.Array,
     tokens: jax.Array,
     length: jax.Array,
-    on: jax.Array,
-    grammar: ToolGrammar | None,
-    start: jax.Array,
-    ops: jax.Array,
-    budget: jax.Array,
-    width: int,
+    turns: Turns,
     chunk: int,
-    temperature: jax.Array,
-    key: jax.Array,
-    columns: tuple[int, ...] = (),
     few: int = 0,
-    noise_row: jax.Array | None = None,
     decode_width: int = 1,
 ):
-    """Every row that is `on` writes one turn.
+    """Every row that is on writes one turn.
 
     Args:
-      history, cached, tokens, length, on, chunk, few: see `prefill`; the context must end where the policy is to write.
-      grammar, start, ops, budget, width, temperature, key, columns, noise_row: see `decode`.
+      history, cached, tokens, length, chunk, few: see `prefill`; the context must end where the policy is to write.
       decode_width: tokens of a row that a step may run; see `decode_ahead`.
 
     Returns:
       (history, cached [B], Generation). All tokens but a row's last are in the cache.
     """
     with jax.named_scope("prefill"):
-        history, cached, hidden = prefill(policy, history, cached, tokens, length, on, chunk, few)
+        history, cached, hidden = prefill(policy, history, cached, tokens, length, turns.on, chunk, few)
     with jax.named_scope("decode"):
-        settings = (on, grammar, start, ops, budget, width, temperature, key, columns, noise_row)
         if decode_width == 1:
-            slot, generation = decode(policy, history, cached, hidden, *settings)
+            slot, generation = decode(policy, history, cached, hidden, turns)
         else:
-            slot, generation = decode_ahead(policy, history, cached, hidden, tokens, *settings, decode_width)
+            slot, generation = decode_ahead(policy, history, cached, hidden, turns, tokens, decode_width)
         history = kv_cache.merge_slot(history, slot, cached)
     return history, cached + jnp.maximum(generation.count - 1, 0), generation
 
 
-def decode(
-    policy: Policy,
-    history,
-    cached: jax.Array,
-    hidden: jax.Array,
-    on: jax.Array,
-    grammar: ToolGrammar | None,
-    start: jax.Array,
-    ops: jax.Array,
-    budget: jax.Array,
-    width: int,
-    temperature: jax.Array,
-    key: jax.Array,
-    columns: tuple[int, ...] = (),
-    noise_row: jax.Array | None = None,
-):
-    """Token after token of every row that is `on`, from the state of its last context token on.
+def decode(policy: Policy, history, cached: jax.Array, hidden: jax.Array, turns: Turns):
+    """Token after token of every row that is on, from the state of its last context token on.
 
     Args:
       history, cached: keys and values of the contexts, only read here.
       hidden: [B, D] the last layer's output at each row's last context token.
-      grammar: None allows every token, and a turn ends with its budget.
-      start: [B] int32 grammar state to begin in.
-      ops: [B] int32 bit mask of the operations allowed in this turn.
-      budget: [B] int32 tokens a row may write, at most `width`.
-      temperature: [] float32; 0 = greedy.
-      key: consumed; the noise is a function of (key, column, noise row).
-      columns: ascending numbers of history columns. The loop is compiled for each of them and for the whole history,
-        and runs on the fewest that hold every row: attending to unused columns is most of a step's memory traffic.
-      noise_row: [B] int32 rows whose numbers these rows draw; None: each its own.
 
     Returns:
       (slot, Generation). The slot holds keys and values of all tokens but a row's last: that one is cached with what
       comes next, so that the loop ends before a forward pass that nobody reads.
     """
-    batch = cached.shape[0]
+    batch, width, grammar = cached.shape[0], turns.width, turns.grammar
 
     def write(record, i, new):
         return jax.lax.dynamic_update_slice(record, new.astype(record.dtype)[:, None], (0, i))
 
     def choose(i, hidden, state, live, out):
         """Draws token i of every live row, records it and advances the grammar."""
-        left = budget - i
-        uniform = jax.random.uniform(jax.random.fold_in(key, i), (batch,))
-        if noise_row is not None:  # every device draws for all rows, so that none has to ask another
-            uniform = policy.config.layout.constrain(uniform, None)[noise_row]
-        token, logp, choice = draw(policy, hidden, grammar, state, left, ops, uniform, temperature)
+        left = turns.budget - i
+        uniform = jax.random.uniform(jax.random.fold_in(turns.key, i), (batch,))
+        if turns.noise_row is not None:  # every device draws for all rows, so that none has to ask another
+            uniform = policy.config.layout.constrain(uniform, None)[turns.noise_row]
+        token, logp, choice = draw(policy, hidden, turns, state, left, turns.ops, uniform)
         after, more = state, live
         if grammar is not None:
             after = jnp.where(live, grammar_lib.advance(grammar, state, token), state)
@@ -190,10 +172,10 @@ def decode(
             live & choice,
         )
         out = tuple(write(o, i, n) for o, n in zip(out[:5], new, strict=True)) + (out[5] + live,)
-        return new[0], after, more & (i + 1 < budget), out
+        return new[0], after, more & (i + 1 < turns.budget), out
 
     out = (*empty_records(batch, width), jnp.zeros_like(cached))
-    token, state, live, out = choose(0, hidden, start, on, out)
+    token, state, live, out = choose(0, hidden, turns.start, turns.on, out)
     carry = (jnp.int32(1), token, state, live, kv_cache.init_slot(policy.config, batch, width), out)
 
     def step(history, carry):
@@ -205,7 +187,7 @@ def decode(
         return i + 1, token, state, live, slot, out
 
     going = lambda c: c[3].any() & (c[0] < width)  # noqa: E731
-    carry = run_steps(step, going, carry, history, jnp.where(on, cached, 0).max(), columns)
+    carry = run_steps(step, going, carry, history, jnp.where(turns.on, cached, 0).max(), turns.columns)
     _, _, _, _, slot, (written, logp, state, left, choice, count) = carry
     return slot, Generation(written, count, logp, state, left, choice)
 
@@ -215,18 +197,9 @@ def decode_ahead(
     history,
     cached: jax.Array,
     hidden: jax.Array,
+    turns: Turns,
     tokens: jax.Array,
-    on: jax.Array,
-    grammar: ToolGrammar | None,
-    start: jax.Array,
-    ops: jax.Array,
-    budget: jax.Array,
-    width: int,
-    temperature: jax.Array,
-    key: jax.Array,
-    columns: tuple[int, ...] = (),
-    noise_row: jax.Array | None = None,
-    decode_width: int = 2,
+    decode_width: int,
     propose: Callable = drafts.propose,
 ):
     """`decode` with up to `decode_width` tokens of a row in each step: its last one and a proposal that holds or not.
@@ -239,10 +212,11 @@ def decode_ahead(
       propose: see drafts.propose.
     """
     batch, layout = cached.shape[0], policy.config.layout
+    width, grammar, ops, budget = turns.width, turns.grammar, turns.ops, turns.budget
     places = jnp.arange(decode_width)
     sizes = (*(1 << i for i in range((decode_width - 1).bit_length())), decode_width)
-    noise_row = jnp.arange(batch) if noise_row is None else noise_row
-    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (batch,)))(jnp.arange(width))
+    noise_row = jnp.arange(batch) if turns.noise_row is None else turns.noise_row
+    uniform = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(turns.key, i), (batch,)))(jnp.arange(width))
     uniform = layout.constrain(uniform, None, None)[:, noise_row].T  # [B, width]
     cut = lambda x, n: x[:, :n]  # noqa: E731
     widen = lambda x: jnp.pad(x, ((0, 0), (0, decode_width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))  # noqa: E731
@@ -269,7 +243,7 @@ def decode_ahead(
             flat = lambda x: cut(x, n).reshape(batch * n, *x.shape[2:])  # noqa: E731
             state, left = map(flat, of_choices)
             chosen = jnp.take_along_axis(widen(hidden), cut(place, n)[..., None], 1)
-            drawn = draw(policy, flat(chosen), grammar, state, left, jnp.repeat(ops, n), flat(noise), temperature)
+            drawn = draw(policy, flat(chosen), turns, state, left, jnp.repeat(ops, n), flat(noise))
             return tuple(widen(x.reshape(batch, n)) for x in drawn)
 
         drawn = some(1) if hidden.shape[1] == 1 else fewest(asked.sum(1).max(), some)
@@ -313,20 +287,21 @@ def decode_ahead(
     first = prompt.shape[1] + cached  # place of a row's first written token in it
     slot = kv_cache.init_slot(policy.config, batch, width + decode_width)
     out, none = empty_records(batch, width + decode_width), jnp.zeros_like(cached)
-    alone = drafts.only_next(grammar, start, budget, ops, decode_width)
-    carry = verify(none, hidden[:, None], alone, on, text, out)
+    alone = drafts.only_next(grammar, turns.start, budget, ops, decode_width)
+    carry = verify(none, hidden[:, None], alone, turns.on, text, out)
     carry = (*carry[:4], slot, *carry[4:])
-    carry = run_steps(step, lambda c: c[3].any(), carry, history, jnp.where(on, cached, 0).max(), columns)
+    carry = run_steps(step, lambda c: c[3].any(), carry, history, jnp.where(turns.on, cached, 0).max(), turns.columns)
     count, _, _, _, slot, _, out = carry
     written, logp, state, left, choice = (cut(x, width) for x in out)
     return kv_cache.first_columns(slot, width), Generation(written, count, logp, state, left, choice)
 
 
-def draw(policy: Policy, hidden, grammar: ToolGrammar | None, state, left, ops, uniform, temperature):
+def draw(policy: Policy, hidden, turns: Turns, state, left, ops, uniform):
     """One token for each of the last layer's outputs `hidden [n, D]`: (token, its log-probability, whether it is a
-    choice), all `[n]`. The arguments are those of `decode`; `left [n]` tokens may be written, this one included.
+    choice), all `[n]`. So are the grammar state, the tokens that may be written, this one included, the operations
+    allowed, and the noise.
     """
-    layout = policy.config.layout
+    layout, grammar, temperature = policy.config.layout, turns.grammar, turns.temperature
     tokens_axis = "rows" if hidden.shape[0] % layout.ways("tokens") else "tokens"
     # The head is cut over its vocabulary; then each row's logits come to one device, and all devices are at work.
     logits = layout.constrain(qwen.logits(policy.params, policy.config, hidden), "rows", "vocab")
@@ -352,7 +327,7 @@ def put_behind(record: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
 def run_steps(
     step: Callable, going: Callable, carry: tuple, history, most: jax.Array, columns: tuple[int, ...]
 ) -> tuple:
-    """`carry = step(history, carry)` while `going(carry)`, with the fewest of the numbers of `columns` (see `decode`)
+    """`carry = step(history, carry)` while `going(carry)`, with the fewest of the numbers of `columns` (see `Turns`)
     that hold `most []` of the history's."""
     loop = lambda history, carry: jax.lax.while_loop(going, lambda carry: step(history, carry), carry)  # noqa: E731
     whole = kv_cache.columns(history)

@@ -69,8 +69,9 @@ def propose(
         recent = jnp.concatenate([recent[:, 1:], token[:, None]], 1)
         return (recent, after, left - 1, more), (token, state, forced, more)
 
+    # The first token stands in for what a shorter text lacks: no place in it has as many tokens before it.
     at = jnp.maximum(end[:, None] - LONGEST + jnp.arange(LONGEST), 0)
-    recent = jnp.where(end[:, None] >= LONGEST - jnp.arange(LONGEST), jnp.take_along_axis(text, at, 1), -1)
+    recent = jnp.take_along_axis(text, at, 1)
     carry = (recent, state, left, jnp.ones_like(state, bool))
     _, found = jax.lax.scan(step, carry, None, length=width)
     token, states, forced, more = (x.swapaxes(0, 1) for x in found)

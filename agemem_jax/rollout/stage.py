@@ -10,7 +10,7 @@ from flax import struct
 from agemem_jax.envs import scoring
 from agemem_jax.memory import context as context_lib
 from agemem_jax.rollout import turn as turn_lib
-from agemem_jax.rollout.decode import Generation, Policy, generate
+from agemem_jax.rollout.decode import Generation, Policy, Turns, generate
 from agemem_jax.rollout.reading import read_calls
 from agemem_jax.rollout.rows import RolloutSpec, Rows, World, close_segment, reset_context, rowwise, select, stop
 from agemem_jax.tools import grammar as grammar_lib
@@ -56,10 +56,13 @@ def policy_writer(
     """Turns are sampled from the policy; the noise is a function of (key, slot, column, noise row: see `decode`)."""
 
     def write(rows: Rows, slot, on, start, ops, budget):
+        turns = Turns(
+            on, world.grammar, start, ops, budget, spec.width, temperature, jax.random.fold_in(key, slot), noise_row,
+            spec.columns,
+        )  # fmt: skip
         history, cached, gen = generate(
-            policy, rows.history, rows.cached, rows.context.tokens, rows.context.length, on, world.grammar, start, ops,
-            budget, spec.width, spec.chunk, temperature, jax.random.fold_in(key, slot), spec.columns,
-            spec.few_rows, noise_row, spec.decode_width,
+            policy, rows.history, rows.cached, rows.context.tokens, rows.context.length, turns, spec.chunk,
+            spec.few_rows, spec.decode_width,
         )  # fmt: skip
         return rows.replace(history=history, cached=cached), gen
 

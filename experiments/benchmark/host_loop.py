@@ -23,7 +23,7 @@ from agemem_jax.memory.equality import normal_form
 from agemem_jax.models import kv_cache
 from agemem_jax.rl import advantages, losses, rewards
 from agemem_jax.rl.batch import learner_batch
-from agemem_jax.rollout.decode import Policy, generate
+from agemem_jax.rollout.decode import Policy, Turns, generate
 from agemem_jax.rollout.rows import Tape
 from agemem_jax.rollout.stage import allowed_ops
 from agemem_jax.training.evaluate import control as control_of
@@ -549,10 +549,9 @@ class HostLoop:
         params = kv_cache.split_layers(params, model)
         prefix, _ = kv_cache.encode_prefix(params, model, text.tokens, text.length)
         history = kv_cache.init_history(model, spec.batch, spec.capacity + max(spec.chunk, spec.width))
-        return generate(
-            Policy(model, params, prefix), history, jnp.zeros_like(length), tokens, length, on, world.grammar, start,
-            ops, budget, spec.width, spec.chunk, temperature, key, spec.columns,
-        )[2]  # fmt: skip
+        turns = Turns(on, world.grammar, start, ops, budget, spec.width, temperature, key, columns=spec.columns)
+        policy, none = Policy(model, params, prefix), jnp.zeros_like(length)
+        return generate(policy, history, none, tokens, length, turns, spec.chunk)[2]
 
     def _learn(self, state, world, segments: Segments, stats):
         rl, reward = self.run.config.rl, self.run.config.reward

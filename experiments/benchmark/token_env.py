@@ -15,7 +15,7 @@ from agemem_jax.models import kv_cache
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl import advantages, losses
 from agemem_jax.rl.batch import LearnerBatch
-from agemem_jax.rollout.decode import Generation, Policy, decode, generate
+from agemem_jax.rollout.decode import Generation, Policy, Turns, decode, generate
 from agemem_jax.training.learn import LearnSpec, update
 from agemem_jax.training.state import Optimizer
 from agemem_jax.types import Text, TrainState
@@ -85,12 +85,15 @@ def rollout(params: dict, model: ModelConfig, sizes: Sizes, prompts: jax.Array, 
     prefix, last = kv_cache.encode_prefix(params, model, prompts, jnp.full((sizes.tasks,), sizes.prompt, jnp.int32))
     policy = Policy(model, params, prefix)
     zeros, on = jnp.zeros((rows,), jnp.int32), jnp.ones((rows,), bool)
-    free = (None, zeros, zeros, zeros + written)  # no grammar: any token, until the budget is spent
+    # No grammar: any token, until the budget is spent.
+    free = lambda key: Turns(  # noqa: E731
+        on, None, zeros, zeros, zeros + written, written, jnp.float32(1.0), key, columns=sizes.columns
+    )
 
     if not observed:  # one turn, straight from the prompt
         history = kv_cache.init_history(model, rows, 0)
         hidden = jnp.repeat(last, sizes.group, axis=0)
-        _, turn = decode(policy, history, zeros, hidden, on, *free, written, jnp.float32(1.0), key)
+        _, turn = decode(policy, history, zeros, hidden, free(key))
         return turn.tokens, turn.logp
 
     def play(i, carry):
@@ -101,9 +104,8 @@ def rollout(params: dict, model: ModelConfig, sizes: Sizes, prompts: jax.Array, 
         tokens = jax.lax.dynamic_update_slice(tokens, seen, (0, at))
         turn: Generation
         history, cached, turn = generate(
-            policy, history, cached, tokens, zeros + at + observed, on, *free, written, observed + 1, jnp.float32(1.0),
-            act, sizes.columns,
-        )  # fmt: skip
+            policy, history, cached, tokens, zeros + at + observed, free(act), observed + 1
+        )
         tokens = jax.lax.dynamic_update_slice(tokens, turn.tokens, (0, at + observed))
         logp = jax.lax.dynamic_update_slice(logp, turn.logp, (0, at + observed))
         return history, cached, tokens, logp
