@@ -64,7 +64,7 @@ def _small(c: ConfigDict) -> ConfigDict:
     # What was told in stage 1 is out of sight when the task comes, whether the agent cared for its context or not.
     c.context.limit = c.context.capacity = 216
     c.context.max_segments = 8
-    c.rollout.action_tokens = 32
+    c.rollout.action_tokens = 34  # a call with any message in it
     c.rollout.stage3_turns = 6
     c.reward.task_metric = "success"
     return c
