@@ -43,7 +43,7 @@ try -m experiments.warm_start --config=configs/tiny.py --export="$folder/warm" \
     --config.warm.lessons=3 --config.warm.dealings=2 --config.warm.steps=4 --config.warm.batch=8 --config.warm.warmup_steps=1
 test -s "$folder/warm/model.safetensors"
 
-small="--config.task.path=$folder/hotpot.json --config.context.limit=2300 --config.context.capacity=1280"
+small="--config.task.path=$folder/hotpot.json --config.context.limit=2300 --config.context.capacity=1664"
 small="$small --config.policy.lora_rank=8 --config.rollout.action_tokens=160 --config.task.message_tokens=96"
 try -m experiments.warm_start --config=configs/smollm2.py --export="$folder/warm_adapters" $small \
     --config.policy.weights="$folder/small.gguf" --config.warm.steps=2 --config.warm.warmup_steps=1 --config.warm.batch=4
