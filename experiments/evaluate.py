@@ -31,7 +31,7 @@ SHOWN = ("success", "memory_quality", "context_tokens", "prompt_tokens", "genera
 def main(config) -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
     with hold(workdir, "--workdir"):
-        run = build(config)
+        run = build(config, learns=False)
         state, updates = starting_state(run)
         kept = evaluate_ways(run, workdir, METHOD.value, updates, lambda: state)
     found, roles = {way: one["numbers"] for way, one in kept.items()}, kept["greedy"].get("roles", {})

@@ -203,7 +203,8 @@ def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
             continue
         say(f"{benchmark}: reading what it takes")
         try:
-            run = runs[benchmark] = build(plan.config(benchmark, cell.seed))
+            learns = any(METHODS[one.method].trained for one in left if one.benchmark == benchmark)
+            run = runs[benchmark] = build(plan.config(benchmark, cell.seed), learns=learns)
             for name in {METHODS[method].system for method in plan.methods} - {"", "bm25", "rag"}:
                 run.readings(name)
         except InputError as error:

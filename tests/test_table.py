@@ -197,15 +197,15 @@ def test_contexts_are_averaged_turn_by_turn(tmp_path):
 
 
 def test_most_tokens_follow_from_the_sizes():
-    config = babyai.get_config("tiny")  # 8 + 13 messages, 6 actions, contexts of 216, turns of 32
+    config = babyai.get_config("tiny")  # 8 + 13 messages, 6 actions, contexts of 216, turns of 34
     config.train.eval_tasks, config.rl.updates = 10, 3
     config.rl.tasks_per_update, config.rl.group_size = 2, 4
-    acting = 6 * (216 + 32)
+    acting = 6 * (216 + 34)
     assert most_tokens(config, "no_memory") == {"evaluation": 20 * acting, "training": 0}
     assert most_tokens(config, "no_memory_rl") == {"evaluation": 20 * acting, "training": 24 * acting}
-    told = 6 * (216 + 21 * 20 + 32)
+    told = 6 * (216 + 21 * 20 + 34)
     assert most_tokens(config, "full_context") == {"evaluation": 20 * told, "training": 0}
-    whole = (6 + 21 + 3 * 2) * (216 + 32)
+    whole = (6 + 21 + 3 * 2) * (216 + 34)
     assert most_tokens(config, "agemem") == {"evaluation": 20 * whole, "training": 24 * whole}
     reading = 21 * 2 * (216 + config.methods.answer_tokens)
     assert most_tokens(config, "mem0_classic") == {"evaluation": 20 * (acting + reading), "training": 0}
@@ -288,13 +288,15 @@ class Runs:
     """In place of what builds, trains and plays: evaluations come at once, and what was asked for is noted."""
 
     def __init__(self, monkeypatch, workdir: Path, of: Plan, stop_after: int = 99):
-        self.workdir, self.plan, self.built, self.played, self.stop_after = workdir, of, [], [], stop_after
+        self.workdir, self.plan, self.stop_after = workdir, of, stop_after
+        self.built, self.played, self.learns = [], [], []
         monkeypatch.setattr(command, "build", self.build)
         monkeypatch.setattr(command, "train", self.train)
         monkeypatch.setattr(command, "evaluate_ways", self.evaluate_ways)
 
-    def build(self, config, like=None):
+    def build(self, config, like=None, learns=True):
         self.built.append((config.task.benchmark, config.seed, like is not None))
+        self.learns.append(learns)
         scores = type("Tasks", (), {"scores": {"success": "success", "progress": "progress"}})
         source = type("Source", (), {"tasks": scores})
         return type("Run", (), {"config": config, "source": source, "readings": lambda _, name: None})()
@@ -352,6 +354,19 @@ def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeyp
     printed = capsys.readouterr().out
     assert "50.0 ± 56.6" in printed and "no_memory†" in printed and str(tmp_path / "table.html") in printed
     assert json.loads((tmp_path / "table.json").read_text())["average"]["agemem"]["mean"] == 0.5
+
+
+def test_where_nothing_is_left_to_train_no_program_learns(monkeypatch, tmp_path):
+    monkeypatch.setattr(command.out, "write", lambda figures: None)
+    notice = contextlib.nullcontext(lambda: False)
+    trained = plan(1, ("no_memory", "agemem"))
+    runs = Runs(monkeypatch, tmp_path, trained)
+    command.make(trained, tmp_path, notice)
+    assert runs.learns == [True, True]
+    untrained = plan(1, ("no_memory", "agemem", "agemem_norl"))
+    runs = Runs(monkeypatch, tmp_path, untrained)
+    command.make(untrained, tmp_path, notice)
+    assert runs.learns == [False, False] and len(runs.played) == 2
 
 
 def test_a_folder_without_a_table_is_told(tmp_path):

@@ -69,10 +69,11 @@ class Run:
     identity: Identity  # of what was read to make all this
 
 
-def build(config: ConfigDict, like: Run | None = None) -> Run:
+def build(config: ConfigDict, like: Run | None = None, learns: bool = True) -> Run:
     """Checks the config, then builds the run. Nothing compiles before the checks are over.
 
     like: a run of the same config but for its seed: the programs are its own, compiled once for both.
+    learns: False of a run that makes no update: its programs compile faster, and give the same rows and traces.
     """
     validate(config)
     if like and difference(config, like.config) not in ([], ["seed"]):
@@ -107,9 +108,9 @@ def build(config: ConfigDict, like: Run | None = None) -> Run:
         programs, roomy, systems, readings = like.programs, like.roomy, like.systems, like.readings
     else:
         settings = model, optimizer, config.rl, config.reward, judge
-        programs = roomy = compile_programs(spec, *settings)
+        programs = roomy = compile_programs(spec, *settings, learns=learns)
         if roomy_spec != spec:  # compiled where a method needs them
-            roomy = compile_programs(roomy_spec, *settings, learns=config.train.baselines)
+            roomy = compile_programs(roomy_spec, *settings, learns=learns and config.train.baselines)
         spec_of = functools.partial(program_spec, world=table_world, mesh=mesh, reader=reader, env=benchmark.env)
         parts = dict(config=config, wide=wide, tokenizer=tokenizer, pieces=pieces, spec_of=spec_of)
         readings = functools.cache(functools.partial(reading_of, **parts, reach=described.longest_context))
