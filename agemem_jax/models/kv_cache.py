@@ -203,7 +203,7 @@ def last_of(hidden: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _behind(start: jax.Array) -> Callable:
-    """A `write` of `_through_layers`: columns from each row's own `start [B]` on (without a layer, of all layers)."""
+    """A `write` of `_through_layers`: columns from each row's own `start [B]` on."""
 
     def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
         def one(row, new, start):
@@ -212,10 +212,26 @@ def _behind(start: jax.Array) -> Callable:
             return jax.lax.dynamic_update_slice(row, new, at)
 
         if layer is None:
-            rows = cache.ndim - 4
-            return jax.vmap(one, (rows, rows, 0), rows)(cache, new, start)
+            return jax.vmap(one)(cache, new, start)
         whole = jax.lax.dynamic_index_in_dim(cache, layer, 0, keepdims=False)
         return jax.lax.dynamic_update_index_in_dim(cache, jax.vmap(one)(whole, new, start), layer, 0)
+
+    return write
+
+
+def _over(start: jax.Array) -> Callable:
+    """A `write` to all layers of a small stack: columns from each row's own `start [B]` on, by a pass over all columns.
+
+    A TPU writes columns of each row's own one row after another, and of a stack it copies all for each of them.
+    """
+
+    def write(cache: jax.Array, new: jax.Array, which: int, layer: Any) -> jax.Array:
+        axis = COLUMN_AXIS[which]
+        place = jnp.arange(cache.shape[axis]) - start[:, None]  # [B, S] which of the new columns each one becomes
+        place = place[:, None, None] if axis == -1 else place[:, None, :, None]
+        for i in range(new.shape[axis]):
+            cache = jnp.where(place == i, jax.lax.slice_in_dim(new, i, i + 1, axis=axis), cache)
+        return cache
 
     return write
 
@@ -338,7 +354,7 @@ def decode_steps(
         return qwen.attend_to(config, q, [Keys(*kv, **bound) for kv, bound in parts])
 
     x, new = _through_layers(params, config, x, rope, (prefix.kv, history, slot), None, None, look)
-    put = _behind(column)
+    put = _over(column)
     return x, tuple(put(s, n, which, None) for which, (s, n) in enumerate(zip(slot, new, strict=True)))
 
 
