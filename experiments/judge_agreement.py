@@ -21,13 +21,13 @@ from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.report.files import seed_folders, traces_of
 from agemem_jax.training.summary import aligned
-from experiments import cli, out, paths
+from experiments import cli, out
+from experiments.run_flag import RUN
 
-RUN = paths.define_path("run", None, "folder of a run, or of one of its seeds", required=True)
 JUDGE = flags.DEFINE_string("judge", None, "base URL of the endpoint, mostly ending in /v1", required=True)
 MODEL = flags.DEFINE_string("judge_model", None, "a model that it serves", required=True)
 BAR = flags.DEFINE_float("bar", 0.5, "verdict and F1 from which an answer is right", lower_bound=0.0, upper_bound=1.0)
-MOST = flags.DEFINE_integer("most", 20, "most disagreements printed; --out has all", lower_bound=0)
+SHOWN = flags.DEFINE_integer("differing", 20, "most disagreements printed; --out has all", lower_bound=0)
 RULES = {"exact match": "success", "token F1": "progress"}  # by their numbers in a trace
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     questions = ([one[name] for one in answers] for name in ("question", "answer", "action"))
     verdicts = judge.score(*questions)
     figures = {"run": RUN.value, "judge_model": MODEL.value, "bar": BAR.value} | compared(answers, verdicts, BAR.value)
-    print(table(figures, MOST.value))
+    print(table(figures, SHOWN.value))
     out.write(figures)
 
 

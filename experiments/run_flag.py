@@ -2,4 +2,4 @@
 
 from experiments import paths
 
-RUN = paths.define_path("run", None, "folder of one seed of a run, e.g. runs/tiny/seed_0", required=True)
+RUN = paths.define_path("run", None, "folder of a seed of a run, e.g. runs/tiny/seed_0", required=True)
