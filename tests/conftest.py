@@ -6,8 +6,11 @@ import os
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("suite")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of the suite's time, so XLA optimises little, and compiles the loops of a program as one module: of
 # its own for each of a thousand, they take 2.5 times as long. Flags given from outside come last and win.

@@ -325,7 +325,7 @@ def bpe_source(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*left out", "ignore:cut to their limits")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(json_records(), max_size=3) | JSON_VALUES, st.integers(0, 3))
 def test_any_json_is_refused_in_one_line_or_becomes_tasks(tmp_path_factory, bpe_source, rows, epoch):
     path = tmp_path_factory.getbasetemp() / "any.json"

@@ -92,7 +92,7 @@ def observed(pieces, entry: list[int], number: int) -> dict[str, list[list[int]]
 @given(entry=ENTRIES, number=st.integers(0, 999))
 @example("Ada Keller was born in Halden.", 1)
 @example('"Silver River" (1984)', 12)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_observations_have_the_tokens_of_their_whole_text(folders, words, entry, number):
     """Whatever an entry, a summary or a message holds: other programs tokenise the whole text at once."""
     tokenizer, pieces = pieces_of(folders[words])

@@ -128,7 +128,7 @@ def near_threshold(twin, criteria):
     return any(abs(score - THETA) < 1e-5 for score in twin.similarity(criteria).values())
 
 
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1), op_weights=st.sampled_from([(6, 1, 1, 1, 0.3), (4, 2, 2, 2, 1), (8, 0, 2, 1, 0)])
 )
@@ -324,7 +324,7 @@ def test_similarity_over_several_chunks():
 # Helpers on padded buffers.
 
 
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
 def test_write_and_pack_agree_with_lists(seed):
     rng, rows = np.random.default_rng(seed), 8

@@ -45,7 +45,7 @@ def padded(rows: list[list[int]], width: int = WIDTH) -> Text:
     return Text(jnp.asarray(tokens), jnp.array([len(ids) for ids in rows], jnp.int32))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=10))
 def test_a_key_is_of_the_bytes_whatever_the_tokens(pieces):
     text = "".join(pieces)
@@ -77,7 +77,7 @@ def test_pieces_are_put_one_behind_the_other_and_cut_at_the_end():
     np.testing.assert_array_equal(text.length, [5, 7])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(pieces=st.lists(st.sampled_from(SPOKEN), max_size=10))
 def test_words_are_those_of_the_text_in_lower_case(pieces):
     by_piece = [SPOKEN_NUMBER[piece] for piece in pieces]

@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("vocabularies")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(one=texts, other=texts, seed=st.integers(0, 2**32 - 1))
 def test_keys_are_equal_where_the_texts_say_the_same(one, other, seed):
     """Whatever the tokens, as far as none splits a character; the key is exactly the one that it is defined to be."""

@@ -253,7 +253,7 @@ def free(bpe):
     return grammar_lib.build_grammar(tools_config(constrained=False), bpe[1])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31 - 1))
 def test_any_seed_budget_and_operations(bpe, seed):
     config, tokenizer, grammar = bpe
@@ -400,7 +400,7 @@ any_text = st.text(alphabet='""\\\\<<> =/|!,)}aé東😀', max_size=24)
 writable_text = any_text.map(lambda text: MARK.sub(lambda mark: f"< {mark[0][1:]}", text))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(texts=st.lists(writable_text, min_size=16, max_size=16))
 def test_any_text_is_stored_as_it_was_meant(bpe, free, texts):
     """Quotation marks, backslashes and "<" come out as they went in, in whatever tokens."""

@@ -176,7 +176,7 @@ def folder(tmp_path_factory):
 
 
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), sessions=st.integers(1, 4))
-@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.settings(max_examples=10)
 def test_no_owner_meets_anothers_entries_in_any_session(folder, seed, sessions):
     rng = np.random.default_rng(seed)
     memory = store.empty(B, N, L, E, G, LT)

@@ -99,7 +99,7 @@ def device_scores(ids: list[list[int]], golds: list[str]):
     return np.asarray(exact)[: len(ids)], np.asarray(f1)[: len(ids)]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(pairs, st.integers(0, 2**32 - 1))
 def test_scores_are_the_official_ones(cases, seed):
     rng = np.random.default_rng(seed)
@@ -109,7 +109,7 @@ def test_scores_are_the_official_ones(cases, seed):
         np.testing.assert_allclose(f1[b], official_f1(answer, gold), rtol=1e-6, err_msg=repr((answer, gold)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(texts, min_size=1, max_size=BATCH), st.integers(0, 2**32 - 1))
 def test_an_answer_matches_its_own_normalisation(answers, seed):
     """Exact match from the other side: random pairs rarely agree."""
@@ -248,7 +248,7 @@ def test_view_share_by_hand():
     np.testing.assert_allclose(got, [(3 / 6 + 1) / 2, 3 / 6, 1.0], rtol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_view_share_is_that_of_plain_python(seed):
     rng = np.random.default_rng(seed)

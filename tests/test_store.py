@@ -186,7 +186,7 @@ def check_contents(twin, store, row):
     assert not store.key[row][blank].any()
 
 
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     duplicates=st.sampled_from(["refuse", "add"]),

@@ -183,7 +183,7 @@ def test_data_never_holds_a_marker_and_stays_as_it_is(kind, request):
     assert all(len(tokenizer.encode_markup(mark)) == 1 for mark in (END, "<|endoftext|>", "<tool_call>"))
 
     @given(st.lists(ORDINARY | st.sampled_from([*MARKS, *tokenizer.markers]), max_size=8).map("".join))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(text):
         ids = tokenizer.encode(text)
         assert not forbidden & set(ids)
@@ -199,7 +199,7 @@ def test_data_in_the_tiny_vocabulary_holds_no_markup(tiny):
     symbols = [*literals(get_config().tools, END), *tiny.markers]
 
     @given(st.lists(st.sampled_from([*symbols, *WORDS, *" 7:<ø▁\n\0"]), max_size=8).map("".join))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def check(text):
         missing = tiny.unspelt(text)
         if missing:
