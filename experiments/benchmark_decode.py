@@ -61,6 +61,7 @@ def configured(weight_file: str, path: str) -> ConfigDict:
     if path and not weight_file:
         raise InputError("--path needs --weights: the tiny vocabulary has no pieces for English text")
     config = hotpotqa.real() if weight_file else tiny.get_config()
+    config.rl.stage1_updates = config.rl.stage2_updates = 0  # an update is of a whole trajectory
     if weight_file:
         config.policy.weights, config.task.path = weight_file, path
         config.rl.tasks_per_update, config.rl.group_size = 2, 2
@@ -109,7 +110,8 @@ def measure(config: ConfigDict, width: int, updates: int) -> dict:
 
 def play(run: Run, params: dict) -> list[Slot]:
     """A batch of training tasks, one token a step: every slot of its three stages."""
-    spec, model, slots = run.spec.rollout, run.model, []
+    model, slots = run.model, []
+    spec = replace(run.spec.rollout, trace_rows=run.spec.rollout.batch)
     asked = control(run, run.config.seed, 0, "agemem", run.config.rollout.temperature, update=False)
     task = sharding.put(run.source.batch(0), sharding.rows(run.mesh))
 
@@ -134,11 +136,11 @@ def play(run: Run, params: dict) -> list[Slot]:
 
     rows, traces = None, []
     for stage in STAGES:
+        before = len(slots)
         rows, trace = stage_of(stage, params, rows, task, run.world, asked)
         jax.effects_barrier()
         trace = jax.device_get(trace)
-        ran = trace.ran.any(1)
-        traces += list(zip(trace.op[ran], trace.mode[ran], strict=True))
+        traces += list(zip(trace.op, trace.mode, strict=True))[: len(slots) - before]
     return [
         Slot(*arrays, op=op, summary=mode == Mode.SUMMARIZE)
         for arrays, (op, mode) in zip(slots, traces, strict=True)

@@ -8,6 +8,8 @@ from small import small_config
 
 from agemem_jax.errors import InputError
 from agemem_jax.rollout.decode import Generation
+from agemem_jax.training import loop
+from agemem_jax.training.setup import build
 from experiments import benchmark_decode
 
 
@@ -28,9 +30,26 @@ def test_steps_of_turns_known_by_hand():
     assert took.tolist() == [7, 7] and proposed.tolist() == [0, 0]
 
 
+def test_the_turns_of_all_rows_are_kept_whatever_the_run_traces(monkeypatch):
+    """Also of a slot in which the rows that are traced have ended."""
+    monkeypatch.setattr(benchmark_decode, "STAGES", (1,))
+    run = build(small_config(policy__num_layers=1, rollout__history_widths=1, rl__tasks_per_update=1, train__traces=1))
+    task = run.source.batch(0)
+    run.source.batch = lambda _: task.replace(num_facts=np.array([1, 4, 2, 4], np.int32))
+    slots = benchmark_decode.play(run, run.start())
+    assert len(slots) >= 4 and [slot.on.sum() for slot in slots[:2]] == [4, 3]
+    for slot in slots:
+        assert len(slot.op) == len(slot.summary) == 4
+        assert len(benchmark_decode.names_of(slot)) == slot.on.sum() > 0
+
+
+def test_updates_of_the_tiny_default_are_of_whole_trajectories():
+    assert loop.stages_of(benchmark_decode.configured("", ""), 0) == 3
+
+
 @pytest.mark.heavy
 def test_a_small_run():
-    config = small_config(policy__num_layers=1, rollout__history_widths=1, rl__tasks_per_update=1)
+    config = small_config(policy__num_layers=1, rollout__history_widths=1, rl__tasks_per_update=1, train__traces=1)
     figures = benchmark_decode.measure(config, 4, 1)
     json.dumps(figures, allow_nan=False)
     assert figures["turns"] >= figures["slots"] > 3 and figures["tokens"] > figures["turns"]
