@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import build_small, settings
+from small import build_small, settings, small_config
 from small import play as play_stages
 from vocabularies import write_bpe
 
@@ -18,10 +18,13 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.models import kv_cache, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
 from agemem_jax.rl.losses import masked_log_prob
-from agemem_jax.rollout import drafts
+from agemem_jax.rollout import decode, drafts
 from agemem_jax.rollout.decode import Policy, Turns, decode_ahead, generate, prefill
+from agemem_jax.rollout.rows import new_rows
+from agemem_jax.rollout.stage import policy_writer
 from agemem_jax.sharding import Layout
 from agemem_jax.tools import grammar as grammar_lib
+from agemem_jax.training.setup import build
 from agemem_jax.types import PAD_ID
 from configs import tiny
 from configs.base import get_config
@@ -334,7 +337,7 @@ def test_no_proposal_changes_free_turns(propose):
     assert same.mean() > 0.9999  # rounding may move one of many draws over its edge
 
 
-def test_eight_devices_write_what_one_does(grammar_of):
+def test_four_devices_write_what_one_does(grammar_of):
     grammar = grammar_of("paper")
     config, params = policy_of(len(grammar.token_class) + 1)
     expected = play((config, params), grammar, 1, 1.0, 6)
@@ -343,13 +346,32 @@ def test_eight_devices_write_what_one_does(grammar_of):
     assert_same_turns(play((spread, qwen.to_layout(params, spread)), grammar, 4, 1.0, 6), expected)
 
 
+def test_the_width_of_the_config_is_that_of_the_loop(monkeypatch):
+    """What is written does not tell."""
+    asked = []
+    monkeypatch.setattr(decode, "decode_ahead", lambda *args: asked.append(args[-1]) or decode_ahead(*args))
+    for width in (1, 3):
+        run = build(small_config(rollout__decode_width=width))
+        spec = run.spec.rollout
+
+        def write(params, run=run, spec=spec):
+            text, rows = run.world.pieces.prefix, new_rows(spec, run.model)
+            prefix, _ = kv_cache.encode_prefix(params, run.model, text.tokens, text.length)
+            policy = Policy(run.model, params, prefix)
+            writes = policy_writer(policy, run.world, spec, jnp.float32(1.0), jax.random.key(0))
+            return writes(rows, 0, rows.turn == 0, rows.turn, rows.turn + ALL_OPS, rows.turn + spec.width)[1]
+
+        made = jax.eval_shape(write, jax.eval_shape(run.start))
+        assert made.tokens.shape == (spec.batch, spec.width)
+    assert asked == [3]
+
+
 @pytest.mark.heavy
 def test_a_stage_is_the_same_at_every_width():
-    """The config's field reaches the loop: a stage of whole trajectories, their segments and caches' lengths."""
+    """A stage of whole trajectories, their segments and caches' lengths."""
     changes = dict(policy__num_layers=1, rollout__history_widths=2, tools__max_calls=1)
     runs = [build_small(**changes, rollout__decode_width=width) for width in (1, 4)]
     (one,), (wide,) = (play_stages(run, run.source.batch(0), settings(run), stages=(1,))[1] for run in runs)
-    assert [run.spec.rollout.decode_width for run in runs] == [1, 4]
     for x, y in zip(jax.tree.leaves(one.replace(history=())), jax.tree.leaves(wide.replace(history=())), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4)
     assert one.stats.generated_tokens.sum() > 50
