@@ -48,6 +48,10 @@ def main(config) -> None:
         where = parse_slice(TOPOLOGY.value)
     except ValueError as error:
         raise ConfigError(f"--topology={TOPOLOGY.value}: {error}") from error
+    if (width := config.rollout.decode_width) > 1:
+        raise ConfigError(
+            f"rollout.decode_width = {width}: the plan is made from the turns played, at one token a step; set 1"
+        )
     figures = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "devices": jax.device_count()}
     figures["xla_flags"] = os.environ.get("XLA_FLAGS", "")
     print(figures, flush=True)

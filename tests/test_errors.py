@@ -158,6 +158,14 @@ CASES = {
     "report: damaged": (("report", ["--workdir={}/damaged"]), ["summary.json cannot be read as JSON"]),
     "plan: topology": (("plan", [TINY, "--topology=v9-3"]), ["--topology=v9-3", "give CHIP:SHAPE"]),
     "plan: stages": (("plan", [TINY, "--topology=v5e-4", "--stages=4"]), ["--stages=4: '4' is no stage"]),
+    "plan: steps": (
+        ("plan", [TINY, "--topology=v5e-4", "--step_tokens=2"]),
+        ["--step_tokens=2: a step writes at most rollout.decode_width = 1", "set --config.rollout.decode_width"],
+    ),
+    "device: steps": (
+        ("benchmark_device", [TINY, "--topology=h100:1", "--config.rollout.decode_width=8"]),
+        ["rollout.decode_width = 8", "one token a step", "set 1"],
+    ),
     "recall: vocabulary": (("encoder_recall", ["--path={}/a_file"]), ["--path needs --weights"]),
     "recall: weights": (("encoder_recall", ["--weights={}/nowhere"]), ["nowhere", "do not exist"]),
     "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from small import build_small, small_config
 
 from agemem_jax import sharding
@@ -104,6 +106,23 @@ def test_kernels_are_counted_by_their_matmuls(monkeypatch, remat, kl_coef, matmu
     pairs = 100 * (10 + 40 / 2)  # the prompt, and half of what is causal
     assert found["flops"] == matmuls * 2 * pairs * 4 * 8 * 3 / 8
     assert found["predicted_s"] == found["compute_s"] == 2 * found["flops"] / where.chip.flops_rate
+
+
+def test_a_step_of_several_tokens_takes_fewer_steps_a_slot():
+    run = SimpleNamespace(
+        config=qwen3.get_config("4b-v5p-16"),
+        spec=SimpleNamespace(
+            learn=SimpleNamespace(micro_batch=8, layout=sharding.Layout()), rollout=SimpleNamespace(batch=64)
+        ),
+    )
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    steps = {}
+    for tokens in (1.0, 2.5):
+        with flagsaver.flagsaver(longest_turn=512, step_tokens=tokens):
+            steps[tokens] = plan_command.trips(run, 3)
+    assert steps[1.0].pop("rollout/decode") == 512 and steps[2.5].pop("rollout/decode") == 204.8
+    assert steps[1.0] == steps[2.5]  # as many tokens are written and learnt from
 
 
 def test_search_tries_what_is_possible_and_keeps_the_fastest(monkeypatch):
