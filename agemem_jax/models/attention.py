@@ -7,8 +7,8 @@
 
 The two kernels serve what the learner and the prompt's forward ask for: more than one query, each set of keys either
 seen up to a length or, one of them, causal over the queries' own tokens (offset 0). Everything else runs as "xla"
-whatever is chosen: decoding (one query: reading the cache is all the work, and no kernel reads it faster) and prefill
-behind a history, where each row's queries begin at a column of their own.
+whatever is chosen: decoding (one query: reading the cache is all the work, and no kernel reads it faster), and decoding
+several tokens a step or prefill behind a history, where each row's queries begin at a column of their own.
 
 Axes: B rows, W queries of a row, H heads, KV key-value heads, HD head size, S keys, n = B or a divisor of it.
 """
