@@ -273,6 +273,7 @@ REFUSED = {
     "type": ({"rl.updates": "three"}, "rl.updates = 'three': a value like 3"),
     "together": ({"rl.schedule": "sequential"}, "arm 'x': rl.stage1_updates = 1: belongs to"),
     "tool": ({"masked": ("Add",)}, "masked = .*no tool 'Add'"),
+    "tool alone": ({"masked": "Add_memory"}, "arm 'x': masked = 'Add_memory': a tuple of tools is needed"),
     "group": ({"rl": {"credit": "broadcast"}}, "arm 'x': rl = .*no such field"),
     "no dict": (3, "arm 'x': changes = 3"),
 }

@@ -137,7 +137,9 @@ def changed(base: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         raise ConfigError(f"changes = {changes!r}: a dict of dotted fields and values is needed")
     for name, value in changes.items():
         if name == MASKED:
-            for tool in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(value, tuple | list):
+                refuse(MASKED, value, f"a tuple of tools is needed, of {', '.join(base.tools.enabled)}")
+            for tool in value:
                 if tool not in base.tools.enabled:
                     refuse(MASKED, value, f"there is no tool {tool!r}; a tuple of {', '.join(base.tools.enabled)}")
         elif name not in known:
