@@ -46,9 +46,7 @@ def answers_in(run: Path) -> list[dict]:
 
     Raises InputError if there is none: tasks in a world have a goal and no answer.
     """
-    seeds = list(seed_folders(run).values()) or [run]
-    folders = [path for seed in seeds for path in (seed, *sorted(seed.glob("*/"))) if path.is_dir()]
-    found = [trace for path in folders for trace in traces_of(path, {})]
+    found = [trace for seed in seed_folders(run).values() or [run] for trace in traces_of(seed, {})]
     given = [trace for trace in found if trace["answer"] and (trace["action"] or "").strip()]
     if not given:
         raise InputError(
