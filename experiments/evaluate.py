@@ -7,11 +7,13 @@ what training writes of an evaluation: evaluation_METHOD-WAY.json and the greedy
 it was stopped; what was evaluated is not played again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
+from agemem_jax.training.checkpoint import MANIFEST
 from agemem_jax.training.comparison import is_calls_of_a_role
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.lock import hold
@@ -31,8 +33,7 @@ SHOWN = ("success", "memory_quality", "context_tokens", "prompt_tokens", "genera
 def main(config) -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
     with hold(workdir, "--workdir"):
-        run = build(config, learns=False)
-        state, updates = starting_state(run)
+        run, state, updates = started(build(config, learns=False))
         kept = evaluate_ways(run, workdir, METHOD.value, updates, lambda: state)
     found, roles = {way: one["numbers"] for way, one in kept.items()}, kept["greedy"].get("roles", {})
     figures = {way: {name: interval([values]) for name, values in numbers.items()} for way, numbers in found.items()}
@@ -42,14 +43,16 @@ def main(config) -> None:
     out.write({"method": METHOD.value, "updates": updates, "roles": roles, **figures})
 
 
-def starting_state(run: Run) -> tuple[TrainState, int]:
-    """The policy that plays, and the updates that made it. Raises InputError if there is none, or it is not finite."""
+def started(run: Run) -> tuple[Run, TrainState, int]:
+    """The run, the policy that plays, and the updates that made it. A policy of a checkpoint is part of the run's
+    identity: its evaluations are nobody else's. Raises InputError if there is none, or it is not finite."""
     if not WEIGHTS_OF.value:
-        return fresh_state(run), 0
+        return run, fresh_state(run), 0
     checkpoint = saved.newest(Path(WEIGHTS_OF.value), "weights_of")
     params = saved.restore_params(checkpoint, run.model, run.mesh)
     check_params(params, f"checkpoint {checkpoint}", "give other weights")
-    return new_state(params, run.optimizer), int(checkpoint.name)
+    run = replace(run, identity=run.identity | {"policy": (checkpoint / MANIFEST).read_text().partition("\n")[0]})
+    return run, new_state(params, run.optimizer), int(checkpoint.name)
 
 
 def table(figures: dict, metric: str) -> str:
