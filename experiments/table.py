@@ -27,7 +27,7 @@ from agemem_jax.config import check_fields, check_override, flatten, make_absolu
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import duration, plain, replace_text, write_json
 from agemem_jax.report import table as shown
-from agemem_jax.training.comparison import ABOUT, Cell, Plan, cells_of, figures, most_tokens
+from agemem_jax.training.comparison import ABOUT, Cell, Plan, about, cells_of, figures, most_tokens
 from agemem_jax.training.distributed import Notice, agree, is_leader, say
 from agemem_jax.training.evaluate import METHODS, WAYS, Pass
 from agemem_jax.training.loop import evaluate_ways, fresh_state, read_json, train
@@ -158,13 +158,14 @@ def make(plan: Plan, workdir: Path, notice: Notice) -> None:
     """Plays every cell that is not finished yet, then shows the table."""
     command = "python -m experiments.table " + " ".join(sys.argv[1:])
     cells = cells_of(plan)
-    done = agree(lambda: [cell.is_finished(workdir, plan) for cell in cells])
-    left = [cell for cell, finished in zip(cells, done, strict=True) if not finished]
+    left = unfinished(cells, plan, workdir)
     if is_leader():
-        begin(plan, workdir, command)
         say(announced(plan, workdir, cells, left))
     with notice as stop:
-        runs = checked(left, plan, workdir)
+        runs = checked(cells, left, plan, workdir)
+        if is_leader():
+            begin(plan, workdir, command, runs)
+        left = unfinished(left, plan, workdir)  # it is known now whether files that have moved are the same
         run: Run | None = None
         for number, cell in enumerate(left, len(cells) - len(left) + 1):
             config = plan.config(cell.benchmark, cell.seed)
@@ -181,20 +182,30 @@ def make(plan: Plan, workdir: Path, notice: Notice) -> None:
         show(workdir, plan, command)
 
 
-def begin(plan: Plan, workdir: Path, command: str) -> None:
-    """Writes what is compared, and the config of each benchmark in its folder, where pages look for it."""
+def unfinished(cells: list[Cell], plan: Plan, workdir: Path) -> list[Cell]:
+    """Those of the cells that are to be played, in every process the same."""
+    done = agree(lambda: [cell.is_finished(workdir, plan) for cell in cells])
+    return [cell for cell, finished in zip(cells, done, strict=True) if not finished]
+
+
+def begin(plan: Plan, workdir: Path, command: str, runs: dict[str, Run]) -> None:
+    """Writes what is compared, and the config of each benchmark in its folder, where pages look for it, with what its
+    run has read if there is one."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / PLAN, {"command": command} | plan.to_json())
     for benchmark, config in plan.columns.items():
         (workdir / benchmark).mkdir(exist_ok=True)
         write_json(workdir / benchmark / "config.json", config.to_dict())
+        if run := runs.get(benchmark):
+            write_json(workdir / benchmark / ABOUT, about(run.source.tasks.scores, run.identity, run.config))
 
 
-def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
+def checked(cells: list[Cell], left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
     """The runs of benchmarks that have cells left, with the first seed that has some. All are built before anything
     compiles: what is wrong with the last one's data would else be told hours later.
 
-    Raises InputError as `build`, and if a memory system does not fit the policy.
+    Raises InputError as `build`, if a memory system does not fit the policy, and if a cell of these benchmarks was
+    played with another config or other inputs.
     """
     runs: dict[str, Run] = {}
     for cell in left:
@@ -207,10 +218,11 @@ def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
             run = runs[benchmark] = build(plan.config(benchmark, cell.seed), learns=learns)
             for name in {METHODS[method].system for method in plan.methods} - {"", "bm25", "rag"}:
                 run.readings(name)
+            for one in cells:
+                if one.benchmark == benchmark:
+                    one.check(workdir, plan, run.identity)
         except InputError as error:
             raise InputError(f"{benchmark}: {error}") from error
-        if is_leader():
-            write_json(workdir / benchmark / ABOUT, {"scores": run.source.tasks.scores})
     return runs
 
 

@@ -222,6 +222,7 @@ def test_a_plan_survives_its_file():
 
 
 TINY = "configs/tiny.py"
+NOTICE = contextlib.nullcontext(lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +290,7 @@ class Runs:
 
     def __init__(self, monkeypatch, workdir: Path, of: Plan, stop_after: int = 99):
         self.workdir, self.plan, self.stop_after = workdir, of, stop_after
+        self.identity = {"weights": "0"}
         self.built, self.played, self.learns = [], [], []
         monkeypatch.setattr(command, "build", self.build)
         monkeypatch.setattr(command, "train", self.train)
@@ -299,7 +301,8 @@ class Runs:
         self.learns.append(learns)
         scores = type("Tasks", (), {"scores": {"success": "success", "progress": "progress"}})
         source = type("Source", (), {"tasks": scores})
-        return type("Run", (), {"config": config, "source": source, "readings": lambda _, name: None})()
+        parts = {"config": config, "source": source, "identity": self.identity, "readings": lambda _, name: None}
+        return type("Run", (), parts)()
 
     def train(self, run, folder, stop, method, only):
         assert [one.name for one in only] == [f"{method}-greedy", f"{method}-sampled"]
@@ -323,10 +326,9 @@ class Runs:
 
 def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeypatch, tmp_path, capsys):
     of = plan(2, ("no_memory", "bm25_rl", "agemem"))
-    notice = contextlib.nullcontext(lambda: False)
     first = Runs(monkeypatch, tmp_path, of, stop_after=5)
     with pytest.raises(Preempted):
-        command.make(of, tmp_path, notice)
+        command.make(of, tmp_path, NOTICE)
     assert first.built == [("hotpotqa", 0, False), ("babyai", 0, False), ("hotpotqa", 1, True)]
     assert first.played == [
         "hotpotqa, no_memory, seed 0", "hotpotqa, bm25_rl, seed 0", "hotpotqa, agemem, seed 0",
@@ -341,12 +343,12 @@ def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeyp
 
     second = Runs(monkeypatch, tmp_path, of)
     monkeypatch.setattr(command.out, "write", lambda figures: None)
-    command.make(of, tmp_path, notice)
+    command.make(of, tmp_path, NOTICE)
     assert second.built == [("babyai", 0, False), ("babyai", 1, True)] and len(second.played) == 5
     assert all(cell.startswith("babyai") for cell in second.played)
 
     third = Runs(monkeypatch, tmp_path, of)
-    command.make(of, tmp_path, notice)
+    command.make(of, tmp_path, NOTICE)
     assert third.built == third.played == [] and "0 of 10 cells are left" in capsys.readouterr().out
     assert all((tmp_path / f"table.{kind}").stat().st_size > 100 for kind in ("json", "csv", "md", "html"))
     kept = command.known_plan(tmp_path)
@@ -358,15 +360,60 @@ def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeyp
 
 def test_where_nothing_is_left_to_train_no_program_learns(monkeypatch, tmp_path):
     monkeypatch.setattr(command.out, "write", lambda figures: None)
-    notice = contextlib.nullcontext(lambda: False)
     trained = plan(1, ("no_memory", "agemem"))
     runs = Runs(monkeypatch, tmp_path, trained)
-    command.make(trained, tmp_path, notice)
+    command.make(trained, tmp_path, NOTICE)
     assert runs.learns == [True, True]
     untrained = plan(1, ("no_memory", "agemem", "agemem_norl"))
     runs = Runs(monkeypatch, tmp_path, untrained)
-    command.make(untrained, tmp_path, notice)
+    command.make(untrained, tmp_path, NOTICE)
     assert runs.learns == [False, False] and len(runs.played) == 2
+
+
+@pytest.fixture
+def half_played(monkeypatch, tmp_path):
+    """A table of which one benchmark was played, and who goes on with it."""
+    monkeypatch.setattr(command.out, "write", lambda figures: None)
+    of = plan(1, ("no_memory", "agemem"))
+    Runs(monkeypatch, tmp_path, of, stop_after=2)
+    with pytest.raises(Preempted):
+        command.make(of, tmp_path, NOTICE)
+    return lambda of: Runs(monkeypatch, tmp_path, of)
+
+
+def files_of(workdir: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_finished_cell_is_not_played_over_with_another_config_or_other_inputs(half_played, tmp_path):
+    before = files_of(tmp_path)
+    other = plan(1, ("no_memory", "agemem"))
+    other.columns["hotpotqa"].store.entries = 9
+    runs = half_played(other)
+    told = r"hotpotqa: .*evaluation_no_memory-greedy.json is of another config: store.entries is 9, was 3. Set these"
+    with pytest.raises(InputError, match=told):
+        command.make(other, tmp_path, NOTICE)
+    same = plan(2, ("no_memory", "agemem"))  # of the first benchmark, a seed is left
+    again = half_played(same)
+    again.identity = {"weights": "1"}
+    with pytest.raises(InputError, match="evaluation_no_memory-greedy.json: the weights that .* are others"):
+        command.make(same, tmp_path, NOTICE)
+    assert runs.played == again.played == [] and files_of(tmp_path) == before
+    longer = plan(1, ("no_memory", "agemem"))  # what an evaluation is of, and how long is trained, may change
+    longer.columns["hotpotqa"].update_from_flattened_dict({"train.eval_tasks": 5, "rl.updates": 999})
+    runs = half_played(longer)
+    command.make(longer, tmp_path, NOTICE)
+    assert len(runs.played) == 4
+
+
+def test_a_table_goes_on_where_its_files_have_moved(half_played, tmp_path):
+    moved = plan(1, ("no_memory", "agemem"))
+    moved.columns["hotpotqa"].policy.weights = "elsewhere"
+    runs = half_played(moved)
+    command.make(moved, tmp_path, NOTICE)
+    assert runs.played == ["babyai, no_memory, seed 0", "babyai, agemem, seed 0"]
+    found = figures(tmp_path, moved)
+    assert set(found["cells"]["hotpotqa"]) == {"no_memory", "agemem"} and set(found["average"]) == {"no_memory", "agemem"}
 
 
 def test_a_folder_without_a_table_is_told(tmp_path):

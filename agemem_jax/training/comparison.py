@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from agemem_jax.config import from_json
+from agemem_jax.config import PATH_FIELDS, ConfigError, difference, flatten, from_json
 from agemem_jax.methods.tables import system_of
+from agemem_jax.training import identity as identities
+from agemem_jax.training.checkpoint import of_another_config
 from agemem_jax.training.evaluate import METHODS, WAYS, Pass, shares_weights
-from agemem_jax.training.loop import is_evaluated, read_json, result_path
+from agemem_jax.training.identity import Identity
+from agemem_jax.training.loop import free_of_evaluation, is_evaluated, read_json, result_path
 from agemem_jax.training.summary import TASK_METRICS, interval
 from agemem_jax.types import Op
 
-ABOUT = "about.json"  # in the folder of a benchmark: what only its records and tokenizer tell
+ABOUT = "about.json"  # in the folder of a benchmark: what only its inputs tell
+EXTENT = ("train.eval_tasks", "train.traces")  # of an evaluation: a larger one may take its place
 BASE = "no_memory"  # what gains are stated over
 MILLION = 1e6
 EPISODES = 1000  # that a price is stated for
@@ -83,16 +87,49 @@ class Cell:
         folder = workdir / self.benchmark / f"seed_{config.seed}"
         return folder / self.method if METHODS[self.method].trained and self.method != "agemem" else folder
 
+    def paths(self, workdir: Path, config: ConfigDict) -> dict[str, Path]:
+        """By way, where its evaluations are kept; `config` is the seed's own."""
+        return {way: result_path(self.folder(workdir, config), Pass(self.method, way)) for way in WAYS}
+
     def evaluations(self, workdir: Path, plan: Plan) -> dict[str, dict]:
-        """By way, what was kept of those that are there and hold for the plan's config."""
+        """By way, what was kept of those that are there and hold for the plan's config and what it reads."""
         config = plan.config(self.benchmark, self.seed)
         updates = config.rl.updates if METHODS[self.method].trained else 0
-        paths = {way: result_path(self.folder(workdir, config), Pass(self.method, way)) for way in WAYS}
-        found = {way: path for way, path in paths.items() if is_evaluated(path, config, None, updates, self.method)}
-        return {way: read_json(path) for way, path in found.items()}
+        holds = lambda path: is_evaluated(path, config, identity, updates, self.method)  # noqa: E731
+        identity = known_identity(workdir / self.benchmark / ABOUT, config)
+        return {way: read_json(path) for way, path in self.paths(workdir, config).items() if holds(path)}
+
+    def check(self, workdir: Path, plan: Plan, identity: Identity) -> None:
+        """Raises InputError if there is an evaluation of another config, or of other inputs than those of `identity`:
+        to play the cell would overwrite it."""
+        config = plan.config(self.benchmark, self.seed)
+        for path in filter(Path.exists, self.paths(workdir, config).values()):
+            kept = read_json(path)
+            was = from_json(json.dumps(kept["config"]))
+            names = [name for name in difference(config, was) if name not in EXTENT]
+            names = [name for name in names if not free_of_evaluation(name, config, True, self.method)]
+            if names:
+                raise ConfigError(of_another_config(str(path), names, was, config))
+            if kept.get("identity"):
+                identities.check(str(path), kept["identity"], identity, config, was, "or start in a new --workdir")
 
     def is_finished(self, workdir: Path, plan: Plan) -> bool:
         return len(self.evaluations(workdir, plan)) == len(WAYS)
+
+
+def about(scores: dict[str, str], identity: Identity, config: ConfigDict) -> dict:
+    """What is kept in ABOUT: how scores are called, and what was read from which paths."""
+    return {"scores": scores, "identity": identity, "paths": paths_of(config)}
+
+
+def paths_of(config: ConfigDict) -> dict[str, str]:
+    return {name: value for name, value in flatten(config).items() if name in PATH_FIELDS}
+
+
+def known_identity(path: Path, config: ConfigDict) -> Identity | None:
+    """What a benchmark's runs have read, if the file `path` (ABOUT) tells it of the config's own paths."""
+    kept = read_json(path) if path.exists() else {}
+    return kept.get("identity") if kept.get("paths") == paths_of(config) else None
 
 
 def cells_of(plan: Plan) -> list[Cell]:
