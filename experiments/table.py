@@ -97,11 +97,14 @@ def configs(files: list[str], settings: list[str], seeds: int) -> dict[str, Conf
     for setting in settings:
         name, mark, text = setting.partition("=")
         benchmark, _, field = name.partition(".")
-        if not mark or not field:
+        if not mark:
             raise InputError(f"--set={setting}: give FIELD=VALUE or BENCHMARK.FIELD=VALUE; benchmarks are "
                              f"{', '.join(found)}")  # fmt: skip
-        for config in [found[benchmark]] if benchmark in found else found.values():
-            set_field(config, field if benchmark in found else name, text, setting)
+        of_one = benchmark in found and field
+        if (field if of_one else name) == "num_seeds":
+            raise InputError(f"--set={setting}: --seeds says how many")
+        for config in [found[benchmark]] if of_one else found.values():
+            set_field(config, field if of_one else name, text, setting)
     for benchmark, config in found.items():
         if config.task.benchmark != benchmark:
             raise InputError(f"--set: task.benchmark of {benchmark} stays; give another file to --configs")
@@ -129,7 +132,10 @@ def value_of(text: str, like: Any) -> Any:
     if isinstance(like, bool):
         return text.lower() in ("true", "t", "1", "")
     if isinstance(like, tuple):
-        return ast.literal_eval(text) if text.startswith("(") else tuple(filter(None, text.split(",")))
+        value = ast.literal_eval(text) if text.startswith("(") else tuple(filter(None, text.split(",")))
+        if not isinstance(value, tuple):
+            raise ValueError(f"a tuple is needed, such as ({value!r},)")
+        return value
     return type(like)(text)
 
 

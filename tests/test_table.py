@@ -247,6 +247,9 @@ NOTICE = contextlib.nullcontext(lambda: False)
         ([TINY], ["babyai.rl.updates=2"], "there is no such field"),
         ([TINY], ["task.benchmark=pddl"], "task.benchmark of hotpotqa stays"),
         ([TINY], ["task.parts=(1,"], "--set=task.parts=(1,: "),
+        ([TINY], ["task.parts=('a')"], "--set=task.parts=('a'): a tuple is needed, such as ('a',)"),
+        ([TINY], ["hotpotqa=1"], "--set=hotpotqa=1: hotpotqa = '1': there is no such field"),
+        ([TINY], ["num_seeds=5"], "--set=num_seeds=5: --seeds says how many"),
         ([TINY], ["task.parts=(1,)"], "hotpotqa: task.parts = (1,): a tuple of texts is needed"),
         ([TINY], ["prices.prompt=-1"], "hotpotqa: prices.prompt = -1.0: must be at least 0"),
     ],
@@ -261,9 +264,9 @@ def test_what_is_wrong_is_told_before_anything_is_built(files, settings, told, m
 def test_settings_reach_one_config_or_all(monkeypatch, tmp_path):
     monkeypatch.chdir(Path(__file__).parent.parent)
     files = [TINY, "configs/babyai.py:tiny"]
-    settings = ["rl.updates=9", "babyai.task.parts=a,b", "hotpotqa.task.path=x=1.json", "train.baselines=false"]
+    settings = ["rl.updates=9", "seed=7", "babyai.task.parts=a,b", "hotpotqa.task.path=x=1.json", "train.baselines=false"]
     found = command.configs(files, settings, 5)
-    assert {c.rl.updates for c in found.values()} == {9} and {c.num_seeds for c in found.values()} == {5}
+    assert {c.rl.updates for c in found.values()} == {9} and {c.seed for c in found.values()} == {7} and {c.num_seeds for c in found.values()} == {5}
     assert found["babyai"].task.parts == ("a", "b") and found["hotpotqa"].task.parts == ()
     assert found["hotpotqa"].task.path == str(Path.cwd() / "x=1.json") and found["babyai"].task.path == ""
 
