@@ -14,6 +14,7 @@ WORKDIR/BENCHMARK is the folder of a run: experiments.trace and experiments.judg
 
 import ast
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -162,7 +163,7 @@ def check(plan: Plan) -> None:
 
 def make(plan: Plan, workdir: Path, notice: Notice) -> None:
     """Plays every cell that is not finished yet, then shows the table."""
-    command = "python -m experiments.table " + " ".join(sys.argv[1:])
+    command = "python -m experiments.table " + shlex.join(sys.argv[1:])
     cells = cells_of(plan)
     left = unfinished(cells, plan, workdir)
     if is_leader():

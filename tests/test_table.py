@@ -46,7 +46,9 @@ def numbers(scores: list[float], metric: str, **more: float) -> dict:
     return {metric: scores} | {name: [value] * len(scores) for name, value in counted.items()}
 
 
-def keep(workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: float | None = None) -> None:
+def keep(
+    workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: float | None = None, roles: dict | None = None
+) -> None:
     """Writes an evaluation as training.loop does."""
     config = plan.config(cell.benchmark, cell.seed)
     folder = cell.folder(workdir, config)
@@ -56,6 +58,7 @@ def keep(workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: f
         "config": config.to_dict(), "identity": {"weights": "0"}, "numbers": kept,
         "batches": [{"tasks": 4, "seconds": None}, {"tasks": 4, "seconds": seconds}],
     }  # fmt: skip
+    file |= {"roles": roles} if roles else {}
     result_path(folder, Pass(cell.method, way)).write_text(json.dumps(file))
 
 
@@ -72,7 +75,8 @@ def filled(workdir: Path, of: Plan) -> dict:
             roles |= {"role_extract_generated_tokens": 50, "generated_tokens": 500, "generated_tokens_act": 450}
         for way in ("greedy", "sampled"):
             got = QUARTER if way == "sampled" else scores[cell.method]
-            keep(workdir, of, cell, way, numbers(got, metric, **roles), seconds=2.0)
+            played = {"extract": {"compared": 8, "agreed": 2}} if roles and way == "greedy" else None
+            keep(workdir, of, cell, way, numbers(got, metric, **roles), 2.0, played)
     for seed, seconds in (("seed_0", 50.0), ("seed_1", 70.0)):
         (workdir / "hotpotqa" / seed / "seconds.json").write_text(json.dumps({"train": seconds, "eval": 9.0}))
     (workdir / "hotpotqa" / "about.json").write_text('{"scores": {"progress": "token F1", "success": "exact match"}}')
@@ -115,8 +119,13 @@ def test_costs_stand_beside_each_score(found):
         "act": {"calls": 1, "prompt_tokens": 1000, "generated_tokens": 250, "share": 1}
     }
     assert cells["mem0_classic"]["roles"] == {
-        "extract": {"calls": 4, "prompt_tokens": 400, "generated_tokens": 50, "valid": 0.75, "share": 0.1}
-    }
+        "extract": {
+            "calls": 4, "prompt_tokens": 400, "generated_tokens": 50, "valid": 0.75, "right": 0.25, "share": 0.1
+        }
+    }  # fmt: skip
+    sampled = found["sampled"]["cells"]["hotpotqa"]  # traces, which are read for the rest, are greedy
+    assert sampled["mem0_classic"]["roles"]["extract"]["right"] is None
+    assert "context_by_turn" in cells["agemem"] and "context_by_turn" not in sampled["agemem"]
     average = found["costs"]
     assert average["mem0_classic"]["generated_tokens"] == 500 and average["agemem"]["seconds"] == 0.5
     assert average["agemem"]["dollars"] is None  # one of the benchmarks has no prices
@@ -160,7 +169,7 @@ def test_the_page_holds_the_numbers_and_escapes_names(found, tmp_path):
     page = (tmp_path / "table.html").read_text()
     assert "<b>tiny</b>" not in page and "&lt;b&gt;tiny&lt;/b&gt;" in page and "--x=&lt;i&gt;" in page
     assert '<td class="best"><b>75.0</b>' in page and "20,000" in page and "4.000" in page and "1 of 2 seeds" in page
-    assert "role: extract" in page and "75.0 %" in page and "https://" not in page and "<script" not in page
+    assert "role: extract" in page and "<td>75.0 %</td><td>25.0 %</td>" in page and "https://" not in page and "<script" not in page
     assert "intervals overlap" in page and page.count("<section") == 4
     assert shown.best(found, "greedy", "hotpotqa") == {"mem0_classic", "agemem"}
 

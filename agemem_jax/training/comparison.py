@@ -25,6 +25,7 @@ from agemem_jax.types import Op
 
 ABOUT = "about.json"  # in the folder of a benchmark: what only its inputs tell
 EXTENT = ("train.eval_tasks", "train.traces")  # of an evaluation: a larger one may take its place
+TRACED = "greedy"  # the way of the evaluations that keep traces
 BASE = "no_memory"  # what gains are stated over
 MILLION = 1e6
 EPISODES = 1000  # that a price is stated for
@@ -172,7 +173,7 @@ def figures(workdir: Path, plan: Plan) -> dict:
       methods, seeds; benchmarks: of each its config's name, what its score is called, tasks, prices.
       average: {method: interval over the benchmarks}, of methods that have all of them.
       cells: {benchmark: {method: interval of the task score, with "evaluations" and "wanted" (seeds), "costs",
-        "operations", "roles" and "context_by_turn"}}.
+        "operations", "roles" and, where trajectories are traced, "context_by_turn"}}.
       costs: {method: mean over the benchmarks}, of methods that have all of them.
       sampled: average, cells and costs of the sampled evaluations; those above are greedy.
       one_policy: methods that are played once, since all seeds share their weights.
@@ -216,7 +217,8 @@ def figures_of_way(plan: Plan, kept: dict, way: str) -> dict:
         if there:
             cell = cell_figures(plan.columns[benchmark], [one for _, one in there])
             folders = [folder for folder, _ in there]
-            cell |= {"wanted": len(evaluations), "context_by_turn": context_by_turn(method, folders)}
+            cell["wanted"] = len(evaluations)
+            cell |= {"context_by_turn": context_by_turn(method, folders)} if way == TRACED else {}
             cell["costs"]["training_seconds"] = training_seconds(method, folders)
             cells.setdefault(benchmark, {})[method] = cell
     for benchmark, found in cells.items():
@@ -245,7 +247,7 @@ def cell_figures(config: ConfigDict, evaluations: list[dict]) -> dict:
         "tasks": len(numbers[0][metric]),
         "costs": costs,
         "operations": operations(mean),
-        "roles": roles(mean, numbers[0]),
+        "roles": roles(mean, numbers[0], [one.get("roles", {}) for one in evaluations]),
     }
 
 
@@ -283,13 +285,19 @@ def operations(mean) -> dict[str, dict]:
     return found
 
 
-def roles(mean, numbers: dict) -> dict[str, dict]:
-    """What the roles of a memory system take; {} of other methods. `valid` is the share of answers in their form."""
+def roles(mean, numbers: dict, played: list[dict]) -> dict[str, dict]:
+    """What the roles of a memory system take; {} of other methods.
+
+    `valid` is the share of answers in their form, `right` that of the traced ones which did what is right, by `played`:
+    of each seed {role: {compared, agreed}} (Teacher.agreement); None where none were compared.
+    """
     found, total = {}, mean("generated_tokens")
     for name in (n.removeprefix("role_").removesuffix("_calls") for n in numbers if is_calls_of_a_role(n)):
         of = lambda field, name=name: mean(f"role_{name}_{field}")  # noqa: E731
         one = {field: of(field) for field in ("calls", "prompt_tokens", "generated_tokens")}
         one["valid"] = of("valid") / one["calls"] if one["calls"] else None
+        compared, agreed = (sum(seed.get(name, {}).get(what, 0) for seed in played) for what in ("compared", "agreed"))
+        one["right"] = agreed / compared if compared else None
         found[name] = one | {"share": one["generated_tokens"] / total if total else None}
     return found
 
