@@ -5,8 +5,8 @@
 
 A cell is a method on a benchmark with one seed: trained if the method is, then played on the test tasks, greedy and
 sampled. Methods that act with the same weights whatever the seed are played once. It first says what is to be done and
-what that costs. The same command goes on where it was stopped; a finished cell never runs again, and every benchmark's
-programs compile once. After each cell WORKDIR has the table as table.json, table.csv, table.md and table.html;
+what that costs. The same command goes on where it was stopped; a finished cell never runs again, a folder with cells of
+another config or other inputs is refused, and every benchmark's programs compile once. After each cell WORKDIR has the table as table.json, table.csv, table.md and table.html;
 --only_show makes them, and prints, of what is there.
 
 WORKDIR/BENCHMARK is the folder of a run: experiments.trace and experiments.judge_agreement open it.
@@ -28,7 +28,7 @@ from agemem_jax.config import check_fields, check_override, flatten, make_absolu
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import duration, plain, replace_text, write_json
 from agemem_jax.report import table as shown
-from agemem_jax.training.comparison import ABOUT, Cell, Plan, about, cells_of, figures, most_tokens
+from agemem_jax.training.comparison import ABOUT, Cell, Plan, about, cells_of, figures, full_tokens
 from agemem_jax.training.distributed import Notice, agree, is_leader, say
 from agemem_jax.training.evaluate import METHODS, WAYS, Pass
 from agemem_jax.training.loop import evaluate_ways, fresh_state, read_json, train
@@ -274,8 +274,8 @@ def expected(plan: Plan, workdir: Path, cell: Cell) -> str:
     seconds = seconds_of_others(plan, workdir, cell)
     if seconds is not None:
         return f"about {duration(seconds)}, as another seed took"
-    tokens = most_tokens(plan.columns[cell.benchmark], cell.method)
-    return f"at most {millions(sum(tokens.values()))} tokens, by its sizes"
+    tokens = full_tokens(plan.columns[cell.benchmark], cell.method)
+    return f"{millions(sum(tokens.values()))} tokens, were its contexts full"
 
 
 def millions(tokens: float) -> str:
@@ -293,12 +293,12 @@ def announced(plan: Plan, workdir: Path, cells: list[Cell], left: list[Cell]) ->
             rows.append([benchmark, method, f"{len(todo)} of {len(of)}", told])
     seconds = [seconds_of_others(plan, workdir, cell) for cell in left]
     open_ = [cell for cell, known in zip(left, seconds, strict=True) if known is None]
-    tokens = [sum(most_tokens(plan.columns[cell.benchmark], cell.method).values()) for cell in open_]
+    tokens = [sum(full_tokens(plan.columns[cell.benchmark], cell.method).values()) for cell in open_]
     told = [f"{len(left)} of {len(cells)} cells are left"]
     if len(open_) < len(left):
         told.append(f"about {duration(sum(filter(None, seconds)))} for those of which another seed was measured")
     if open_:
-        told.append(f"at most {millions(sum(tokens))} tokens, read and written, for the others")
+        told.append(f"{millions(sum(tokens))} tokens, read and written, for the others, were all contexts full")
     return f"{aligned(rows)}\n\n{'; '.join(told)}"
 
 

@@ -144,10 +144,11 @@ def cells_of(plan: Plan) -> list[Cell]:
     ]
 
 
-def most_tokens(config: ConfigDict, method: str) -> dict[str, int]:
-    """Tokens that a cell can read and write at most, by the sizes of its config: {"evaluation", "training"}.
+def full_tokens(config: ConfigDict, method: str) -> dict[str, int]:
+    """Tokens that a cell would read and write if every context were full: {"evaluation", "training"}.
 
-    A call reads a whole context of `context.limit`; where all that is told is kept in view, that as well.
+    An estimate by the sizes of the config, before tokenizer and prompts are known: a call reads `context.limit`, and
+    where all that is told is kept in view, that as well; every call is made, and written to its end.
     """
     m, task, rollout = METHODS[method], config.task, config.rollout
     messages = task.facts + task.distractors
