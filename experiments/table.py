@@ -6,8 +6,8 @@
 A cell is a method on a benchmark with one seed: trained if the method is, then played on the test tasks, greedy and
 sampled. Methods that act with the same weights whatever the seed are played once. It first says what is to be done and
 what that costs. The same command goes on where it was stopped; a finished cell never runs again, a folder with cells of
-another config or other inputs is refused, and every benchmark's programs compile once. After each cell WORKDIR has the table as table.json, table.csv, table.md and table.html;
---only_show makes them, and prints, of what is there.
+another config or other inputs is refused, and every benchmark's programs compile once. After each cell WORKDIR has the
+table as table.json, table.csv, table.md and table.html; --only_show makes them, and prints, of what is there.
 
 WORKDIR/BENCHMARK is the folder of a run: experiments.trace and experiments.judge_agreement open it.
 """

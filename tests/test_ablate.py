@@ -217,7 +217,8 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_end(tmp_path):
     with pytest.raises(Preempted, match="before the last evaluations"):
         train_arms(study(), tmp_path, lambda: next(answers))
     numbers, seconds = train_arms(study(), tmp_path, lambda: False)
-    again, _ = train_arms(study(), tmp_path, lambda: False)
+    again, in_all = train_arms(study(), tmp_path, lambda: False)
+    assert in_all["eval"] == pytest.approx(seconds["eval"])  # also of a call that finds all done
     for way in numbers:
         for a, b in zip(numbers[way], again[way], strict=True):
             assert same(a, b)

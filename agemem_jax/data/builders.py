@@ -102,8 +102,8 @@ class Trajectories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def trace_files(folder: Path) -> list[Path]:
-    """The files of traces of one seed's folder, or of all seeds of a run; a baseline that is trained has a folder of its
-    own in that of the seed. Raises InputError if there are none."""
+    """The files of traces of one seed's folder, or of all seeds of a run; a trained baseline has a folder of its own in
+    that of the seed. Raises InputError if there are none."""
     seeds = sorted(folder.glob("seed_*"), key=lambda seed: (len(seed.name), seed.name)) or [folder]
     parts = ("traces*.json", "*/traces*.json")
     found = [path for seed in seeds for part in parts for path in sorted(seed.glob(part))]

@@ -32,8 +32,8 @@ from agemem_jax.rl.rewards import CONTEXT_TERMS, MEMORY_TERMS, PENALTY_TERMS, ST
 from agemem_jax.rl.switches import switches_of
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted, say
-from agemem_jax.training.evaluate import EVALUATION_SEED, WAYS, Pass, control
-from agemem_jax.training.loop import check_finite, count_compiling, read_json, stages_of, tidy
+from agemem_jax.training.evaluate import EVALUATION_SEED, WAYS, Pass, compilations, control
+from agemem_jax.training.loop import check_finite, read_json, stages_of, tidy
 from agemem_jax.training.programs import ALL_TOOLS, ProgramSpec, arm_program
 from agemem_jax.training.setup import Run, build, with_rollout
 from agemem_jax.training.state import new_state, state_shapes
@@ -330,7 +330,7 @@ def train_arms(study: Study, workdir: Path, stop: Callable[[], bool]) -> tuple[d
     """
     config, clock, folder = study.run.config, Clock(), workdir / "arms"
     folder.mkdir(parents=True, exist_ok=True)
-    count_compiling(clock)
+    clock.follow("compile", compilations())
     keep, identity = config.train.keep_checkpoints, study.run.identity
     with Checkpointer(folder / "checkpoints", described(study), keep, identity) as kept:
         done, states = restored(study, kept, clock)
@@ -339,8 +339,7 @@ def train_arms(study: Study, workdir: Path, stop: Callable[[], bool]) -> tuple[d
         for way in WAYS:
             if stop():
                 raise Preempted("stopped before the last evaluations; all updates are saved")
-            with clock.measure("eval"):
-                states, found[way] = evaluate_once(study, states, way, folder)
+            states, found[way] = evaluate_once(study, states, way, folder, clock)
     write_json(folder / "seconds.json", clock.state())
     return found, clock.state()
 
@@ -406,15 +405,22 @@ def update_all(
     return states
 
 
-def evaluate_once(study: Study, states: TrainState, way: str, folder: Path) -> tuple[TrainState, list[dict]]:
-    """The evaluation that is decoded in a way; read where it was made before, of the same arms."""
+def evaluate_once(
+    study: Study, states: TrainState, way: str, folder: Path, clock: Clock
+) -> tuple[TrainState, list[dict]]:
+    """The evaluation that is decoded in a way; read where it was made before, of the same arms. Its seconds are added
+    to the clock, also those of before: no checkpoint has them."""
+    began = time.perf_counter()
     path = folder / f"evaluation_{way}.json"
     asked = json.loads(json.dumps({"config": described(study).to_dict(), "identity": study.run.identity}))
     if path.exists() and (was := read_json(path)) and {name: was[name] for name in asked} == asked:
+        clock.add("eval", was.get("seconds", 0.0))
         return states, [{name: np.array(values, float) for name, values in one.items()} for one in was["numbers"]]
     say(f"evaluating {len(study.arms)} arms, {way}, on {study.run.config.train.eval_tasks} test tasks")
     states, numbers = evaluate_arms(study, states, way)
-    write_json(path, asked | {"numbers": numbers})
+    seconds = time.perf_counter() - began
+    clock.add("eval", seconds)
+    write_json(path, asked | {"numbers": numbers, "seconds": seconds})
     return states, numbers
 
 
