@@ -170,6 +170,11 @@ def overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield match[2], match[4] if match[3] else "false" if match[1] else following
 
 
+def config_arguments(argv: Sequence[str]) -> list[str]:
+    """The config of a command line and what it sets in it, as flags of another command."""
+    return [f"--config={config_path(argv)}", *(f"--config.{name}={text}" for name, text in overrides(argv))]
+
+
 def stop(message: Any, code: int = EXIT_CODE) -> None:
     """Ends the program with a message on stderr, which is one line whatever it holds."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)

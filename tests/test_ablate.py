@@ -344,6 +344,27 @@ def test_cost_by_hand():
     )
 
 
+def test_cost_of_separate_runs_by_hand():
+    """Two seeds of an arm with 10 updates, of one with 5, and of one with none; a command compiles once."""
+    table = {"ten": {"rl.updates": 10}, "five": {"rl.updates": 5}, "none": {"rl.updates": 0}}
+    arms = arms_of(base(num_seeds=2, rl__stage1_updates=0, rl__stage2_updates=0), table)
+    one = {"compile": 90.0, "updates": 20.0, "evaluations": 7.0, "total": 120.0}
+    assert ablate.seconds_alone(arms, arms[0], one) == pytest.approx(3 * 90 + 2 * (30 + 20 + 10))
+    assert ablate.separate_arm(arms) is arms[0]
+    with pytest.raises(ConfigError, match="--measure_separate: no arm is trained with all its tools"):
+        ablate.separate_arm([arm for arm in arms if arm.name == "none"])
+
+
+def test_the_command_of_an_arm_has_the_config_as_it_was_given(monkeypatch):
+    arms = arms_of(base(), {"alone": TABLE["alone"], "early": TABLE["early"]})
+    given = ["ablate.py", "--config", "x.py:a b", "--config.rl.updates", "3", "--noconfig.tools.think", "--arms=alone"]
+    monkeypatch.setattr("sys.argv", given)
+    fields = "'--config=x.py:a b' --config.rl.updates=3 --config.tools.think=false"
+    one, other = map(ablate.command_of, arms)
+    assert one.startswith(f"python -m experiments.train {fields} --config.rl.schedule=sequential ")
+    assert other == f"python -m experiments.ablate {fields} --arms=early --workdir=DIR"
+
+
 def test_untrained_parameters_and_tables_are_shared():
     """Without an arm axis: a study of adapters holds the policy once a device."""
     shapes = jax.tree.map(jnp.shape, study().run.world)

@@ -178,6 +178,10 @@ CASES = {
         ("ablate", [STUDY, "--workdir=w", "--config.rl.updates=200"]),
         ["arm 'sequential': rl.updates = 200", "set 198 or 201"],
     ),
+    "ablate: nothing to train alone": (
+        ("ablate", [STUDY, "--workdir=w", "--arms=all without RL", "--measure_separate"]),
+        ["--measure_separate: no arm is trained"],
+    ),
     "ablate: mesh": (("ablate", [STUDY, "--workdir=w", "--config.mesh.data=2"]), ["mesh.data = 2: an arm lies whole"]),
     "data: nothing": (("prepare_data", ["--folder=d"]), ["give either --train and --validation, or --runs"]),
     "data: both": (("prepare_data", ["--folder=d", "--train=t", "--runs=r"]), ["give either --train and"]),

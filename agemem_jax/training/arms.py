@@ -170,6 +170,13 @@ def check_base(config: ConfigDict) -> None:
         refuse("train.baselines", True, "a study has no baselines; train them with experiments.train")
 
 
+def on_one_device(config: ConfigDict) -> ConfigDict:
+    """A copy of a config that runs on one device, as an arm does."""
+    alone = config.copy_and_resolve_references()
+    alone.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
+    return alone
+
+
 def build_study(base: ConfigDict, arms: list[Arm], devices: list) -> Study:
     """Reads what the arms share, and each seed's tasks; nothing compiles.
 
@@ -178,9 +185,8 @@ def build_study(base: ConfigDict, arms: list[Arm], devices: list) -> Study:
     runs: dict[int, Run] = {}
     first = None
     for seed in dict.fromkeys(arm.seed for arm in arms):
-        config = base.copy_and_resolve_references()
+        config = on_one_device(base)
         config.seed = seed
-        config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
         runs[seed] = first = build(config, like=first)
     run = runs[arms[0].seed]
     if isinstance(run.spec.rollout.env, HostEnvironment):
