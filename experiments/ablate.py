@@ -33,9 +33,10 @@ from agemem_jax.training.evaluate import WAYS, Pass
 from agemem_jax.training.loop import read_json, train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import TASK_METRICS, aligned, cell, environment, interval, over_seeds
-from experiments import cli, out, paths
-from experiments.train import WORKDIR, supervised
+from experiments import cli, out, paths, shared_flags
+from experiments.train import supervised
 
+WORKDIR = shared_flags.workdir()
 NAMES = flags.DEFINE_list("arms", [], "arms of the config's ARMS to run, separated by commas; all if none is named")
 DEVICES = flags.DEFINE_integer(
     "devices", 0, "devices to lay the arms over; 0 = all. Of a CPU: one a core, unless XLA_FLAGS say", lower_bound=0

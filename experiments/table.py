@@ -35,14 +35,16 @@ from agemem_jax.training.loop import evaluate_ways, fresh_state, read_json, trai
 from agemem_jax.training.setup import Run, build
 from agemem_jax.training.summary import aligned
 from configs import base
-from experiments import cli, out, paths
-from experiments.train import WORKDIR, supervised
+from experiments import cli, out, paths, shared_flags
+from experiments import train as train_command
 
 BENCHMARKS = ("hotpotqa", "alfworld", "pddl", "babyai", "scienceworld")
 COMPARED = (
     "no_memory", "full_context", "store_all", "bm25", "no_memory_rl", "store_all_rl", "bm25_rl", "memagent",
     "mem0_classic", "mem0_additive", "amem", "agemem_norl_rag", "agemem_rag", "agemem_norl", "agemem",
 )  # fmt: skip
+WORKDIR = shared_flags.workdir()
+flags.adopt_module_key_flags(train_command)  # several processes play a table as they train
 CONFIGS = flags.DEFINE_list(
     "configs",
     [f"{Path(base.__file__).parent / name}.py:tiny" for name in BENCHMARKS],
@@ -68,7 +70,7 @@ def main() -> None:
     columns = configs(CONFIGS.value, SET.value, SEEDS.value)
     plan = Plan(columns, methods(CHOSEN.value), SEEDS.value)
     check(plan)
-    supervised(workdir, lambda notice: make(plan, workdir, notice))
+    train_command.supervised(workdir, lambda notice: make(plan, workdir, notice))
 
 
 def known_plan(workdir: Path) -> dict:
