@@ -171,6 +171,7 @@ CASES = {
     "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),
     "engines: python": (("benchmark_envs", ["--data={}", "--python=doom=p"]), ["--python=doom=p", "one of alfworld"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
+    "memory: part": (("benchmark_memory", ["--of_ours=all"]), ["--of_ours=all: give a size, or writers"]),
     "ablate: no arms": (("ablate", [TINY, "--workdir=w"]), ["tiny.py: it has no ARMS", "configs/ablations.py"]),
     "ablate: arm": (("ablate", [STUDY, "--workdir=w", "--arms=chain"]), ["--arms=chain: there is no such arm"]),
     "ablate: no seeds": (("ablate", [STUDY, "--workdir=w", "--config.num_seeds=0"]), ["num_seeds = 0: must be at"]),
