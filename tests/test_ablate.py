@@ -255,6 +255,20 @@ def shown(figures: dict, tmp_path) -> None:
         assert words in page
 
 
+def test_curves_of_the_task_score_are_of_the_metric_that_is_it():
+    curves = {"progress": [[(1, 0.5), (2, 0.75)]], "success": [[(1, 0.25), (2, 0.5)]]}
+    other = {"memory/quality": [[]], "generated_tokens": [[]]}
+    of_way = dict.fromkeys(("task_score", "memory_quality", *(f"calls_{name}" for name in ablation.CALLS)))
+    way = of_way | {"by_kind": {}}
+    arm = {"changes": {}, "command": "", "greedy": way, "sampled": way, "curves": curves | other}
+    figures = dict.fromkeys(("name", "base", "seeds", "updates", "test_tasks", "command"))
+    figures |= {"bar": 0.0, "scores": {}, "arms": {"all": arm}, "cost": {"seconds": {}}, "environment": {}}
+    figures |= {"identity": {}}
+    for metric, begin in (("success", "0.25"), ("progress", "0.5")):
+        ((heading, (chart,)),) = ablation.contents(figures | {"task_metric": metric})["curves"]
+        assert (heading, chart.begin) == ("Task score in training", begin)
+
+
 def test_the_shipped_study_is_one():
     config = ablations.get_config()
     arms = arms_of(config, ablations.ARMS)
