@@ -328,6 +328,18 @@ def test_the_seconds_of_an_evaluation_count_in_every_call_that_has_it(tmp_path, 
     assert spent[0] > 0.05 and spent[1] == pytest.approx(spent[0])
 
 
+def test_traces_say_whether_the_policy_that_played_was_trained(tmp_path, monkeypatch):
+    """Memory systems too begin with a policy that nothing has trained."""
+    numbers, said = {"progress": [1.0], "memory_quality": [0.0], "reward": [1.0]}, []
+    monkeypatch.setattr(loop, "evaluate", lambda run, state, *_: (state, numbers, None, []))
+    monkeypatch.setattr(loop, "render_traces", lambda run, traced, method, when: said.append((method, when)) or [])
+    monkeypatch.setattr(loop, "roles_played", lambda *_: {})
+    run = SimpleNamespace(config=tiny_run(), identity={})
+    for method, updates in (("amem", 0), ("agemem", 8)):
+        loop.evaluate_once(run, "state", {}, Pass(method, "greedy"), updates, tmp_path, Clock())
+    assert said == [("amem", "before"), ("agemem", "after")]
+
+
 @pytest.mark.heavy
 def test_verdicts_are_the_task_reward_and_without_any_nothing_is_learnt(tmp_path, monkeypatch):
     class FakeJudge:

@@ -274,8 +274,7 @@ def evaluate_once(
     if is_leader():
         played = {}
         if one == Pass(one.method, "greedy"):
-            when = "before" if one.method in UNTRAINED else "after"
-            records = render_traces(run, traced, one.method, when)
+            records = render_traces(run, traced, one.method, "after" if updates else "before")
             write_json(workdir / f"traces_{one.method}.json", records)
             played = roles_played(run, one.method, records)
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
