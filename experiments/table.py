@@ -64,6 +64,9 @@ MEASURED = "cells.json"  # {cell: seconds that it has taken, in all its starts}
 def main() -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
     if ONLY_SHOW.value:
+        for flag in (CONFIGS, SET, CHOSEN, SEEDS):
+            if flag.present:
+                raise InputError(f"--only_show makes the table that was begun; leave --{flag.name} out")
         kept = known_plan(workdir)
         show(workdir, Plan.from_json(kept), kept["command"])
         return

@@ -194,6 +194,7 @@ CASES = {
     "table: set": (("table", ["--workdir=w", "--set=pddl.rl.gruop=3"]), ["--set=pddl.rl.gruop=3", "no such field"]),
     "table: configs": (("table", ["--workdir=w", "--configs={}/needs.py"]), ["--configs: ", "needs.py:ARGUMENT"]),
     "table: nothing": (("table", ["--workdir={}", "--only_show"]), ["there is no plan.json in it"]),
+    "table: show": (("table", ["--workdir={}", "--only_show", "--seeds=5"]), ["leave --seeds out"]),
     "table: config": (("table", ["--workdir=w", "--config.seed=1"]), ["--config is no flag of this command"]),
     "judge: traces": (
         ("judge_agreement", ["--run={}", "--judge=http://localhost:1/v1", "--judge_model=m"]), ["none of its 0 traces"],
