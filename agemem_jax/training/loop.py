@@ -264,7 +264,8 @@ def evaluate_once(
     traces. Its seconds are added to the clock, also those of before: no checkpoint has them."""
     path, began = result_path(workdir, one), time.perf_counter()
     if agree(lambda: is_evaluated(path, run.config, run.identity, updates, one.method)):
-        clock.add("eval", read_json(path).get("seconds", 0.0))
+        if is_leader():  # whose clock is the one that is kept
+            clock.add("eval", read_json(path).get("seconds", 0.0))
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
