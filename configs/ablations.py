@@ -22,7 +22,8 @@ ARMS = {
     "all without RL": {"rl.updates": 0},
     "long-term": {"masked": LONG_TERM_ONLY},
     "short-term": {"masked": SHORT_TERM_ONLY},
-    # Rewards: the answer alone (of which stages 1 and 2 by themselves have nothing to learn), and less each term.
+    # Rewards: answer and penalties alone (of which stages 1 and 2 by themselves have little to learn), and less each of
+    # the terms that configs/tiny.py pays.
     "answer only": {"reward.context": 0.0, "reward.memory": 0.0, **WHOLE},
     **{
         f"without {term}": {f"reward.{term}": 0.0}

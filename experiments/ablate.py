@@ -27,23 +27,16 @@ from agemem_jax.metrics import write_json
 from agemem_jax.report import ablation
 from agemem_jax.report.charts import smooth
 from agemem_jax.training import identity as identities
-from agemem_jax.training.arms import METHOD, Arm, Study, arms_of, build_study, learning_curve, train_arms
+from agemem_jax.training.arms import METHOD, Arm, Study, arms_of, build_study, learning_curve, on_one_device, train_arms
 from agemem_jax.training.distributed import Notice, say
 from agemem_jax.training.evaluate import WAYS, Pass
 from agemem_jax.training.loop import read_json, train
 from agemem_jax.training.setup import build
-from agemem_jax.training.summary import (
-    NORMAL_975,
-    STUDENT_975,
-    TASK_METRICS,
-    aligned,
-    cell,
-    environment,
-    interval,
-)
-from experiments import cli, out, paths
-from experiments.train import WORKDIR, supervised
+from agemem_jax.training.summary import TASK_METRICS, aligned, cell, environment, interval, over_seeds
+from experiments import cli, out, paths, shared_flags
+from experiments.train import supervised
 
+WORKDIR = shared_flags.workdir()
 NAMES = flags.DEFINE_list("arms", [], "arms of the config's ARMS to run, separated by commas; all if none is named")
 DEVICES = flags.DEFINE_integer(
     "devices", 0, "devices to lay the arms over; 0 = all. Of a CPU: one a core, unless XLA_FLAGS say", lower_bound=0
@@ -60,9 +53,10 @@ HOST_DEVICES = "xla_force_host_platform_device_count"
 def main(config) -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
     arms = arms_of(config, asked_for(arm_table(cli.config_path(sys.argv)), NAMES.value))
+    separate = separate_arm(arms) if SEPARATE.value else None
     if DEVICES.value or HOST_DEVICES not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", DEVICES.value or len(os.sched_getaffinity(0)))
-    supervised(workdir, lambda notice: ablate(config, arms, workdir, notice))
+    supervised(workdir, lambda notice: ablate(config, arms, separate, workdir, notice))
 
 
 def arm_table(path: str) -> dict[str, dict]:
@@ -83,8 +77,16 @@ def asked_for(table: dict[str, dict], names: list[str]) -> dict[str, dict]:
     return {name: changes for name, changes in table.items() if not names or name in names}
 
 
-def ablate(config, arms: list[Arm], workdir: Path, notice: Notice) -> None:
-    """Trains and evaluates all arms; then writes the comparison."""
+def separate_arm(arms: list[Arm]) -> Arm:
+    """The arm that is trained by itself too. Raises ConfigError if there is none that could be."""
+    for arm in arms:
+        if arm.config.rl.updates and not arm.masked:
+            return arm
+    raise ConfigError("--measure_separate: no arm is trained with all its tools; give one")
+
+
+def ablate(config, arms: list[Arm], separate: Arm | None, workdir: Path, notice: Notice) -> None:
+    """Trains and evaluates all arms, and the one that is trained by itself too; writes the comparison."""
     if jax.process_count() > 1:
         raise InputError(f"--num_processes={jax.process_count()}: a study runs in one process, on its devices")
     devices = jax.local_devices()
@@ -94,12 +96,19 @@ def ablate(config, arms: list[Arm], workdir: Path, notice: Notice) -> None:
         study = build_study(config, arms, devices[: DEVICES.value or len(devices)])
         numbers, seconds = train_arms(study, workdir, stop)
         figures = compared(study, workdir, numbers) | {"cost": cost_of(study, seconds)}
-        if SEPARATE.value:
-            figures["cost"] |= beside_separate(study, figures["cost"], workdir, stop)
-    write_json(workdir / "ablate.json", figures)
+        if separate:
+            write(figures, workdir)
+            figures["cost"] |= beside_separate(study, separate, figures["cost"], workdir, stop)
+    page = write(figures, workdir)
     print(table(figures))
-    print(f"page: {ablation.write(figures, workdir / 'ablate.html')}")
+    print(f"page: {page}")
     out.write(figures)
+
+
+def write(figures: dict, workdir: Path) -> Path:
+    """Writes the comparison; returns the path of its page."""
+    write_json(workdir / "ablate.json", figures)
+    return ablation.write(figures, workdir / "ablate.html")
 
 
 def compared(study: Study, workdir: Path, numbers: dict[str, list[dict]]) -> dict:
@@ -154,7 +163,7 @@ def compared(study: Study, workdir: Path, numbers: dict[str, list[dict]]) -> dic
 
 def command_of(arm: Arm) -> str:
     """What runs an arm by itself. A masked tool is no field of a config: such an arm is a study of its own."""
-    base = [flag for flag in sys.argv[1:] if flag.startswith("--config")]
+    base = cli.config_arguments(sys.argv)
     if arm.masked:
         return shlex.join(["python", "-m", "experiments.ablate", *base, f"--arms={arm.name}", "--workdir=DIR"])
     fields = [f"--config.{name}={value}" for name, value in arm.changes.items()]
@@ -185,13 +194,6 @@ def learning_speed(curves: dict[str, list]) -> dict:
     return {"bar": bar, "arms": arms}
 
 
-def over_seeds(values: list[float]) -> dict:
-    """Mean over seeds and the half width of its 95 % interval (None of one seed)."""
-    n = len(values)
-    half = STUDENT_975.get(n - 1, NORMAL_975) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else None
-    return {"mean": float(np.mean(values)), "ci95": None if half is None else float(half), "seeds": list(values)}
-
-
 def parts_of(seconds: dict[str, float]) -> dict[str, float]:
     """Seconds of a run by part, and in total; reading files before it is in neither."""
     made = {name: seconds.get(name, 0.0) for name in ("compile", "train", "eval", "checkpoint")}
@@ -210,28 +212,31 @@ def cost_of(study: Study, seconds: dict[str, float]) -> dict:
     return {"arms": len(study.arms), "devices": study.mesh.size, "seconds": parts_of(seconds)}
 
 
-def beside_separate(study: Study, cost: dict, workdir: Path, stop) -> dict:
-    """What the arms would have taken by themselves, from one that is trained so: its seconds, their sum, the ratio.
-
-    An arm of other updates counts with as many of them.
-    """
-    arm = next((arm for arm in study.arms if arm.config.rl.updates and not arm.masked), None)
-    if arm is None:
-        raise ConfigError("--measure_separate: no arm is trained with all its tools; give one")
+def beside_separate(study: Study, arm: Arm, cost: dict, workdir: Path, stop) -> dict:
+    """What the arms would have taken by themselves, from one that is trained so: its seconds, their sum, the ratio."""
     say(f"{arm.label} by itself")
-    config = arm.config.copy_and_resolve_references()
+    config = on_one_device(arm.config)
     config.train.traces = 0
-    config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
     folder = workdir / "separate"
     found = train(build(config), folder, stop, only=tuple(Pass(METHOD, way) for way in WAYS))
     one = parts_of(read_json(folder / "seconds.json"))
-    each = one["updates"] / config.rl.updates
-    alone = sum(one["total"] + each * (other.config.rl.updates - config.rl.updates) for other in study.arms)
+    alone = seconds_alone(study.arms, arm, one)
     metric = TASK_METRICS[config.reward.task_metric]
     separate = {"arm": arm.label, "seconds": one} | {
         one.way: float(np.mean(numbers[metric])) for one, numbers in found.items()
     }
     return {"separate": separate, "separate_seconds": alone, "ratio": cost["seconds"]["total"] / alone}
+
+
+def seconds_alone(arms: list[Arm], arm: Arm, one: dict[str, float]) -> float:
+    """Seconds that all arms would take, each by a command of its own, if `one` are those of `arm` (`parts_of`).
+
+    Such a command compiles once for all its seeds, and an update takes in every arm what it takes in this one.
+    """
+    each, compiled = one["updates"] / arm.config.rl.updates, one["compile"]
+    commands = len({other.name for other in arms})
+    more = sum(other.config.rl.updates - arm.config.rl.updates for other in arms)
+    return commands * compiled + len(arms) * (one["total"] - compiled) + each * more
 
 
 def table(figures: dict) -> str:

@@ -2,9 +2,9 @@
 
     python -m experiments.attribute --run=runs/tiny/seed_0 --tasks=64
 
-Reads the newest whole checkpoint. Writes attribution.json into the folder of the run, from which
-`python -m experiments.report` shows each call's worth beside it in the traces. The run's mesh is used if the devices at
-hand allow it, else one device.
+Reads the newest whole checkpoint; plays 64 test tasks if --tasks is not given. Writes attribution.json into the folder
+of the run, from which `python -m experiments.report` shows each call's worth beside it in the traces. The run's mesh is
+used if the devices at hand allow it, else one device.
 """
 
 from pathlib import Path
@@ -17,26 +17,25 @@ from agemem_jax.training.attribute import attribute, by_tool, to_json
 from agemem_jax.training.evaluate import WAYS, Pass
 from agemem_jax.training.state import new_state
 from agemem_jax.training.summary import TASK_METRICS
-from experiments import cli, out
-from experiments.run_flag import RUN
+from experiments import cli, out, shared_flags
 from experiments.saved import newest, reopened, restore_params
 
-TASKS = flags.DEFINE_integer("tasks", 64, "test tasks", lower_bound=1)
+RUN, TASKS = shared_flags.run(), shared_flags.tasks()
 WAY = flags.DEFINE_enum("way", "greedy", list(WAYS), "how turns are decoded; the traces of a report are greedy")
 
 
 def main() -> None:
-    folder = Path(RUN.value)
+    folder, tasks = Path(RUN.value), TASKS.value or 64
     checkpoint = newest(folder)
     run = reopened(checkpoint)
     one, metric = Pass("agemem", WAY.value), TASK_METRICS[run.config.reward.task_metric]
     state = new_state(restore_params(checkpoint, run.model, run.mesh), run.optimizer)
-    calls, unlike = attribute(run, state, one, TASKS.value, metric)
+    calls, unlike = attribute(run, state, one, tasks, metric)
     figures = {
         "checkpoint": checkpoint.name,
         "method": one.method,
         "way": one.way,
-        "tasks": min(TASKS.value, len(run.source.places["test"])),
+        "tasks": min(tasks, len(run.source.places["test"])),
         "metric": metric,
         "unlike": unlike,
         "tools": by_tool(calls),

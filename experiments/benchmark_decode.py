@@ -42,10 +42,10 @@ from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from agemem_jax.types import Mode, Op
 from configs import hotpotqa, tiny
-from experiments import cli, out
+from experiments import cli, out, shared_flags
 from experiments.benchmark.parts import timed
-from experiments.real_flags import PATH, WEIGHTS
 
+WEIGHTS, PATH = shared_flags.weights(), shared_flags.path()
 WIDTH = flags.DEFINE_integer("width", 8, "tokens of a row in a step", lower_bound=2, upper_bound=64)
 UPDATES = flags.DEFINE_integer("whole_updates", 1, "updates that are timed, after the one that compiles", lower_bound=0)
 

@@ -37,6 +37,8 @@ GOALS = {"mem0": 1000, "faiss": 1}  # times as fast, store only
 
 def main() -> None:
     if PART.value:
+        if PART.value != "writers" and not PART.value.isdecimal():
+            raise InputError(f"--of_ours={PART.value}: give a size, or writers")
         measured = memory.writers() if PART.value == "writers" else memory.measure(int(PART.value))
         print(json.dumps(measured), flush=True)
         return
@@ -74,7 +76,7 @@ def run_part(part: str) -> dict:
 
 def run_peer(peer: str, pythons: dict[str, Path], what: str) -> dict:
     """Measures a peer, in an empty folder."""
-    arguments = [AMEM.value, what] if peer == "amem" else [what]
+    arguments = [Path(AMEM.value).resolve(), what] if peer == "amem" else [what]
     with tempfile.TemporaryDirectory() as folder:
         return run(f"{peer}: {what}", [pythons[peer], SCRIPTS / f"memory_{peer}.py", *arguments], Path(folder))
 

@@ -3,13 +3,13 @@
     python -m experiments.ceilings --config=configs/alfworld.py:tiny --tasks=200
 
 "known" acts at once on all that stage 1 told, "remembered" first looks up each fact that it needs, a turn each, and
-"searched" has nothing but what it sees (benchmarks/worlds.py: Solver). Training tasks alone are played. Where known and
-searched are close, memory cannot matter: choose `rollout.stage3_turns` where they are apart.
+"searched" has nothing but what it sees (benchmarks/worlds.py: Solver). Training tasks alone are played, 200 if --tasks
+is not given. Where known and searched are close, memory cannot matter: choose `rollout.stage3_turns` where they are
+apart.
 """
 
 import random
 
-from absl import flags
 from tqdm import tqdm
 
 from agemem_jax import benchmarks
@@ -18,9 +18,9 @@ from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.training.setup import tokenizer_path
 from agemem_jax.training.summary import aligned
-from experiments import cli, out
+from experiments import cli, out, shared_flags
 
-TASKS = flags.DEFINE_integer("tasks", 200, "training tasks that are played", lower_bound=1)
+TASKS = shared_flags.tasks()
 BUDGETS = (4, 6, 8, 10, 12, 15, 20, 30, 50)
 
 
@@ -32,7 +32,7 @@ def main(config) -> None:
         refuse("task.benchmark", config.task.benchmark, "has no world to search; give one that has")
     source = TaskSource(config, tokenizer, tasks)
     turns: dict[str, list[int | None]] = {"known": [], "remembered": [], "searched": []}
-    for index in tqdm(range(min(TASKS.value, source.num_train)), desc="tasks", disable=None):
+    for index in tqdm(range(min(TASKS.value or 200, source.num_train)), desc="tasks", disable=None):
         staged = source.staged(index)
         known, searched = (tasks.solve(staged, random.Random(index), knows) for knows in (True, False))
         lengths = [None if plan is None else len(plan) for plan in (known, searched)]

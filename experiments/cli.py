@@ -21,6 +21,7 @@ from configs import base
 from experiments import out
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "file of a config, e.g. configs/tiny.py", lock_config=True)
+flags.disclaim_key_flags()  # `run` says whose flags these are
 EXIT_CODE = 2  # of a refused command line, config or file
 EXIT_INTERRUPTED = 130  # as after SIGINT
 
@@ -50,6 +51,8 @@ def run(main: Callable[..., None], takes_config: bool = True) -> None:
     program with exit code 2 and one line that names the field or file, the value and what would be right; Ctrl-C ends
     it with 130. Anything else is a defect, and keeps its traceback.
     """
+    for name in ("config", "out") if takes_config else ("out",):
+        flags.declare_key_flag(name)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
     for stream in (sys.stdout, sys.stderr):
@@ -168,6 +171,11 @@ def overrides(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
         if match := re.fullmatch(r"--?(no)?config\.([^=]+)(=(.*))?", arg, re.DOTALL):
             following = argv[i + 1] if i + 1 < len(argv) and not argv[i + 1].startswith("-") else ""
             yield match[2], match[4] if match[3] else "false" if match[1] else following
+
+
+def config_arguments(argv: Sequence[str]) -> list[str]:
+    """The config of a command line and what it sets in it, as flags of another command."""
+    return [f"--config={config_path(argv)}", *(f"--config.{name}={text}" for name, text in overrides(argv))]
 
 
 def stop(message: Any, code: int = EXIT_CODE) -> None:

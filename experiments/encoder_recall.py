@@ -41,9 +41,9 @@ from agemem_jax.training.setup import (
 )
 from agemem_jax.types import PAD_ID, Text
 from configs import base, tiny
-from experiments import cli, out, paths
-from experiments.real_flags import PATH, WEIGHTS
+from experiments import cli, out, paths, shared_flags
 
+WEIGHTS, PATH = shared_flags.weights(), shared_flags.path()
 EMBEDDER = paths.define_path("embedder", None, "an embedding model with the vocabulary of --weights")
 RECORDS = flags.DEFINE_integer("records", 0, "the first so many records of --path; 0 = all", lower_bound=0)
 LAYERS = flags.DEFINE_list("layers", None, "of policy_hidden; without it the middle one and the last")

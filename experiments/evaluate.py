@@ -2,16 +2,19 @@
 
     python -m experiments.evaluate --config=configs/tiny.py --method=mem0_classic --workdir=runs/tiny_mem0
 
-The policy is that of `policy.weights`, or with --weights_of=runs/tiny/seed_0 that of a run's newest checkpoint. Writes
-what training writes of an evaluation: evaluation_METHOD-WAY.json and the greedy traces. The same command goes on where
-it was stopped; what was evaluated is not played again.
+Without --method it is agemem_norl. The policy is that of `policy.weights`, or with --weights_of=runs/tiny/seed_0 that
+of a run's newest checkpoint. Writes what training writes of an evaluation: evaluation_METHOD-WAY.json and the greedy
+traces. The same command goes on where it was stopped; what was evaluated is not played again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
+from agemem_jax.config import nearest_of
+from agemem_jax.errors import InputError
+from agemem_jax.training.checkpoint import MANIFEST
 from agemem_jax.training.comparison import is_calls_of_a_role
 from agemem_jax.training.evaluate import METHODS
 from agemem_jax.training.lock import hold
@@ -20,36 +23,45 @@ from agemem_jax.training.setup import Run, build
 from agemem_jax.training.state import new_state
 from agemem_jax.training.summary import TASK_METRICS, aligned, cell, interval
 from agemem_jax.types import TrainState
-from experiments import cli, out, paths, saved
+from experiments import cli, out, paths, saved, shared_flags
 
-METHOD = flags.DEFINE_enum("method", "agemem_norl", list(METHODS), "who plays")
-WORKDIR = paths.define_path("workdir", None, "folder for what is found", required=True)
+METHOD, WORKDIR = shared_flags.methods(), shared_flags.workdir()
 WEIGHTS_OF = paths.define_path("weights_of", None, "folder of one seed of a run, whose policy plays")
 SHOWN = ("success", "memory_quality", "context_tokens", "prompt_tokens", "generated_tokens", "turns", "malformed_turns")
 
 
 def main(config) -> None:
-    workdir = paths.folder_to_write("workdir", WORKDIR.value)
+    method, workdir = method_of(METHOD.value), paths.folder_to_write("workdir", WORKDIR.value)
     with hold(workdir, "--workdir"):
-        run = build(config, learns=False)
-        state, updates = starting_state(run)
-        kept = evaluate_ways(run, workdir, METHOD.value, updates, lambda: state)
+        run, state, updates = started(build(config, learns=False))
+        kept = evaluate_ways(run, workdir, method, updates, lambda: state)
     found, roles = {way: one["numbers"] for way, one in kept.items()}, kept["greedy"].get("roles", {})
     figures = {way: {name: interval([values]) for name, values in numbers.items()} for way, numbers in found.items()}
     print(table(figures, TASK_METRICS[config.reward.task_metric]))
     for name, one in roles.items():
         print(f"{name}: {one['agreed']} of {one['compared']} traced greedy answers are the right ones")
-    out.write({"method": METHOD.value, "updates": updates, "roles": roles, **figures})
+    out.write({"method": method, "updates": updates, "roles": roles, **figures})
 
 
-def starting_state(run: Run) -> tuple[TrainState, int]:
-    """The policy that plays, and the updates that made it. Raises InputError if there is none, or it is not finite."""
+def method_of(names: list[str]) -> str:
+    """Who plays. Raises InputError if it is not one method that there is."""
+    names = names or ["agemem_norl"]
+    if len(names) > 1 or names[0] not in METHODS:
+        known = f"{', '.join(METHODS)}{nearest_of(names[0], METHODS)}"
+        raise InputError(f"--method={','.join(names)}: give one of {known}")
+    return names[0]
+
+
+def started(run: Run) -> tuple[Run, TrainState, int]:
+    """The run, the policy that plays, and the updates that made it. A policy of a checkpoint is part of the run's
+    identity: its evaluations are nobody else's. Raises InputError if there is none, or it is not finite."""
     if not WEIGHTS_OF.value:
-        return fresh_state(run), 0
+        return run, fresh_state(run), 0
     checkpoint = saved.newest(Path(WEIGHTS_OF.value), "weights_of")
     params = saved.restore_params(checkpoint, run.model, run.mesh)
     check_params(params, f"checkpoint {checkpoint}", "give other weights")
-    return new_state(params, run.optimizer), int(checkpoint.name)
+    run = replace(run, identity=run.identity | {"policy": (checkpoint / MANIFEST).read_text().partition("\n")[0]})
+    return run, new_state(params, run.optimizer), int(checkpoint.name)
 
 
 def table(figures: dict, metric: str) -> str:

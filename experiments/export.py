@@ -30,11 +30,10 @@ from agemem_jax.training.lock import hold
 from agemem_jax.training.release import write_policy
 from agemem_jax.training.setup import architecture, fitted, starting_params, tokenizer_path
 from agemem_jax.training.summary import table
-from experiments import cli, out, paths
-from experiments.run_flag import RUN
+from experiments import cli, out, paths, shared_flags
 from experiments.saved import newest, restore_params
 
-FOLDER = paths.define_path("folder", None, "where the released checkpoint goes", required=True)
+RUN, FOLDER = shared_flags.run(), shared_flags.folder()
 DTYPE = flags.DEFINE_enum("dtype", None, list(weights.SAFETENSORS_DTYPES), "of the weights; the run's if not given")
 SHARD_BYTES = flags.DEFINE_integer("shard_bytes", weights.SHARD_BYTES, "largest weight file", lower_bound=1)
 

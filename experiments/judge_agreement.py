@@ -21,9 +21,9 @@ from agemem_jax.envs.judge import Judge
 from agemem_jax.errors import InputError
 from agemem_jax.report.files import seed_folders, traces_of
 from agemem_jax.training.summary import aligned
-from experiments import cli, out
-from experiments.run_flag import RUN
+from experiments import cli, out, shared_flags
 
+RUN = shared_flags.run()
 JUDGE = flags.DEFINE_string("judge", None, "base URL of the endpoint, mostly ending in /v1", required=True)
 MODEL = flags.DEFINE_string("judge_model", None, "a model that it serves", required=True)
 BAR = flags.DEFINE_float("bar", 0.5, "verdict and F1 from which an answer is right", lower_bound=0.0, upper_bound=1.0)
@@ -46,9 +46,7 @@ def answers_in(run: Path) -> list[dict]:
 
     Raises InputError if there is none: tasks in a world have a goal and no answer.
     """
-    seeds = list(seed_folders(run).values()) or [run]
-    folders = [path for seed in seeds for path in (seed, *sorted(seed.glob("*/"))) if path.is_dir()]
-    found = [trace for path in folders for trace in traces_of(path, {})]
+    found = [trace for seed in seed_folders(run).values() or [run] for trace in traces_of(seed, {})]
     given = [trace for trace in found if trace["answer"] and (trace["action"] or "").strip()]
     if not given:
         raise InputError(

@@ -2,9 +2,9 @@
 
     python -m experiments.oracles --config=configs/tiny.py [--tasks=64] [--out=FILE]
 
-Test questions of every kind are played in the real environment by scripts (benchmarks/hotpotqa/oracles.py). The table
-has the score of the oracle with all tools, and for each tool that of the best oracle without it, on the kinds made for
-that tool.
+Test questions of every kind (64 if --tasks is not given) are played in the real environment by scripts
+(benchmarks/hotpotqa/oracles.py). The table has the score of the oracle with all tools, and for each tool that of the
+best oracle without it, on the kinds made for that tool.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from agemem_jax.benchmarks.hotpotqa.oracles import FULL, WITHOUT, Oracle, Strategy
 from agemem_jax.benchmarks.hotpotqa.questions import KINDS, MADE_FOR
@@ -26,16 +25,16 @@ from agemem_jax.training.setup import Run, build
 from agemem_jax.training.traces import Marks
 from agemem_jax.training.warm import script_writer
 from agemem_jax.types import NO_MESSAGE, TOOL_NAMES, Role
-from experiments import cli, out
+from experiments import cli, out, shared_flags
 
-TASKS = flags.DEFINE_integer("tasks", 64, "test questions of each kind", lower_bound=1)
+TASKS = shared_flags.tasks()
 
 
 def main(config) -> None:
     if config.task.path:
         raise InputError("task.path: oracles know the generated questions alone; leave it empty")
     config.policy.weights = ""  # nothing is generated
-    results = measure(Stage(build(config)), TASKS.value)
+    results = measure(Stage(build(config)), TASKS.value or 64)
     print(f"{'tool':<18}{'kinds':<16}{'full':>7}{'without':>9}{'loss':>7}  best without it")
     for tool, row in results["tools"].items():
         print(

@@ -7,6 +7,8 @@ from absl import flags
 
 from agemem_jax.errors import InputError
 
+flags.disclaim_key_flags()  # a flag is that of the command which defines it here
+
 
 class PathParser(flags.ArgumentParser):
     """A path that is not empty; ~ is the home folder."""

@@ -18,9 +18,9 @@ from agemem_jax.benchmarks.hotpotqa.builder import PUBLISHED, HotpotQa
 from agemem_jax.data.builders import Trajectories, prepare
 from agemem_jax.errors import InputError
 from agemem_jax.training.lock import hold
-from experiments import cli, out, paths
+from experiments import cli, out, paths, shared_flags
 
-FOLDER = paths.define_path("folder", None, "where the data sets go", required=True)
+FOLDER = shared_flags.folder()
 FILES = {
     split: paths.define_path(split, None, f"HotpotQA's {name}, also gzipped") for split, (name, _) in PUBLISHED.items()
 }

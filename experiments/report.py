@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 from agemem_jax.report import page
-from experiments import cli, out, paths
+from experiments import cli, out, paths, shared_flags
 
-WORKDIR = paths.define_path("workdir", None, "Folder of a finished run.", required=True)
-PAGE = paths.define_path("page", None, "Where the page goes; WORKDIR/report.html if not given.")
-PICTURE = paths.define_path("picture", None, "Also draw one compact PNG of the run here.")
+WORKDIR, PAGE = shared_flags.workdir(), shared_flags.page()
+PICTURE = paths.define_path("picture", None, "also draw one compact PNG of the run here")
 
 
 def main() -> None:

@@ -5,15 +5,16 @@
 
 A cell is a method on a benchmark with one seed: trained if the method is, then played on the test tasks, greedy and
 sampled. Methods that act with the same weights whatever the seed are played once. It first says what is to be done and
-what that costs. The same command goes on where it was stopped; a finished cell never runs again, and every benchmark's
-programs compile once. After each cell WORKDIR has the table as table.json, table.csv, table.md and table.html;
---only_show makes them, and prints, of what is there.
+what that costs. The same command goes on where it was stopped; a finished cell never runs again, a folder with cells of
+another config or other inputs is refused, and every benchmark's programs compile once. After each cell WORKDIR has the
+table as table.json, table.csv, table.md and table.html; --only_show makes them, and prints, of what is there.
 
 WORKDIR/BENCHMARK is the folder of a run: experiments.trace and experiments.judge_agreement open it.
 """
 
 import ast
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -27,21 +28,23 @@ from agemem_jax.config import check_fields, check_override, flatten, make_absolu
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import duration, plain, replace_text, write_json
 from agemem_jax.report import table as shown
-from agemem_jax.training.comparison import ABOUT, Cell, Plan, cells_of, figures, most_tokens
+from agemem_jax.training.comparison import ABOUT, Cell, Plan, about, cells_of, figures, full_tokens
 from agemem_jax.training.distributed import Notice, agree, is_leader, say
 from agemem_jax.training.evaluate import METHODS, WAYS, Pass
 from agemem_jax.training.loop import evaluate_ways, fresh_state, read_json, train
 from agemem_jax.training.setup import Run, build
 from agemem_jax.training.summary import aligned
 from configs import base
-from experiments import cli, out, paths
-from experiments.train import WORKDIR, supervised
+from experiments import cli, out, paths, shared_flags
+from experiments import train as train_command
 
 BENCHMARKS = ("hotpotqa", "alfworld", "pddl", "babyai", "scienceworld")
 COMPARED = (
     "no_memory", "full_context", "store_all", "bm25", "no_memory_rl", "store_all_rl", "bm25_rl", "memagent",
     "mem0_classic", "mem0_additive", "amem", "agemem_norl_rag", "agemem_rag", "agemem_norl", "agemem",
 )  # fmt: skip
+WORKDIR = shared_flags.workdir()
+flags.adopt_module_key_flags(train_command)  # several processes play a table as they train
 CONFIGS = flags.DEFINE_list(
     "configs",
     [f"{Path(base.__file__).parent / name}.py:tiny" for name in BENCHMARKS],
@@ -61,13 +64,16 @@ MEASURED = "cells.json"  # {cell: seconds that it has taken, in all its starts}
 def main() -> None:
     workdir = paths.folder_to_write("workdir", WORKDIR.value)
     if ONLY_SHOW.value:
+        for flag in (CONFIGS, SET, CHOSEN, SEEDS):
+            if flag.present:
+                raise InputError(f"--only_show makes the table that was begun; leave --{flag.name} out")
         kept = known_plan(workdir)
         show(workdir, Plan.from_json(kept), kept["command"])
         return
     columns = configs(CONFIGS.value, SET.value, SEEDS.value)
     plan = Plan(columns, methods(CHOSEN.value), SEEDS.value)
     check(plan)
-    supervised(workdir, lambda notice: make(plan, workdir, notice))
+    train_command.supervised(workdir, lambda notice: make(plan, workdir, notice))
 
 
 def known_plan(workdir: Path) -> dict:
@@ -97,11 +103,14 @@ def configs(files: list[str], settings: list[str], seeds: int) -> dict[str, Conf
     for setting in settings:
         name, mark, text = setting.partition("=")
         benchmark, _, field = name.partition(".")
-        if not mark or not field:
+        if not mark:
             raise InputError(f"--set={setting}: give FIELD=VALUE or BENCHMARK.FIELD=VALUE; benchmarks are "
                              f"{', '.join(found)}")  # fmt: skip
-        for config in [found[benchmark]] if benchmark in found else found.values():
-            set_field(config, field if benchmark in found else name, text, setting)
+        of_one = benchmark in found and field
+        if (field if of_one else name) == "num_seeds":
+            raise InputError(f"--set={setting}: --seeds says how many")
+        for config in [found[benchmark]] if of_one else found.values():
+            set_field(config, field if of_one else name, text, setting)
     for benchmark, config in found.items():
         if config.task.benchmark != benchmark:
             raise InputError(f"--set: task.benchmark of {benchmark} stays; give another file to --configs")
@@ -129,7 +138,10 @@ def value_of(text: str, like: Any) -> Any:
     if isinstance(like, bool):
         return text.lower() in ("true", "t", "1", "")
     if isinstance(like, tuple):
-        return ast.literal_eval(text) if text.startswith("(") else tuple(filter(None, text.split(",")))
+        value = ast.literal_eval(text) if text.startswith("(") else tuple(filter(None, text.split(",")))
+        if not isinstance(value, tuple):
+            raise ValueError(f"a tuple is needed, such as ({value!r},)")
+        return value
     return type(like)(text)
 
 
@@ -156,15 +168,16 @@ def check(plan: Plan) -> None:
 
 def make(plan: Plan, workdir: Path, notice: Notice) -> None:
     """Plays every cell that is not finished yet, then shows the table."""
-    command = "python -m experiments.table " + " ".join(sys.argv[1:])
+    command = "python -m experiments.table " + shlex.join(sys.argv[1:])
     cells = cells_of(plan)
-    done = agree(lambda: [cell.is_finished(workdir, plan) for cell in cells])
-    left = [cell for cell, finished in zip(cells, done, strict=True) if not finished]
+    left = unfinished(cells, plan, workdir)
     if is_leader():
-        begin(plan, workdir, command)
         say(announced(plan, workdir, cells, left))
     with notice as stop:
-        runs = checked(left, plan, workdir)
+        runs = checked(cells, left, plan, workdir)
+        if is_leader():
+            begin(plan, workdir, command, runs)
+        left = unfinished(left, plan, workdir)  # it is known now whether files that have moved are the same
         run: Run | None = None
         for number, cell in enumerate(left, len(cells) - len(left) + 1):
             config = plan.config(cell.benchmark, cell.seed)
@@ -181,20 +194,30 @@ def make(plan: Plan, workdir: Path, notice: Notice) -> None:
         show(workdir, plan, command)
 
 
-def begin(plan: Plan, workdir: Path, command: str) -> None:
-    """Writes what is compared, and the config of each benchmark in its folder, where pages look for it."""
+def unfinished(cells: list[Cell], plan: Plan, workdir: Path) -> list[Cell]:
+    """Those of the cells that are to be played, in every process the same."""
+    done = agree(lambda: [cell.is_finished(workdir, plan) for cell in cells])
+    return [cell for cell, finished in zip(cells, done, strict=True) if not finished]
+
+
+def begin(plan: Plan, workdir: Path, command: str, runs: dict[str, Run]) -> None:
+    """Writes what is compared, and the config of each benchmark in its folder, where pages look for it, with what its
+    run has read if there is one."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / PLAN, {"command": command} | plan.to_json())
     for benchmark, config in plan.columns.items():
         (workdir / benchmark).mkdir(exist_ok=True)
         write_json(workdir / benchmark / "config.json", config.to_dict())
+        if run := runs.get(benchmark):
+            write_json(workdir / benchmark / ABOUT, about(run.source.tasks.scores, run.identity, run.config))
 
 
-def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
+def checked(cells: list[Cell], left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
     """The runs of benchmarks that have cells left, with the first seed that has some. All are built before anything
     compiles: what is wrong with the last one's data would else be told hours later.
 
-    Raises InputError as `build`, and if a memory system does not fit the policy.
+    Raises InputError as `build`, if a memory system does not fit the policy, and if a cell of these benchmarks was
+    played with another config or other inputs.
     """
     runs: dict[str, Run] = {}
     for cell in left:
@@ -207,10 +230,11 @@ def checked(left: list[Cell], plan: Plan, workdir: Path) -> dict[str, Run]:
             run = runs[benchmark] = build(plan.config(benchmark, cell.seed), learns=learns)
             for name in {METHODS[method].system for method in plan.methods} - {"", "bm25", "rag"}:
                 run.readings(name)
+            for one in cells:
+                if one.benchmark == benchmark:
+                    one.check(workdir, plan, run.identity)
         except InputError as error:
             raise InputError(f"{benchmark}: {error}") from error
-        if is_leader():
-            write_json(workdir / benchmark / ABOUT, {"scores": run.source.tasks.scores})
     return runs
 
 
@@ -255,8 +279,8 @@ def expected(plan: Plan, workdir: Path, cell: Cell) -> str:
     seconds = seconds_of_others(plan, workdir, cell)
     if seconds is not None:
         return f"about {duration(seconds)}, as another seed took"
-    tokens = most_tokens(plan.columns[cell.benchmark], cell.method)
-    return f"at most {millions(sum(tokens.values()))} tokens, by its sizes"
+    tokens = full_tokens(plan.columns[cell.benchmark], cell.method)
+    return f"{millions(sum(tokens.values()))} tokens, were its contexts full"
 
 
 def millions(tokens: float) -> str:
@@ -274,12 +298,12 @@ def announced(plan: Plan, workdir: Path, cells: list[Cell], left: list[Cell]) ->
             rows.append([benchmark, method, f"{len(todo)} of {len(of)}", told])
     seconds = [seconds_of_others(plan, workdir, cell) for cell in left]
     open_ = [cell for cell, known in zip(left, seconds, strict=True) if known is None]
-    tokens = [sum(most_tokens(plan.columns[cell.benchmark], cell.method).values()) for cell in open_]
+    tokens = [sum(full_tokens(plan.columns[cell.benchmark], cell.method).values()) for cell in open_]
     told = [f"{len(left)} of {len(cells)} cells are left"]
     if len(open_) < len(left):
         told.append(f"about {duration(sum(filter(None, seconds)))} for those of which another seed was measured")
     if open_:
-        told.append(f"at most {millions(sum(tokens))} tokens, read and written, for the others")
+        told.append(f"{millions(sum(tokens))} tokens, read and written, for the others, were all contexts full")
     return f"{aligned(rows)}\n\n{'; '.join(told)}"
 
 

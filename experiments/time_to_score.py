@@ -13,9 +13,9 @@ from absl import flags
 
 from agemem_jax.errors import InputError
 from agemem_jax.metrics import METRICS_FILE, read_metrics
-from experiments import cli, out
-from experiments.run_flag import RUN
+from experiments import cli, out, shared_flags
 
+RUN = shared_flags.run()
 SCORE = flags.DEFINE_float("score", 0.8, "task score to reach (progress: token F1 of answers)", 0.0, 1.0)
 EVALUATED = "eval/progress"
 

@@ -16,18 +16,16 @@ from agemem_jax.errors import InputError
 from agemem_jax.report import traces
 from agemem_jax.report.diagnosis import KINDS, MEMORY_TOOLS, STOPS
 from agemem_jax.report.page import METHODS
-from experiments import cli, out, paths
+from experiments import cli, out, paths, shared_flags
 
-RUN = paths.define_path("run", None, "folder of a run, or of one of its seeds", required=True)
-PAGE = paths.define_path("page", None, "where the page goes; RUN/traces.html if not given")
+RUN, PAGE = shared_flags.run(), shared_flags.page()
 FAILED = flags.DEFINE_bool("failed", None, "only tasks that failed; --nofailed: only those that were solved")
 MOST = flags.DEFINE_integer("most", 20, "most tasks shown", lower_bound=1)
 OPEN = flags.DEFINE_bool("open", False, "open the page in a browser")
 STATUS = flags.DEFINE_list("status", [], "only with a call that met one of these, such as STORE_FULL")
-NAMES = {
+NAMES = {"method": (shared_flags.methods(), tuple(name for name, *_ in METHODS))} | {
     flag: (flags.DEFINE_list(flag, [], f"only with {what}: of {', '.join(known)}"), known)
     for flag, what, known in (
-        ("method", "these methods", tuple(name for name, *_ in METHODS)),
         ("op", "a call of these operations", (*MEMORY_TOOLS, "act", "pass")),
         ("stop", "a stage that ended for one of these", tuple(STOPS)),
         ("ending", "one of these endings", tuple(KINDS)),

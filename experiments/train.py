@@ -26,9 +26,9 @@ from agemem_jax.training.lock import hold
 from agemem_jax.training.loop import train
 from agemem_jax.training.setup import build
 from agemem_jax.training.summary import table, write_summary
-from experiments import cli, out, paths
+from experiments import cli, out, paths, shared_flags
 
-WORKDIR = paths.define_path("workdir", None, "folder of the run", required=True)
+WORKDIR = shared_flags.workdir()
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "join the other processes of a TPU slice, GKE or SLURM job")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where nothing else tells it")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run, with --coordinator")

@@ -217,7 +217,8 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_end(tmp_path):
     with pytest.raises(Preempted, match="before the last evaluations"):
         train_arms(study(), tmp_path, lambda: next(answers))
     numbers, seconds = train_arms(study(), tmp_path, lambda: False)
-    again, _ = train_arms(study(), tmp_path, lambda: False)
+    again, in_all = train_arms(study(), tmp_path, lambda: False)
+    assert in_all["eval"] == pytest.approx(seconds["eval"])  # also of a call that finds all done
     for way in numbers:
         for a, b in zip(numbers[way], again[way], strict=True):
             assert same(a, b)
@@ -254,6 +255,20 @@ def shown(figures: dict, tmp_path) -> None:
         assert words in page
 
 
+def test_curves_of_the_task_score_are_of_the_metric_that_is_it():
+    curves = {"progress": [[(1, 0.5), (2, 0.75)]], "success": [[(1, 0.25), (2, 0.5)]]}
+    other = {"memory/quality": [[]], "generated_tokens": [[]]}
+    of_way = dict.fromkeys(("task_score", "memory_quality", *(f"calls_{name}" for name in ablation.CALLS)))
+    way = of_way | {"by_kind": {}}
+    arm = {"changes": {}, "command": "", "greedy": way, "sampled": way, "curves": curves | other}
+    figures = dict.fromkeys(("name", "base", "seeds", "updates", "test_tasks", "command"))
+    figures |= {"bar": 0.0, "scores": {}, "arms": {"all": arm}, "cost": {"seconds": {}}, "environment": {}}
+    figures |= {"identity": {}}
+    for metric, begin in (("success", "0.25"), ("progress", "0.5")):
+        ((heading, (chart,)),) = ablation.contents(figures | {"task_metric": metric})["curves"]
+        assert (heading, chart.begin) == ("Task score in training", begin)
+
+
 def test_the_shipped_study_is_one():
     config = ablations.get_config()
     arms = arms_of(config, ablations.ARMS)
@@ -273,6 +288,7 @@ REFUSED = {
     "type": ({"rl.updates": "three"}, "rl.updates = 'three': a value like 3"),
     "together": ({"rl.schedule": "sequential"}, "arm 'x': rl.stage1_updates = 1: belongs to"),
     "tool": ({"masked": ("Add",)}, "masked = .*no tool 'Add'"),
+    "tool alone": ({"masked": "Add_memory"}, "arm 'x': masked = 'Add_memory': a tuple of tools is needed"),
     "group": ({"rl": {"credit": "broadcast"}}, "arm 'x': rl = .*no such field"),
     "no dict": (3, "arm 'x': changes = 3"),
 }
@@ -340,6 +356,27 @@ def test_cost_by_hand():
     assert ablate.cost_in_words(cost) == (
         "8 arms on 1 device: 221 s (compile 90 s, updates 110 s, evaluations 20 s)."
     )
+
+
+def test_cost_of_separate_runs_by_hand():
+    """Two seeds of an arm with 10 updates, of one with 5, and of one with none; a command compiles once."""
+    table = {"ten": {"rl.updates": 10}, "five": {"rl.updates": 5}, "none": {"rl.updates": 0}}
+    arms = arms_of(base(num_seeds=2, rl__stage1_updates=0, rl__stage2_updates=0), table)
+    one = {"compile": 90.0, "updates": 20.0, "evaluations": 7.0, "total": 120.0}
+    assert ablate.seconds_alone(arms, arms[0], one) == pytest.approx(3 * 90 + 2 * (30 + 20 + 10))
+    assert ablate.separate_arm(arms) is arms[0]
+    with pytest.raises(ConfigError, match="--measure_separate: no arm is trained with all its tools"):
+        ablate.separate_arm([arm for arm in arms if arm.name == "none"])
+
+
+def test_the_command_of_an_arm_has_the_config_as_it_was_given(monkeypatch):
+    arms = arms_of(base(), {"alone": TABLE["alone"], "early": TABLE["early"]})
+    given = ["ablate.py", "--config", "x.py:a b", "--config.rl.updates", "3", "--noconfig.tools.think", "--arms=alone"]
+    monkeypatch.setattr("sys.argv", given)
+    fields = "'--config=x.py:a b' --config.rl.updates=3 --config.tools.think=false"
+    one, other = map(ablate.command_of, arms)
+    assert one.startswith(f"python -m experiments.train {fields} --config.rl.schedule=sequential ")
+    assert other == f"python -m experiments.ablate {fields} --arms=early --workdir=DIR"
 
 
 def test_untrained_parameters_and_tables_are_shared():

@@ -1,5 +1,8 @@
 """The store's benchmark at tiny sizes: it does what it counts; its table. No timings."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +49,14 @@ def test_texts_and_vectors_of_the_peers():
     calls = []
     assert peers.clock(lambda agent, number: calls.append((agent, number)), 7) > 0
     assert calls == [(agent, number) for number in range(4) for agent in range(peers.AGENTS)]
+
+
+def test_a_peer_is_run_in_an_empty_folder_with_paths_that_mean_the_same_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark_memory, "AMEM", SimpleNamespace(value="A-mem"))
+    monkeypatch.setattr(benchmark_memory, "run", lambda title, command, folder: {"command": command, "folder": folder})
+    ran = benchmark_memory.run_peer("amem", {"amem": Path("/env/bin/python")}, "100")
+    assert ran["command"][2:] == [tmp_path.resolve() / "A-mem", "100"] and ran["folder"] != tmp_path
 
 
 def figures(**peers_) -> dict:

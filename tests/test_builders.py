@@ -77,15 +77,18 @@ def test_trajectories_are_the_traces(tmp_path):
     write(one / "traces_agemem.json", TRACES[:2])
     write(one / "traces_no_memory.json", TRACES[2:])
     write(two / "traces.json", [TRACES[2], odd])
+    write(two / "bm25_rl" / "traces_bm25_rl.json", [TRACES[0] | {"method": "bm25_rl"}])
     folder = tmp_path / "data"
-    assert prepare(Trajectories, [tmp_path / "tiny"], folder) == {"agemem": 3, "no_memory": 2}
+    assert prepare(Trajectories, [tmp_path / "tiny"], folder) == {"agemem": 3, "bm25_rl": 1, "no_memory": 2}
     rows = list(files.read(f"tfds:trajectories:agemem@{folder}"))
     assert rows == [
         *({"run": "tiny/seed_0", "trace": trace} for trace in TRACES[:2]), {"run": "tiny/seed_10", "trace": odd}
     ]  # fmt: skip
     rows = files.read(f"tfds:trajectories:no_memory@{folder}")
     assert [row["run"] for row in rows] == ["tiny/seed_0", "tiny/seed_10"]
-    assert prepare(Trajectories, [two], tmp_path / "other") == {"agemem": 1, "no_memory": 1}
+    (row,) = files.read(f"tfds:trajectories:bm25_rl@{folder}")
+    assert row["run"] == "tiny/seed_10"
+    assert prepare(Trajectories, [two], tmp_path / "other") == {"agemem": 1, "bm25_rl": 1, "no_memory": 1}
 
 
 def refused(builder, sources, folder: Path) -> str:

@@ -171,12 +171,17 @@ CASES = {
     "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),
     "engines: python": (("benchmark_envs", ["--data={}", "--python=doom=p"]), ["--python=doom=p", "one of alfworld"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
+    "memory: part": (("benchmark_memory", ["--of_ours=all"]), ["--of_ours=all: give a size, or writers"]),
     "ablate: no arms": (("ablate", [TINY, "--workdir=w"]), ["tiny.py: it has no ARMS", "configs/ablations.py"]),
     "ablate: arm": (("ablate", [STUDY, "--workdir=w", "--arms=chain"]), ["--arms=chain: there is no such arm"]),
     "ablate: no seeds": (("ablate", [STUDY, "--workdir=w", "--config.num_seeds=0"]), ["num_seeds = 0: must be at"]),
     "ablate: an arm of others": (
         ("ablate", [STUDY, "--workdir=w", "--config.rl.updates=200"]),
         ["arm 'sequential': rl.updates = 200", "set 198 or 201"],
+    ),
+    "ablate: nothing to train alone": (
+        ("ablate", [STUDY, "--workdir=w", "--arms=all without RL", "--measure_separate"]),
+        ["--measure_separate: no arm is trained"],
     ),
     "ablate: mesh": (("ablate", [STUDY, "--workdir=w", "--config.mesh.data=2"]), ["mesh.data = 2: an arm lies whole"]),
     "data: nothing": (("prepare_data", ["--folder=d"]), ["give either --train and --validation, or --runs"]),
@@ -189,6 +194,7 @@ CASES = {
     "table: set": (("table", ["--workdir=w", "--set=pddl.rl.gruop=3"]), ["--set=pddl.rl.gruop=3", "no such field"]),
     "table: configs": (("table", ["--workdir=w", "--configs={}/needs.py"]), ["--configs: ", "needs.py:ARGUMENT"]),
     "table: nothing": (("table", ["--workdir={}", "--only_show"]), ["there is no plan.json in it"]),
+    "table: show": (("table", ["--workdir={}", "--only_show", "--seeds=5"]), ["leave --seeds out"]),
     "table: config": (("table", ["--workdir=w", "--config.seed=1"]), ["--config is no flag of this command"]),
     "judge: traces": (
         ("judge_agreement", ["--run={}", "--judge=http://localhost:1/v1", "--judge_model=m"]), ["none of its 0 traces"],

@@ -138,6 +138,15 @@ def test_clock_goes_on_after_a_restart():
     assert resumed.state()["train"] == 4.0 and clock.state()["train"] == 3.0
 
 
+def test_clock_follows_what_is_counted_elsewhere():
+    elsewhere, clock = [5.0], Clock()
+    clock.load({"compile": 2.0})
+    clock.follow("compile", elsewhere)
+    assert clock.state() == {"compile": 2.0}
+    elsewhere += [1.0, 0.5]
+    assert clock.state() == {"compile": 3.5}
+
+
 def test_json_files_are_replaced_whole(tmp_path):
     metrics.write_json(tmp_path / "a.json", {"x": np.float64(1.5), "y": float("inf")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1.5, "y": None}

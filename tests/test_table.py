@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from agemem_jax.errors import InputError
 from agemem_jax.report import table as shown
 from agemem_jax.training import comparison
-from agemem_jax.training.comparison import Cell, Plan, cells_of, figures, most_tokens
+from agemem_jax.training.comparison import Cell, Plan, cells_of, figures, full_tokens
 from agemem_jax.training.distributed import Preempted
 from agemem_jax.training.evaluate import METHODS, Pass
 from agemem_jax.training.loop import result_path
@@ -46,7 +47,9 @@ def numbers(scores: list[float], metric: str, **more: float) -> dict:
     return {metric: scores} | {name: [value] * len(scores) for name, value in counted.items()}
 
 
-def keep(workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: float | None = None) -> None:
+def keep(
+    workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: float | None = None, roles: dict | None = None
+) -> None:
     """Writes an evaluation as training.loop does."""
     config = plan.config(cell.benchmark, cell.seed)
     folder = cell.folder(workdir, config)
@@ -56,6 +59,7 @@ def keep(workdir: Path, plan: Plan, cell: Cell, way: str, kept: dict, seconds: f
         "config": config.to_dict(), "identity": {"weights": "0"}, "numbers": kept,
         "batches": [{"tasks": 4, "seconds": None}, {"tasks": 4, "seconds": seconds}],
     }  # fmt: skip
+    file |= {"roles": roles} if roles else {}
     result_path(folder, Pass(cell.method, way)).write_text(json.dumps(file))
 
 
@@ -72,7 +76,8 @@ def filled(workdir: Path, of: Plan) -> dict:
             roles |= {"role_extract_generated_tokens": 50, "generated_tokens": 500, "generated_tokens_act": 450}
         for way in ("greedy", "sampled"):
             got = QUARTER if way == "sampled" else scores[cell.method]
-            keep(workdir, of, cell, way, numbers(got, metric, **roles), seconds=2.0)
+            played = {"extract": {"compared": 8, "agreed": 2}} if roles and way == "greedy" else None
+            keep(workdir, of, cell, way, numbers(got, metric, **roles), 2.0, played)
     for seed, seconds in (("seed_0", 50.0), ("seed_1", 70.0)):
         (workdir / "hotpotqa" / seed / "seconds.json").write_text(json.dumps({"train": seconds, "eval": 9.0}))
     (workdir / "hotpotqa" / "about.json").write_text('{"scores": {"progress": "token F1", "success": "exact match"}}')
@@ -115,8 +120,13 @@ def test_costs_stand_beside_each_score(found):
         "act": {"calls": 1, "prompt_tokens": 1000, "generated_tokens": 250, "share": 1}
     }
     assert cells["mem0_classic"]["roles"] == {
-        "extract": {"calls": 4, "prompt_tokens": 400, "generated_tokens": 50, "valid": 0.75, "share": 0.1}
-    }
+        "extract": {
+            "calls": 4, "prompt_tokens": 400, "generated_tokens": 50, "valid": 0.75, "right": 0.25, "share": 0.1
+        }
+    }  # fmt: skip
+    sampled = found["sampled"]["cells"]["hotpotqa"]  # traces, which are read for the rest, are greedy
+    assert sampled["mem0_classic"]["roles"]["extract"]["right"] is None
+    assert "context_by_turn" in cells["agemem"] and "context_by_turn" not in sampled["agemem"]
     average = found["costs"]
     assert average["mem0_classic"]["generated_tokens"] == 500 and average["agemem"]["seconds"] == 0.5
     assert average["agemem"]["dollars"] is None  # one of the benchmarks has no prices
@@ -160,7 +170,8 @@ def test_the_page_holds_the_numbers_and_escapes_names(found, tmp_path):
     page = (tmp_path / "table.html").read_text()
     assert "<b>tiny</b>" not in page and "&lt;b&gt;tiny&lt;/b&gt;" in page and "--x=&lt;i&gt;" in page
     assert '<td class="best"><b>75.0</b>' in page and "20,000" in page and "4.000" in page and "1 of 2 seeds" in page
-    assert "role: extract" in page and "75.0 %" in page and "https://" not in page and "<script" not in page
+    assert "role: extract" in page and "<td>75.0 %</td><td>25.0 %</td>" in page
+    assert "https://" not in page and "<script" not in page
     assert "intervals overlap" in page and page.count("<section") == 4
     assert shown.best(found, "greedy", "hotpotqa") == {"mem0_classic", "agemem"}
 
@@ -196,19 +207,19 @@ def test_contexts_are_averaged_turn_by_turn(tmp_path):
     assert comparison.context_by_turn("agemem", [tmp_path / "a", tmp_path / "b", tmp_path / "c"]) == [30, 50]
 
 
-def test_most_tokens_follow_from_the_sizes():
+def test_tokens_of_full_contexts_follow_from_the_sizes():
     config = babyai.get_config("tiny")  # 8 + 13 messages, 6 actions, contexts of 216, turns of 34
     config.train.eval_tasks, config.rl.updates = 10, 3
     config.rl.tasks_per_update, config.rl.group_size = 2, 4
     acting = 6 * (216 + 34)
-    assert most_tokens(config, "no_memory") == {"evaluation": 20 * acting, "training": 0}
-    assert most_tokens(config, "no_memory_rl") == {"evaluation": 20 * acting, "training": 24 * acting}
+    assert full_tokens(config, "no_memory") == {"evaluation": 20 * acting, "training": 0}
+    assert full_tokens(config, "no_memory_rl") == {"evaluation": 20 * acting, "training": 24 * acting}
     told = 6 * (216 + 21 * 20 + 34)
-    assert most_tokens(config, "full_context") == {"evaluation": 20 * told, "training": 0}
+    assert full_tokens(config, "full_context") == {"evaluation": 20 * told, "training": 0}
     whole = (6 + 21 + 3 * 2) * (216 + 34)
-    assert most_tokens(config, "agemem") == {"evaluation": 20 * whole, "training": 24 * whole}
+    assert full_tokens(config, "agemem") == {"evaluation": 20 * whole, "training": 24 * whole}
     reading = 21 * 2 * (216 + config.methods.answer_tokens)
-    assert most_tokens(config, "mem0_classic") == {"evaluation": 20 * (acting + reading), "training": 0}
+    assert full_tokens(config, "mem0_classic") == {"evaluation": 20 * (acting + reading), "training": 0}
 
 
 def test_a_plan_survives_its_file():
@@ -222,6 +233,7 @@ def test_a_plan_survives_its_file():
 
 
 TINY = "configs/tiny.py"
+NOTICE = contextlib.nullcontext(lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +258,9 @@ TINY = "configs/tiny.py"
         ([TINY], ["babyai.rl.updates=2"], "there is no such field"),
         ([TINY], ["task.benchmark=pddl"], "task.benchmark of hotpotqa stays"),
         ([TINY], ["task.parts=(1,"], "--set=task.parts=(1,: "),
+        ([TINY], ["task.parts=('a')"], "--set=task.parts=('a'): a tuple is needed, such as ('a',)"),
+        ([TINY], ["hotpotqa=1"], "--set=hotpotqa=1: hotpotqa = '1': there is no such field"),
+        ([TINY], ["num_seeds=5"], "--set=num_seeds=5: --seeds says how many"),
         ([TINY], ["task.parts=(1,)"], "hotpotqa: task.parts = (1,): a tuple of texts is needed"),
         ([TINY], ["prices.prompt=-1"], "hotpotqa: prices.prompt = -1.0: must be at least 0"),
     ],
@@ -260,9 +275,10 @@ def test_what_is_wrong_is_told_before_anything_is_built(files, settings, told, m
 def test_settings_reach_one_config_or_all(monkeypatch, tmp_path):
     monkeypatch.chdir(Path(__file__).parent.parent)
     files = [TINY, "configs/babyai.py:tiny"]
-    settings = ["rl.updates=9", "babyai.task.parts=a,b", "hotpotqa.task.path=x=1.json", "train.baselines=false"]
+    settings = ["rl.updates=9", "seed=7", "babyai.task.parts=a,b", "hotpotqa.task.path=x=1.json"]
+    settings += ["train.baselines=false"]
     found = command.configs(files, settings, 5)
-    assert {c.rl.updates for c in found.values()} == {9} and {c.num_seeds for c in found.values()} == {5}
+    assert {(c.rl.updates, c.seed, c.num_seeds) for c in found.values()} == {(9, 7, 5)}
     assert found["babyai"].task.parts == ("a", "b") and found["hotpotqa"].task.parts == ()
     assert found["hotpotqa"].task.path == str(Path.cwd() / "x=1.json") and found["babyai"].task.path == ""
 
@@ -289,6 +305,7 @@ class Runs:
 
     def __init__(self, monkeypatch, workdir: Path, of: Plan, stop_after: int = 99):
         self.workdir, self.plan, self.stop_after = workdir, of, stop_after
+        self.identity = {"weights": "0"}
         self.built, self.played, self.learns = [], [], []
         monkeypatch.setattr(command, "build", self.build)
         monkeypatch.setattr(command, "train", self.train)
@@ -299,7 +316,8 @@ class Runs:
         self.learns.append(learns)
         scores = type("Tasks", (), {"scores": {"success": "success", "progress": "progress"}})
         source = type("Source", (), {"tasks": scores})
-        return type("Run", (), {"config": config, "source": source, "readings": lambda _, name: None})()
+        parts = {"config": config, "source": source, "identity": self.identity, "readings": lambda _, name: None}
+        return type("Run", (), parts)()
 
     def train(self, run, folder, stop, method, only):
         assert [one.name for one in only] == [f"{method}-greedy", f"{method}-sampled"]
@@ -323,17 +341,17 @@ class Runs:
 
 def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeypatch, tmp_path, capsys):
     of = plan(2, ("no_memory", "bm25_rl", "agemem"))
-    notice = contextlib.nullcontext(lambda: False)
     first = Runs(monkeypatch, tmp_path, of, stop_after=5)
     with pytest.raises(Preempted):
-        command.make(of, tmp_path, notice)
+        command.make(of, tmp_path, NOTICE)
     assert first.built == [("hotpotqa", 0, False), ("babyai", 0, False), ("hotpotqa", 1, True)]
     assert first.played == [
         "hotpotqa, no_memory, seed 0", "hotpotqa, bm25_rl, seed 0", "hotpotqa, agemem, seed 0",
         "hotpotqa, bm25_rl, seed 1", "hotpotqa, agemem, seed 1",
     ]  # fmt: skip
     told = capsys.readouterr().out
-    assert "10 of 10 cells are left; at most " in told and "cell 1 of 10: hotpotqa, no_memory, seed 0 (at most " in told
+    assert re.search(r"10 of 10 cells are left; [\d,.]+M tokens, read and written, for the others, were all", told)
+    assert re.search(r"cell 1 of 10: hotpotqa, no_memory, seed 0 \([\d,.]+M? tokens, were its contexts full\)", told)
     assert "cell 4 of 10: hotpotqa, bm25_rl, seed 1 (about 0s, as another seed took)" in told
     found = json.loads((tmp_path / "table.json").read_text())
     assert found["cells"]["hotpotqa"]["agemem"]["seeds"] == [0.5, 0.5] and "babyai" not in found["cells"]
@@ -341,12 +359,12 @@ def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeyp
 
     second = Runs(monkeypatch, tmp_path, of)
     monkeypatch.setattr(command.out, "write", lambda figures: None)
-    command.make(of, tmp_path, notice)
+    command.make(of, tmp_path, NOTICE)
     assert second.built == [("babyai", 0, False), ("babyai", 1, True)] and len(second.played) == 5
     assert all(cell.startswith("babyai") for cell in second.played)
 
     third = Runs(monkeypatch, tmp_path, of)
-    command.make(of, tmp_path, notice)
+    command.make(of, tmp_path, NOTICE)
     assert third.built == third.played == [] and "0 of 10 cells are left" in capsys.readouterr().out
     assert all((tmp_path / f"table.{kind}").stat().st_size > 100 for kind in ("json", "csv", "md", "html"))
     kept = command.known_plan(tmp_path)
@@ -358,15 +376,60 @@ def test_a_finished_cell_never_runs_again_and_its_benchmark_is_not_built(monkeyp
 
 def test_where_nothing_is_left_to_train_no_program_learns(monkeypatch, tmp_path):
     monkeypatch.setattr(command.out, "write", lambda figures: None)
-    notice = contextlib.nullcontext(lambda: False)
     trained = plan(1, ("no_memory", "agemem"))
     runs = Runs(monkeypatch, tmp_path, trained)
-    command.make(trained, tmp_path, notice)
+    command.make(trained, tmp_path, NOTICE)
     assert runs.learns == [True, True]
     untrained = plan(1, ("no_memory", "agemem", "agemem_norl"))
     runs = Runs(monkeypatch, tmp_path, untrained)
-    command.make(untrained, tmp_path, notice)
+    command.make(untrained, tmp_path, NOTICE)
     assert runs.learns == [False, False] and len(runs.played) == 2
+
+
+@pytest.fixture
+def half_played(monkeypatch, tmp_path):
+    """A table of which one benchmark was played, and who goes on with it."""
+    monkeypatch.setattr(command.out, "write", lambda figures: None)
+    of = plan(1, ("no_memory", "agemem"))
+    Runs(monkeypatch, tmp_path, of, stop_after=2)
+    with pytest.raises(Preempted):
+        command.make(of, tmp_path, NOTICE)
+    return lambda of: Runs(monkeypatch, tmp_path, of)
+
+
+def files_of(workdir: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_finished_cell_is_not_played_over_with_another_config_or_other_inputs(half_played, tmp_path):
+    before = files_of(tmp_path)
+    other = plan(1, ("no_memory", "agemem"))
+    other.columns["hotpotqa"].store.entries = 9
+    runs = half_played(other)
+    told = r"hotpotqa: .*evaluation_no_memory-greedy.json is of another config: store.entries is 9, was 3. Set these"
+    with pytest.raises(InputError, match=told):
+        command.make(other, tmp_path, NOTICE)
+    same = plan(2, ("no_memory", "agemem"))  # of the first benchmark, a seed is left
+    again = half_played(same)
+    again.identity = {"weights": "1"}
+    with pytest.raises(InputError, match="evaluation_no_memory-greedy.json: the weights that .* are others"):
+        command.make(same, tmp_path, NOTICE)
+    assert runs.played == again.played == [] and files_of(tmp_path) == before
+    longer = plan(1, ("no_memory", "agemem"))  # what an evaluation is of, and how long is trained, may change
+    longer.columns["hotpotqa"].update_from_flattened_dict({"train.eval_tasks": 5, "rl.updates": 999})
+    runs = half_played(longer)
+    command.make(longer, tmp_path, NOTICE)
+    assert len(runs.played) == 4
+
+
+def test_a_table_goes_on_where_its_files_have_moved(half_played, tmp_path):
+    moved = plan(1, ("no_memory", "agemem"))
+    moved.columns["hotpotqa"].policy.weights = "elsewhere"
+    runs = half_played(moved)
+    command.make(moved, tmp_path, NOTICE)
+    assert runs.played == ["babyai, no_memory, seed 0", "babyai, agemem, seed 0"]
+    found = figures(tmp_path, moved)
+    assert set(found["cells"]["hotpotqa"]) == set(found["average"]) == {"no_memory", "agemem"}
 
 
 def test_a_folder_without_a_table_is_told(tmp_path):

@@ -81,6 +81,16 @@ def test_a_run_and_each_of_its_seeds_can_be_read(run):
         assert traces.read(run / f"seed_{seed}")[0] == {seed: rows}
 
 
+def test_baselines_that_are_trained_have_traces_in_folders_of_their_own(run, tmp_path):
+    seed = tmp_path / "seed_0"
+    (seed / "bm25_rl").mkdir(parents=True)
+    (seed / "bm25_rl" / "traces_bm25_rl.json").write_text(json.dumps([trace(method="bm25_rl")]))
+    for folder in (tmp_path, seed):
+        assert [one["method"] for one in traces.read(folder)[0][0]] == ["bm25_rl"]
+    (seed / "traces_agemem.json").write_text(json.dumps([trace()]))
+    assert [one["method"] for one in traces.read(seed)[0][0]] == ["agemem", "bm25_rl"]
+
+
 def test_a_folder_without_traces_is_refused(tmp_path):
     (tmp_path / "seed_0").mkdir()
     with pytest.raises(InputError, match="has no traces .*; give the folder of a run, as in --run=runs/tiny"):

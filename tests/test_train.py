@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,11 +21,12 @@ from agemem_jax.data.batches import LIMITS
 from agemem_jax.envs.judge import SILENCE
 from agemem_jax.errors import InputError
 from agemem_jax.memory.encoder import policy_table
+from agemem_jax.metrics import Clock
 from agemem_jax.report import page as report_page
 from agemem_jax.training import loop, setup
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted
-from agemem_jax.training.evaluate import METHODS, UNTRAINED, count_unheard, passes_of
+from agemem_jax.training.evaluate import METHODS, UNTRAINED, Pass, count_unheard, passes_of
 from agemem_jax.training.loop import put_batch, train, train_update
 from agemem_jax.training.setup import build
 from agemem_jax.training.state import new_state, state_shapes
@@ -312,6 +314,30 @@ def test_a_judge_that_falls_silent_stops_the_run_before_it_is_mistaken_for_a_bad
     with Checkpointer(tmp_path / "checkpoints", config, 2) as checkpoints:
         update, _, _ = checkpoints.restore_latest(state_shapes(run.model, run.optimizer, run.mesh))
     assert update == made[-1]
+
+
+def test_the_seconds_of_an_evaluation_count_in_every_call_that_has_it(tmp_path, monkeypatch):
+    scores = {"progress": [1.0], "memory_quality": [0.0], "reward": [1.0], "kind": [0]}
+    run = SimpleNamespace(config=tiny_run(), identity={})
+    monkeypatch.setattr(loop, "evaluate", lambda run, state, *_: time.sleep(0.05) or (state, scores, None, [(1, 0.01)]))
+    spent = []
+    for _ in range(2):
+        clock = Clock()
+        loop.evaluate_once(run, "state", {}, Pass("agemem", "sampled"), 3, tmp_path, clock)
+        spent.append(clock.state()["eval"])
+    assert spent[0] > 0.05 and spent[1] == pytest.approx(spent[0])
+
+
+def test_traces_say_whether_the_policy_that_played_was_trained(tmp_path, monkeypatch):
+    """Memory systems too begin with a policy that nothing has trained."""
+    numbers, said = {"progress": [1.0], "memory_quality": [0.0], "reward": [1.0]}, []
+    monkeypatch.setattr(loop, "evaluate", lambda run, state, *_: (state, numbers, None, []))
+    monkeypatch.setattr(loop, "render_traces", lambda run, traced, method, when: said.append((method, when)) or [])
+    monkeypatch.setattr(loop, "roles_played", lambda *_: {})
+    run = SimpleNamespace(config=tiny_run(), identity={})
+    for method, updates in (("amem", 0), ("agemem", 8)):
+        loop.evaluate_once(run, "state", {}, Pass(method, "greedy"), updates, tmp_path, Clock())
+    assert said == [("amem", "before"), ("agemem", "after")]
 
 
 @pytest.mark.heavy

@@ -102,10 +102,11 @@ class Trajectories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def trace_files(folder: Path) -> list[Path]:
-    """The files of traces of one seed's folder, or of all seeds of a run. Raises InputError if there are none."""
-    found = sorted(folder.glob("traces*.json"))
-    seeds = sorted(folder.glob("seed_*"), key=lambda seed: (len(seed.name), seed.name))
-    found = found or [path for seed in seeds for path in sorted(seed.glob("traces*.json"))]
+    """The files of traces of one seed's folder, or of all seeds of a run; a trained baseline has a folder of its own in
+    that of the seed. Raises InputError if there are none."""
+    seeds = sorted(folder.glob("seed_*"), key=lambda seed: (len(seed.name), seed.name)) or [folder]
+    parts = ("traces*.json", "*/traces*.json")
+    found = [path for seed in seeds for part in parts for path in sorted(seed.glob(part))]
     if not found:
         raise InputError(
             f"{folder} has no traces*.json, nor do folders seed_* in it; give the --workdir of a run that was evaluated"
@@ -129,5 +130,7 @@ def read_traces(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def run_name(path: Path) -> bytes:
-    """The last two names of the folder of a file, such as tiny/seed_0."""
-    return os.fsencode("/".join(path.resolve().parts[-3:-1]))
+    """The last two names of the seed's folder that a file is in, such as tiny/seed_0."""
+    folder = path.resolve().parent
+    folder = folder.parent if folder.parent.name.startswith("seed_") else folder
+    return os.fsencode("/".join(folder.parts[-2:]))

@@ -7,8 +7,9 @@ from agemem_jax.metrics import duration
 from agemem_jax.report.charts import Chart, line_chart, number
 from agemem_jax.report.page import SHARE, Value, as_value, facts, render
 
+TASK_SCORE = "task score"
 CURVES = (  # metric, heading, bounds the axis shows at least
-    ("progress", "Task score in training", SHARE),
+    (TASK_SCORE, "Task score in training", SHARE),
     ("memory/quality", "Memory quality in training", SHARE),
     ("generated_tokens", "Tokens per trajectory", None),
 )
@@ -45,7 +46,11 @@ def contents(figures: dict) -> dict:
             (name, [as_value(one["greedy"][f"calls_{call}"], 1, 2) for call in CALLS]) for name, one in arms.items()
         ],
         "call_names": CALLS,
-        "curves": [(heading, charts) for metric, heading, bounds in CURVES if (charts := drawn(arms, metric, bounds))],
+        "curves": [
+            (heading, charts)
+            for metric, heading, bounds in CURVES
+            if (charts := drawn(arms, figures["task_metric"] if metric == TASK_SCORE else metric, bounds))
+        ],
         "cost": cost,
         "seconds": {part: duration(value) for part, value in cost["seconds"].items()},
         "commands": [(name, one["command"]) for name, one in arms.items()],

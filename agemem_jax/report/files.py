@@ -53,11 +53,13 @@ def seed_folders(workdir: Path) -> dict[int, Path]:
 
 
 def traces_of(folder: Path, worth: dict) -> list[dict]:
-    """The traces of a seed, with what their calls were worth where that is known. Raises InputError as `load`.
+    """The traces of a seed and of the baselines trained in it, which have folders of their own, with what their calls
+    were worth where that is known. Raises InputError as `load`.
 
     worth: of `worth_of`.
     """
-    traces = [trace for path in sorted(folder.glob("traces*.json")) for trace in _read_traces(path)]
+    files = [*sorted(folder.glob("traces*.json")), *sorted(folder.glob("*/traces*.json"))]
+    traces = [trace for path in files for trace in _read_traces(path)]
     note_worth(traces, worth)
     return traces
 

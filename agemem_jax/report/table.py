@@ -245,9 +245,9 @@ def details(figures: dict, benchmark: str, methods: list[tuple]) -> dict:
         if cell is None:
             continue
         for op, one in cell["operations"].items():
-            rows.append((title, OPERATIONS.get(op, op), *took(one), ""))
+            rows.append((title, OPERATIONS.get(op, op), *took(one), "", ""))
         for role, one in cell["roles"].items():
-            rows.append((title, f"role: {role}", *took(one), percent(one["valid"])))
+            rows.append((title, f"role: {role}", *took(one), percent(one["valid"]), percent(one["right"])))
         curve = list(enumerate(cell["context_by_turn"], 1))
         if chart := line_chart(title, [curve], over="turns"):
             charts.append(chart)

@@ -32,8 +32,8 @@ from agemem_jax.rl.rewards import CONTEXT_TERMS, MEMORY_TERMS, PENALTY_TERMS, ST
 from agemem_jax.rl.switches import switches_of
 from agemem_jax.training.checkpoint import Checkpointer
 from agemem_jax.training.distributed import Preempted, say
-from agemem_jax.training.evaluate import EVALUATION_SEED, WAYS, Pass, control
-from agemem_jax.training.loop import check_finite, count_compiling, read_json, stages_of, tidy
+from agemem_jax.training.evaluate import EVALUATION_SEED, WAYS, Pass, compilations, control
+from agemem_jax.training.loop import check_finite, read_json, stages_of, tidy
 from agemem_jax.training.programs import ALL_TOOLS, ProgramSpec, arm_program
 from agemem_jax.training.setup import Run, build, with_rollout
 from agemem_jax.training.state import new_state, state_shapes
@@ -137,7 +137,9 @@ def changed(base: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
         raise ConfigError(f"changes = {changes!r}: a dict of dotted fields and values is needed")
     for name, value in changes.items():
         if name == MASKED:
-            for tool in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(value, tuple | list):
+                refuse(MASKED, value, f"a tuple of tools is needed, of {', '.join(base.tools.enabled)}")
+            for tool in value:
                 if tool not in base.tools.enabled:
                     refuse(MASKED, value, f"there is no tool {tool!r}; a tuple of {', '.join(base.tools.enabled)}")
         elif name not in known:
@@ -168,6 +170,13 @@ def check_base(config: ConfigDict) -> None:
         refuse("train.baselines", True, "a study has no baselines; train them with experiments.train")
 
 
+def on_one_device(config: ConfigDict) -> ConfigDict:
+    """A copy of a config that runs on one device, as an arm does."""
+    alone = config.copy_and_resolve_references()
+    alone.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
+    return alone
+
+
 def build_study(base: ConfigDict, arms: list[Arm], devices: list) -> Study:
     """Reads what the arms share, and each seed's tasks; nothing compiles.
 
@@ -176,9 +185,8 @@ def build_study(base: ConfigDict, arms: list[Arm], devices: list) -> Study:
     runs: dict[int, Run] = {}
     first = None
     for seed in dict.fromkeys(arm.seed for arm in arms):
-        config = base.copy_and_resolve_references()
+        config = on_one_device(base)
         config.seed = seed
-        config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
         runs[seed] = first = build(config, like=first)
     run = runs[arms[0].seed]
     if isinstance(run.spec.rollout.env, HostEnvironment):
@@ -328,7 +336,7 @@ def train_arms(study: Study, workdir: Path, stop: Callable[[], bool]) -> tuple[d
     """
     config, clock, folder = study.run.config, Clock(), workdir / "arms"
     folder.mkdir(parents=True, exist_ok=True)
-    count_compiling(clock)
+    clock.follow("compile", compilations())
     keep, identity = config.train.keep_checkpoints, study.run.identity
     with Checkpointer(folder / "checkpoints", described(study), keep, identity) as kept:
         done, states = restored(study, kept, clock)
@@ -337,8 +345,7 @@ def train_arms(study: Study, workdir: Path, stop: Callable[[], bool]) -> tuple[d
         for way in WAYS:
             if stop():
                 raise Preempted("stopped before the last evaluations; all updates are saved")
-            with clock.measure("eval"):
-                states, found[way] = evaluate_once(study, states, way, folder)
+            states, found[way] = evaluate_once(study, states, way, folder, clock)
     write_json(folder / "seconds.json", clock.state())
     return found, clock.state()
 
@@ -404,15 +411,22 @@ def update_all(
     return states
 
 
-def evaluate_once(study: Study, states: TrainState, way: str, folder: Path) -> tuple[TrainState, list[dict]]:
-    """The evaluation that is decoded in a way; read where it was made before, of the same arms."""
+def evaluate_once(
+    study: Study, states: TrainState, way: str, folder: Path, clock: Clock
+) -> tuple[TrainState, list[dict]]:
+    """The evaluation that is decoded in a way; read where it was made before, of the same arms. Its seconds are added
+    to the clock, also those of before: no checkpoint has them."""
+    began = time.perf_counter()
     path = folder / f"evaluation_{way}.json"
     asked = json.loads(json.dumps({"config": described(study).to_dict(), "identity": study.run.identity}))
     if path.exists() and (was := read_json(path)) and {name: was[name] for name in asked} == asked:
+        clock.add("eval", was.get("seconds", 0.0))
         return states, [{name: np.array(values, float) for name, values in one.items()} for one in was["numbers"]]
     say(f"evaluating {len(study.arms)} arms, {way}, on {study.run.config.train.eval_tasks} test tasks")
     states, numbers = evaluate_arms(study, states, way)
-    write_json(path, asked | {"numbers": numbers})
+    seconds = time.perf_counter() - began
+    clock.add("eval", seconds)
+    write_json(path, asked | {"numbers": numbers, "seconds": seconds})
     return states, numbers
 
 

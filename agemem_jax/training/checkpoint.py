@@ -210,17 +210,20 @@ class Checkpointer:
         """Raises ConfigError if a checkpoint's config differs in a field that matters, InputError if its files do."""
         was = None if self._identity is None else identities.read(path / identities.FILE)
         saved, now = from_json((path / "config.json").read_text()), from_json(to_json(self._config))
-        old, new = flatten(saved), flatten(now)
         names = [name for name in difference(saved, now) if not may_differ(name, now, was is not None)]
         if names:
-            listed = "; ".join(f"{n} is {new.get(n, 'absent')!r}, was {old.get(n, 'absent')!r}" for n in names)
-            raise ConfigError(
-                f"checkpoint {path} is of another config: {listed}. Set these fields back, or start in a new --workdir"
-            )
+            raise ConfigError(of_another_config(f"checkpoint {path}", names, saved, now))
         if was is not None:
             identities.check(f"checkpoint {path}", was, self._identity, now, saved, "or start in a new --workdir")
         elif self._identity is not None:
             print(identities.UNKNOWN.format(where=f"checkpoint {path}"), file=sys.stderr, flush=True)
+
+
+def of_another_config(what: str, names: list[str], was: ConfigDict, now: ConfigDict) -> str:
+    """The refusal of what was made by another config, whose fields `names` differ."""
+    old, new = flatten(was), flatten(now)
+    listed = "; ".join(f"{n} is {new.get(n, 'absent')!r}, was {old.get(n, 'absent')!r}" for n in names)
+    return f"{what} is of another config: {listed}. Set these fields back, or start in a new --workdir"
 
 
 def may_differ(name: str, config: ConfigDict, content_known: bool) -> bool:

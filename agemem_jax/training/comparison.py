@@ -13,14 +13,19 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from agemem_jax.config import from_json
+from agemem_jax.config import PATH_FIELDS, ConfigError, difference, flatten, from_json
 from agemem_jax.methods.tables import system_of
+from agemem_jax.training import identity as identities
+from agemem_jax.training.checkpoint import of_another_config
 from agemem_jax.training.evaluate import METHODS, WAYS, Pass, shares_weights
-from agemem_jax.training.loop import is_evaluated, read_json, result_path
+from agemem_jax.training.identity import Identity
+from agemem_jax.training.loop import free_of_evaluation, is_evaluated, read_json, result_path
 from agemem_jax.training.summary import TASK_METRICS, interval
 from agemem_jax.types import Op
 
-ABOUT = "about.json"  # in the folder of a benchmark: what only its records and tokenizer tell
+ABOUT = "about.json"  # in the folder of a benchmark: what only its inputs tell
+EXTENT = ("train.eval_tasks", "train.traces")  # of an evaluation: a larger one may take its place
+TRACED = "greedy"  # the way of the evaluations that keep traces
 BASE = "no_memory"  # what gains are stated over
 MILLION = 1e6
 EPISODES = 1000  # that a price is stated for
@@ -83,16 +88,49 @@ class Cell:
         folder = workdir / self.benchmark / f"seed_{config.seed}"
         return folder / self.method if METHODS[self.method].trained and self.method != "agemem" else folder
 
+    def paths(self, workdir: Path, config: ConfigDict) -> dict[str, Path]:
+        """By way, where its evaluations are kept; `config` is the seed's own."""
+        return {way: result_path(self.folder(workdir, config), Pass(self.method, way)) for way in WAYS}
+
     def evaluations(self, workdir: Path, plan: Plan) -> dict[str, dict]:
-        """By way, what was kept of those that are there and hold for the plan's config."""
+        """By way, what was kept of those that are there and hold for the plan's config and what it reads."""
         config = plan.config(self.benchmark, self.seed)
         updates = config.rl.updates if METHODS[self.method].trained else 0
-        paths = {way: result_path(self.folder(workdir, config), Pass(self.method, way)) for way in WAYS}
-        found = {way: path for way, path in paths.items() if is_evaluated(path, config, None, updates, self.method)}
-        return {way: read_json(path) for way, path in found.items()}
+        holds = lambda path: is_evaluated(path, config, identity, updates, self.method)  # noqa: E731
+        identity = known_identity(workdir / self.benchmark / ABOUT, config)
+        return {way: read_json(path) for way, path in self.paths(workdir, config).items() if holds(path)}
+
+    def check(self, workdir: Path, plan: Plan, identity: Identity) -> None:
+        """Raises InputError if there is an evaluation of another config, or of other inputs than those of `identity`:
+        to play the cell would overwrite it."""
+        config = plan.config(self.benchmark, self.seed)
+        for path in filter(Path.exists, self.paths(workdir, config).values()):
+            kept = read_json(path)
+            was = from_json(json.dumps(kept["config"]))
+            names = [name for name in difference(config, was) if name not in EXTENT]
+            names = [name for name in names if not free_of_evaluation(name, config, True, self.method)]
+            if names:
+                raise ConfigError(of_another_config(str(path), names, was, config))
+            if kept.get("identity"):
+                identities.check(str(path), kept["identity"], identity, config, was, "or start in a new --workdir")
 
     def is_finished(self, workdir: Path, plan: Plan) -> bool:
         return len(self.evaluations(workdir, plan)) == len(WAYS)
+
+
+def about(scores: dict[str, str], identity: Identity, config: ConfigDict) -> dict:
+    """What is kept in ABOUT: how scores are called, and what was read from which paths."""
+    return {"scores": scores, "identity": identity, "paths": paths_of(config)}
+
+
+def paths_of(config: ConfigDict) -> dict[str, str]:
+    return {name: value for name, value in flatten(config).items() if name in PATH_FIELDS}
+
+
+def known_identity(path: Path, config: ConfigDict) -> Identity | None:
+    """What a benchmark's runs have read, if the file `path` (ABOUT) tells it of the config's own paths."""
+    kept = read_json(path) if path.exists() else {}
+    return kept.get("identity") if kept.get("paths") == paths_of(config) else None
 
 
 def cells_of(plan: Plan) -> list[Cell]:
@@ -106,10 +144,11 @@ def cells_of(plan: Plan) -> list[Cell]:
     ]
 
 
-def most_tokens(config: ConfigDict, method: str) -> dict[str, int]:
-    """Tokens that a cell can read and write at most, by the sizes of its config: {"evaluation", "training"}.
+def full_tokens(config: ConfigDict, method: str) -> dict[str, int]:
+    """Tokens that a cell would read and write if every context were full: {"evaluation", "training"}.
 
-    A call reads a whole context of `context.limit`; where all that is told is kept in view, that as well.
+    An estimate by the sizes of the config, before tokenizer and prompts are known: a call reads `context.limit`, and
+    where all that is told is kept in view, that as well; every call is made, and written to its end.
     """
     m, task, rollout = METHODS[method], config.task, config.rollout
     messages = task.facts + task.distractors
@@ -135,7 +174,7 @@ def figures(workdir: Path, plan: Plan) -> dict:
       methods, seeds; benchmarks: of each its config's name, what its score is called, tasks, prices.
       average: {method: interval over the benchmarks}, of methods that have all of them.
       cells: {benchmark: {method: interval of the task score, with "evaluations" and "wanted" (seeds), "costs",
-        "operations", "roles" and "context_by_turn"}}.
+        "operations", "roles" and, where trajectories are traced, "context_by_turn"}}.
       costs: {method: mean over the benchmarks}, of methods that have all of them.
       sampled: average, cells and costs of the sampled evaluations; those above are greedy.
       one_policy: methods that are played once, since all seeds share their weights.
@@ -179,7 +218,8 @@ def figures_of_way(plan: Plan, kept: dict, way: str) -> dict:
         if there:
             cell = cell_figures(plan.columns[benchmark], [one for _, one in there])
             folders = [folder for folder, _ in there]
-            cell |= {"wanted": len(evaluations), "context_by_turn": context_by_turn(method, folders)}
+            cell["wanted"] = len(evaluations)
+            cell |= {"context_by_turn": context_by_turn(method, folders)} if way == TRACED else {}
             cell["costs"]["training_seconds"] = training_seconds(method, folders)
             cells.setdefault(benchmark, {})[method] = cell
     for benchmark, found in cells.items():
@@ -208,7 +248,7 @@ def cell_figures(config: ConfigDict, evaluations: list[dict]) -> dict:
         "tasks": len(numbers[0][metric]),
         "costs": costs,
         "operations": operations(mean),
-        "roles": roles(mean, numbers[0]),
+        "roles": roles(mean, numbers[0], [one.get("roles", {}) for one in evaluations]),
     }
 
 
@@ -246,13 +286,19 @@ def operations(mean) -> dict[str, dict]:
     return found
 
 
-def roles(mean, numbers: dict) -> dict[str, dict]:
-    """What the roles of a memory system take; {} of other methods. `valid` is the share of answers in their form."""
+def roles(mean, numbers: dict, played: list[dict]) -> dict[str, dict]:
+    """What the roles of a memory system take; {} of other methods.
+
+    `valid` is the share of answers in their form, `right` that of the traced ones which did what is right, by `played`:
+    of each seed {role: {compared, agreed}} (Teacher.agreement); None where none were compared.
+    """
     found, total = {}, mean("generated_tokens")
     for name in (n.removeprefix("role_").removesuffix("_calls") for n in numbers if is_calls_of_a_role(n)):
         of = lambda field, name=name: mean(f"role_{name}_{field}")  # noqa: E731
         one = {field: of(field) for field in ("calls", "prompt_tokens", "generated_tokens")}
         one["valid"] = of("valid") / one["calls"] if one["calls"] else None
+        compared, agreed = (sum(seed.get(name, {}).get(what, 0) for seed in played) for what in ("compared", "agreed"))
+        one["right"] = agreed / compared if compared else None
         found[name] = one | {"share": one["generated_tokens"] / total if total else None}
     return found
 

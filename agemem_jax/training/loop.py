@@ -36,6 +36,7 @@ from agemem_jax.training.evaluate import (
     UNTRAINED,
     WAYS,
     Pass,
+    compilations,
     control,
     count_unheard,
     evaluate,
@@ -145,13 +146,12 @@ def train_seed(
         clock.load(host["clock"])
         owed = host.get("evaluation_owed", False)
         say(f"{name}: going on from update {done}")
-    count_compiling(clock)
+    clock.follow("compile", compilations())  # which are part of "train" or "eval" as well
     for one in before:
         if done == 0:
             if stop():
                 raise Preempted(f"{name}: stopped before the first update")
-            with clock.measure("eval"):
-                state = evaluate_once(run, state, frozen, one, 0, workdir)
+            state = evaluate_once(run, state, frozen, one, 0, workdir, clock)
     writer = Writer(workdir, config, done, name) if is_leader() else None
     task = put_batch(run, done) if done < config.rl.updates else None
     if owed:
@@ -194,8 +194,7 @@ def train_seed(
     for one in after:
         if stop():
             raise Preempted(f"{name}: stopped before the last evaluations; all updates are saved")
-        with clock.measure("eval"):
-            state = evaluate_once(run, state, frozen, one, config.rl.updates, workdir)
+        state = evaluate_once(run, state, frozen, one, config.rl.updates, workdir, clock)
     if is_leader():
         write_json(workdir / "seconds.json", clock.state())
         write_json(workdir / "cut_texts.json", run.source.cut_texts)
@@ -253,39 +252,34 @@ def evaluate_between(
     return state
 
 
-def count_compiling(clock: Clock) -> None:
-    """Adds every compilation of this process to the clock; its seconds are part of "train" or "eval" as well."""
-
-    def listen(event: str, seconds: float, **_) -> None:
-        if event.endswith("backend_compile_duration"):
-            clock.add("compile", seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-
-
 def result_path(workdir: Path, one: Pass) -> Path:
     """Where an evaluation is kept."""
     return workdir / f"evaluation_{one.name}.json"
 
 
-def evaluate_once(run: Run, state: TrainState, frozen: dict, one: Pass, updates: int, workdir: Path) -> TrainState:
+def evaluate_once(
+    run: Run, state: TrainState, frozen: dict, one: Pass, updates: int, workdir: Path, clock: Clock
+) -> TrainState:
     """One evaluation after `updates` updates; skipped where that was done before. Keeps numbers, and a method's greedy
-    traces."""
-    path = result_path(workdir, one)
+    traces. Its seconds are added to the clock, also those of before: no checkpoint has them."""
+    path, began = result_path(workdir, one), time.perf_counter()
     if agree(lambda: is_evaluated(path, run.config, run.identity, updates, one.method)):
+        if is_leader():  # whose clock is the one that is kept
+            clock.add("eval", read_json(path).get("seconds", 0.0))
         return state
     name = f"seed {run.config.seed}"
     say(f"{name}: evaluating {one.name} on {run.config.train.eval_tasks} test tasks")
     state, numbers, traced, timed = evaluate(run, state, frozen, one, run.config.train.eval_tasks)
+    seconds = time.perf_counter() - began
+    clock.add("eval", seconds)
     if is_leader():
         played = {}
         if one == Pass(one.method, "greedy"):
-            when = "before" if one.method in UNTRAINED else "after"
-            records = render_traces(run, traced, one.method, when)
+            records = render_traces(run, traced, one.method, "after" if updates else "before")
             write_json(workdir / f"traces_{one.method}.json", records)
             played = roles_played(run, one.method, records)
         kept = {"updates": updates, "config": run.config.to_dict(), "identity": run.identity, "numbers": numbers}
-        kept["batches"] = [{"tasks": tasks, "seconds": seconds} for tasks, seconds in timed]
+        kept |= {"seconds": seconds, "batches": [{"tasks": tasks, "seconds": took} for tasks, took in timed]}
         kept |= {"roles": played} if played else {}
         write_json(path, kept)
     shown = ", ".join(f"{key} {np.mean(numbers[key]):.3f}" for key in ("progress", "memory_quality", "reward"))
@@ -328,7 +322,7 @@ def evaluate_ways(
             continue
         if stop():
             raise Preempted(f"{name_of(run.config, method)}: stopped before its {one.way} evaluation")
-        state = evaluate_once(run, start() if state is None else state, run.frozen, one, updates, workdir)
+        state = evaluate_once(run, start() if state is None else state, run.frozen, one, updates, workdir, Clock())
     return {way: read_json(result_path(workdir, Pass(method, way))) for way in WAYS if is_leader()}
 
 

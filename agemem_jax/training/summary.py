@@ -27,6 +27,13 @@ COLUMNS = ("task_score", "success", "memory_quality", "context_tokens", "calls_a
            "calls_retrieve", "calls_summary", "calls_filter")  # fmt: skip
 
 
+def over_seeds(values: list[float]) -> dict:
+    """Mean over seeds and the half width of its 95 % interval, Student's t (None of one seed)."""
+    n = len(values)
+    half = STUDENT_975.get(n - 1, NORMAL_975) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else None
+    return {"mean": float(np.mean(values)), "ci95": None if half is None else float(half), "seeds": list(values)}
+
+
 def interval(values: list) -> dict:
     """Mean over seeds and tasks, and the half width of its 95 % interval.
 
@@ -38,15 +45,10 @@ def interval(values: list) -> dict:
       values: over seeds, each [tasks] numbers.
     """
     table = np.asarray(values, float)  # [seeds, tasks]
-    seeds, tasks = table.shape
-    means = table.mean(1)
-    by_seed = STUDENT_975.get(seeds - 1, NORMAL_975) * means.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+    tasks = table.shape[1]
+    found = over_seeds(table.mean(1).tolist())
     by_task = NORMAL_975 * table.mean(0).std(ddof=1) / np.sqrt(tasks) if tasks > 1 else float("nan")
-    return {
-        "mean": float(means.mean()),
-        "ci95": float(np.hypot(by_seed, by_task)),
-        "seeds": [float(m) for m in means],
-    }
+    return found | {"ci95": float(np.hypot(found["ci95"] or 0.0, by_task))}
 
 
 def summarise(results: dict[int, dict[Pass, dict]], task_metric: str, way: str, tasks: Tasks) -> dict:
