@@ -104,8 +104,8 @@ def get_config() -> ConfigDict:
 def world() -> ConfigDict:
     """What the small policies of worlds have in common (alfworld.py, pddl.py, babyai.py, scienceworld.py: tiny)."""
     c = get_config()
-    # Made of the policy above by demonstrations of the four of them, in two runs: 330 steps without ScienceWorld, and from
-    # what these gave 760 with it:
+    # Made of the policy above by demonstrations of the four of them, in two runs: 330 steps without ScienceWorld, and
+    # from what these gave 760 with it:
     #   python -m experiments.warm_start --config=configs/alfworld.py:tiny --config.task.path=json_2.1.1/valid_train
     #     --config.task.test_path=json_2.1.1/valid_seen --also=configs/pddl.py:tiny,configs/babyai.py:tiny
     #     --export=runs/worlds_330
