@@ -226,6 +226,26 @@ def test_both_solvers_win_and_the_one_who_knows_sooner(made, told, tokenizer):
     assert length[True] + 2 < length[False]
 
 
+def test_a_slip_changes_nothing(made, told, tokenizer):
+    bench, _ = made
+    rows, plans, slips = [bench.tasks.game(staged) for staged in told], [], []
+    for staged in told:
+        plan, said, slipped = bench.tasks.solve(staged, random.Random(0), True), [], []
+        for step, command in enumerate(plan):
+            if slip := bench.tasks.slip(staged, plan, step):
+                slipped.append(len(said))
+                said.append(slip)
+            said.append(command)
+        plans.append(said)
+        slips.append(slipped)
+    assert sum(map(len, slips)) > 0.4 * sum(map(len, plans))
+    _, texts, state, _ = played(bench, tokenizer, rows, plans, whole=False)
+    assert np.asarray(state.won).all()
+    for said, row, slipped in zip(plans, texts, slips, strict=True):
+        for step in slipped:
+            assert row[step] == "Nothing happens." or said[step].startswith(("clean", "heat", "cool")), said[step]
+
+
 def test_a_plan_that_takes_more_turns_than_there_are_is_none(folder, tokenizer):
     bench, source = source_of(folder, tokenizer, rollout__stage3_turns=4)
     plans = [bench.tasks.solve(staged, random.Random(0), True) for staged in all_staged(source, 1)]

@@ -151,6 +151,22 @@ def test_the_seeded_store_replaces_what_stage_one_stored():
         assert held == [tokens for tokens in given if tokens]
 
 
+def test_a_slip_is_played_and_not_imitated():
+    run = build_small(policy__num_layers=1, rollout__action_tokens=24, rollout__summary_tokens=12)
+    play = jax.jit(recorded(run.spec.rollout))
+    task, told = Demonstrator(run.source, run.config, END).batch(0, run.spec.rollout.batch)
+    slips = np.zeros_like(told.script.slips)
+    slips[::2, 0] = True
+    as_told, _ = play(task, told, run.world)
+    slipped, _ = play(task, told.replace(script=told.script.replace(slips=slips)), run.world)
+    assert not told.script.slips.any()
+    np.testing.assert_array_equal(slipped.tokens, as_told.tokens)
+    first = (np.asarray(as_told.stage) == 3) & (np.asarray(as_told.turn) == 0)
+    lost = np.asarray(as_told.trainable & ~slipped.trainable)
+    assert lost[::2].any((1, 2)).all() and not lost[1::2].any()
+    np.testing.assert_array_equal(lost, np.asarray(as_told.trainable) & first & slips[:, :1, None])
+
+
 def test_the_warm_start_lowers_the_loss_of_well_formed_demonstrations():
     run = build_small(
         policy__num_layers=1, rollout__action_tokens=24, rollout__summary_tokens=12, store__entries=4

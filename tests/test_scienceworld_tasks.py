@@ -153,9 +153,17 @@ def test_an_episode_begins_where_its_walk_has_ended_and_who_knows_wins(loaded):
     staged = [source.staged(i) for i in source.places["train"]]
     game = stack([benchmark.tasks.game(s) for s in staged])
     step = jax.jit(env.step)
-    for knows in (True, False):
+    for knows, slips in ((True, False), (False, False), (True, True)):
         state, seen = env.reset(None, game)
         plans = [benchmark.tasks.solve(s, random.Random(0), knows) for s in staged]
+        if slips:  # change nothing
+            pairs = [
+                [(benchmark.tasks.slip(s, plan, i), action) for i, action in enumerate(plan)]
+                for s, plan in zip(staged, plans, strict=True)
+            ]
+            tried = [[action for pair in row for action in pair if action] for row in pairs]
+            assert sum(map(len, tried)) > sum(map(len, plans))
+            plans = tried
         for row, s in enumerate(staged):
             walked = benchmark.tasks.walks[s.play]
             with walks.Visit(benchmark.tasks.pool, s.play, walked) as visit:

@@ -16,6 +16,7 @@ ALIKE = 0.4  # share of the words that a message and an entry about the same hav
 LOOKED_UP = 0.9  # chance that a fact which is not in view is looked up
 SEEN_ANYWAY = 0.15  # chance that one in view is
 EPOCHS = 2  # after which the same demonstrations come again
+SLIP = 0.2  # chance before each action of a plan to try one that does nothing first
 
 
 class Solver(Protocol):
@@ -26,9 +27,17 @@ class Solver(Protocol):
         or of one who has to search. None if there are none."""
         ...
 
+    def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
+        """A plausible action that changes nothing where `step` of a plan is due; None if it is not sure of any."""
+        ...
+
 
 class Demonstrator(demos.Demonstrator):
-    """Retrieves what the goal is about, then does what wins: at once with all the facts, else after a search."""
+    """Retrieves what the goal is about, then does what wins: at once with all the facts, else after a search.
+
+    At times it slips: an action is done too early or once more, nothing happens, and it goes on as planned. The
+    slip itself is not to be imitated. A policy that never saw one repeats it for ever after its own first mistake.
+    """
 
     def __init__(self, source: TaskSource, config, end_of_turn: str):
         super().__init__(source, config, end_of_turn)
@@ -72,12 +81,19 @@ class Demonstrator(demos.Demonstrator):
                 asked.add(query)
                 turns.append(self.turn([(Op.RETRIEVE, {"query": f" {query}"})]))
         plan = self.source.tasks.solve(staged, rng, knows) or self.source.tasks.solve(staged, rng, True) or []
-        for action in plan:
+        spare = limit - len(turns) - len(plan)
+        for step, action in enumerate(plan):
+            slip = self.source.tasks.slip(staged, plan, step) if spare > 0 and rng.random() < SLIP else None
+            if slip:
+                spare -= 1
+                lines.slips.append(len(turns))
+                turns.append(self.turn([], slip))
             if rng.random() < OFF_PLAN / 3 and staged.facts:
                 op = rng.choice([Op.ADD, Op.UPDATE, Op.RETRIEVE, Op.FILTER])
                 turns.append(self.turn([self.call(rng, op, rng.choice(staged.facts), staged.asker, shadow)]))
             turns.append(self.turn([], action))
         del turns[limit:]
+        lines.slips = [turn for turn in lines.slips if turn < limit]
 
 
 def asking(text: str, staged: StagedRecord) -> str:

@@ -34,6 +34,7 @@ class Script:
 
     stages: tuple[Text, Text, Text]  # each [B, turns, A]
     summaries: Text  # [B, 3, S, A] the S-th summary that is asked for in a stage
+    slips: np.ndarray  # [B, turns of stage 3] bool: turns that are played, and not to be imitated
 
 
 @struct.dataclass
@@ -51,6 +52,7 @@ class Lines:
 
     stages: tuple[list[str], list[str], list[str]]
     summaries: tuple[list[str], list[str], list[str]] = field(default_factory=lambda: ([], [], []))
+    slips: list[int] = field(default_factory=list)  # turns of stage 3 that are not to be imitated
 
 
 def write_turn(tools, calls: list[tuple[Op, dict]], action: str | None = None, thought: str = "") -> str:
@@ -92,7 +94,10 @@ class Writer:
             told = [texts[:slots] + [""] * (slots - len(texts)) for texts in row.summaries]
             return stack([stack([self._summary(text) for text in texts]) for texts in told])
 
-        return Script(tuple(stage(s) for s in range(3)), stack([summaries(row) for row in rows]))
+        slips = np.zeros((len(rows), self.turns[2]), bool)
+        for slipped, row in zip(slips, rows, strict=True):
+            slipped[row.slips] = True
+        return Script(tuple(stage(s) for s in range(3)), stack([summaries(row) for row in rows]), slips)
 
     def demonstrations(self, tell: Teller, step: int, size: int, epochs: int = 0) -> tuple[Task, Demonstration]:
         """Training tasks and demonstrations of one warm-start step, numpy arrays of `size` rows.

@@ -69,16 +69,25 @@ def policy_writer(
     return write
 
 
-def scripted_writer(world: World, spec: RolloutSpec, script: Text, summaries: Text) -> Writer:
+def scripted_writer(
+    world: World, spec: RolloutSpec, script: Text, summaries: Text, slips: jax.Array | None = None
+) -> Writer:
     """Turns are read from a script, in the very same environment.
 
-    script: [B, turns, A] what is written in each turn; summaries: [B, S, A] the S-th summary that is asked for.
+    Args:
+      script: [B, turns, A] what is written in each turn.
+      summaries: [B, S, A] the S-th summary that is asked for.
+      slips: [B, turns] bool turns of which no token counts as chosen, so that none is imitated; None: no turn.
     """
 
     def write(rows: Rows, slot, on, start, ops, budget):
         summary = turn_lib.take(summaries, rows.summaries - 1)
         line = select(rows.mode == Mode.SUMMARIZE, summary, turn_lib.take(script, rows.turn))
-        return rows, written(line, world, spec.width, on, start, ops, budget)
+        made = written(line, world, spec.width, on, start, ops, budget)
+        if slips is not None:
+            slipped = jnp.take_along_axis(slips, rows.turn[:, None], 1) & (rows.mode != Mode.SUMMARIZE)[:, None]
+            made = made.replace(sampled=made.sampled & ~slipped)
+        return rows, made
 
     return write
 

@@ -60,9 +60,8 @@ def demonstrate(spec: RolloutSpec, world: World, task: Task, told: Demonstration
 
 def script_writer(world: World, spec: RolloutSpec, script: Script, stage: int):
     """Who writes what a script says in a stage."""
-    return scripted_writer(
-        world, spec, script.stages[stage - 1], jax.tree.map(lambda x: x[:, stage - 1], script.summaries)
-    )
+    summaries = jax.tree.map(lambda x: x[:, stage - 1], script.summaries)
+    return scripted_writer(world, spec, script.stages[stage - 1], summaries, script.slips if stage == 3 else None)
 
 
 def warm_optimizer(warm, rate: float, steps: int, max_grad_norm: float) -> Optimizer:

@@ -13,7 +13,8 @@ from agemem_jax.benchmarks.alfworld.environment import AlfWorld
 from agemem_jax.benchmarks.alfworld.expert import plan
 from agemem_jax.benchmarks.alfworld.games import SHAPES, Household
 from agemem_jax.benchmarks.alfworld.language import language
-from agemem_jax.benchmarks.alfworld.play import Game, Sizes
+from agemem_jax.benchmarks.alfworld.play import Game, Sizes, Verb
+from agemem_jax.benchmarks.alfworld.texts import COMMANDS
 from agemem_jax.benchmarks.alfworld.walk import kind_of, search, with_known
 from agemem_jax.benchmarks.worlds import Demonstrator
 from agemem_jax.config import refuse
@@ -107,6 +108,14 @@ class AlfWorldTasks:
         else:
             found = search(play.game, play.now, rng, lambda o, r: self.likely[o, r])
         return found if found is not None and len(found) <= self.config.rollout.stage3_turns else None
+
+    def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
+        """What is done at the place that one has to go to first; or the last command, which is done already."""
+        goes = COMMANDS[Verb.GO][0]
+        if plan[step].startswith(goes):
+            return next((command for command in plan[step + 1 : step + 2] if not command.startswith(goes)), None)
+        again = plan[step - 1] if step else ""
+        return None if not again or again.startswith(COMMANDS[Verb.USE][0]) else again
 
     def _read(self) -> dict[str, list[Household]]:
         """The households of each split."""

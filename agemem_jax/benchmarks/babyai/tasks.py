@@ -126,6 +126,10 @@ class BabyAI:
         said = self._solved[key]
         return list(said) if said and len(said) <= most else None
 
+    def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
+        """Picking up once more what is held already."""
+        return plan[step - 1] if step and plan[step - 1].startswith("pickup ") else None
+
 
 def _side(game: Game) -> int:
     """Cells across or down, whichever are more, walls with them."""

@@ -18,7 +18,7 @@ from agemem_jax.benchmarks.pddl.environment import MOST_TERMS, NO_OBJECT, Game, 
 from agemem_jax.benchmarks.pddl.puzzles import Puzzle, capital, puzzle, read
 from agemem_jax.benchmarks.worlds import Demonstrator
 from agemem_jax.config import refuse
-from agemem_jax.data.pddl import Problem
+from agemem_jax.data.pddl import Operator, Problem
 from agemem_jax.data.staged import SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.envs import strips
@@ -127,7 +127,19 @@ class PddlTasks:
             path = expert.guess(game, play.start, [i for i, a in enumerate(game.facts) if a in atoms], turns, rng)
         if path is None or len(path) > turns:
             return None
-        return [" ".join((op.name, *op.arguments)) for op in path]
+        return [said(op) for op in path]
+
+    def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
+        """The next action but one, or the last one, if it cannot be taken."""
+        play = staged.play
+        by_name = {said(op): op for op in play.puzzle.grounded.operators}
+        state = set(play.start)
+        for action in plan[:step]:
+            op = by_name[action]
+            state = (state - set(op.delete)) | set(op.add)
+        near = plan[step + 1 : step + 2] + plan[max(0, step - 1) : step]
+        cannot = lambda op: not (set(op.positive) <= state and state.isdisjoint(op.negative))  # noqa: E731
+        return next((action for action in near if cannot(by_name[action])), None)
 
     def _read(self) -> dict[str, list[tuple[str, Puzzle]]]:
         """(kind, problem) of each split."""
@@ -227,6 +239,11 @@ def _fitting(kind: str, rng: random.Random, levels: Sequence[int], most: int, av
         f"task: no {kind} problem for the {avoid.split} split was found that tells at most {most} conditions (the "
         "smaller of task.facts and store.entries); raise these or task.highest_level"
     )
+
+
+def said(action: Operator) -> str:
+    """An action, as it is written."""
+    return " ".join((action.name, *action.arguments))
 
 
 def _folders(path: str, field: str, parts: Sequence[str]) -> dict[str, list[Puzzle]]:

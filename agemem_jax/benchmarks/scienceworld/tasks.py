@@ -176,6 +176,10 @@ class ScienceWorld:
             actions = expert.after_walk(self.pool, self.folder, staged.play, record["commands"])
         return list(actions) if 0 < len(actions) <= self.config.rollout.stage3_turns else None
 
+    def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
+        """Going once more to where one has just gone."""
+        return plan[step - 1] if step and plan[step - 1].startswith("go to ") else None
+
     def _records(self, split: str, size: int) -> list[dict[str, Any]]:
         """The games of a split, told."""
         task = self.config.task
