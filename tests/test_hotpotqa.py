@@ -108,6 +108,18 @@ def test_a_changed_copy_comes_before_the_true_sentence():
     assert hotpotqa.stages(OFFICIAL, random.Random(0), facts=2, revise=True).revisions == []  # there is no room
 
 
+def test_a_copy_changes_whole_words_alone():
+    """A "no" within "known" is no answer told; an answer is changed wherever it stands by itself."""
+    record = OFFICIAL | {"context": [["Ada Keller", ["Born in 1931.", "Then 1940."]], ["Hugo Novak", ["A pianist."]]]}
+    changed = lambda text, answer: hotpotqa.changed_copy(text, record | {"answer": answer}, random.Random(0))  # noqa: E731
+    assert changed("Ada Keller is known for a novel", "no") == ""
+    assert changed("Ada Keller said no", "no") == changed("Ada Keller said no", "No") == ""
+    assert changed("Ada Keller, known since 1931, wrote a novel", "no") == "Ada Keller, known since 1940, wrote a novel"
+    assert changed("Ada Keller likes art and art", "art") == "Ada Keller likes Hugo Novak and Hugo Novak"
+    assert changed("Ada Keller likes artists", "art") == ""
+    assert changed("Ada Keller won 8-1 (8-1 again)", "8-1") == ""
+
+
 def test_what_a_stranger_told_is_unknown_to_the_asker():
     staged = hotpotqa.stages(OFFICIAL, random.Random(0), facts=5, chatter=1, stranger=True)
     assert staged.answer == questions.UNKNOWN and staged.gold == [] and not any(staged.is_gold)

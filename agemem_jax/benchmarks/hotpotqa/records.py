@@ -39,6 +39,7 @@ UNSUPPORTED = "supporting facts that name a title or sentence which the context 
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")  # all but white space
 LEAD_INS = ("I read this: ", "By the way: ", "Something I learned: ", "Someone told me: ", "Did you know? ")
 SPEAKERS = ("Host", "Guest")  # of records in which several people speak
+DECISIONS = ("yes", "no")  # answers of comparisons
 QUESTION_WORDS = set(
     """a an and are at by can could did do does for from had has have how if in is of on or the to was were what when
     where which who whom whose why with""".split()
@@ -279,13 +280,17 @@ def changed_copy(text: str, record: dict, rng: random.Random) -> str:
     """A sentence with its answer, else a year or number, replaced by another of the record; "" if there is none."""
     answer = record["answer"].strip()
     told = " ".join(sentence for _, paragraph in record["context"] for sentence in paragraph)
-    if any(c.isdigit() for c in answer) or answer not in text:
-        numbers = re.findall(r"\b\d{2,4}\b", answer if answer in text else text)
+    # As a word of its own: the "no" of a question is in "known" too. A decision is no name of anything.
+    whole = rf"(?<!\w){re.escape(answer)}(?!\w)"
+    is_told = answer.lower() not in DECISIONS and re.search(whole, text)
+    if not is_told or any(c.isdigit() for c in answer):
+        numbers = re.findall(r"\b\d{2,4}\b", answer if is_told else text)
         others = sorted(set(re.findall(r"\b\d{2,4}\b", told)) - set(re.findall(r"\d+", text)))
         others = [other for other in others if numbers and len(other) == len(numbers[0])]
         return re.sub(rf"\b{numbers[0]}\b", rng.choice(others), text) if others else ""
     others = [title for title, _ in record["context"] if title not in text and title != answer]
-    return text.replace(answer, rng.choice(others)) if others else ""
+    other = rng.choice(others) if others else ""
+    return re.sub(whole, lambda _: other, text) if other else ""
 
 
 def _as_told(record: dict, tell: Callable[[str], str], casual: bool) -> StagedRecord:
