@@ -210,13 +210,13 @@ class ContextTwin:
         drop = {m.slot for m in self.messages if not m.pinned and m.round in chosen}
         return drop, Status.OK if drop else Status.NOTHING_TO_EDIT
 
-    def oldest_drop(self, need, more_messages, low_water, protect_round):
+    def oldest_drop(self, need, more_messages, low_water):
         drop, tokens, messages = set(), len(self.tokens) + need, len(self.messages) + more_messages
         wanted_tokens = int(low_water * self.capacity) if tokens > self.capacity else tokens
         wanted_messages = int(low_water * self.max_messages) if messages > self.max_messages else messages
         for message in sorted(self.messages, key=lambda m: m.born):
             over = tokens > wanted_tokens or messages > wanted_messages
-            if over and not message.pinned and message.round != protect_round:
+            if over and not message.pinned:
                 drop.add(message.slot)
                 tokens, messages = tokens - len(message.tokens), messages - 1
         return drop

@@ -74,7 +74,7 @@ def run_sequence(ctx, steps):
         spanned, spans = context.span_drop(ctx, s["span"])
         ctx, summary_cut, summarized = context.replace(ctx, asked["summarize"], spanned, s["text"], 2, s["round"])
 
-        oldest = context.oldest_drop(ctx, s["need"], s["more"], LOW_WATER, s["protect"])
+        oldest = context.oldest_drop(ctx, s["need"], s["more"], LOW_WATER)
         ctx, room_cut = context.remove(ctx, asked["make_room"], oldest)
         ctx, some_cut = context.remove(ctx, asked["drop_some"], s["some"])
 
@@ -104,7 +104,6 @@ def random_steps(rng, length, batch, op_weights):
         "span": number(-1, 4),
         "need": number(0, W + 1),
         "more": number(0, 4),
-        "protect": number(-1, 6),
         "some": rng.random((*shape, M)) < 0.3,
     }
 
@@ -170,7 +169,7 @@ def test_random_sequences_agree_with_the_twin(seed, op_weights):
                     edited = status == Status.OK
                     assert statuses[t, 2, row] == status
             elif op == "make_room":
-                chosen = twin.oldest_drop(get("need"), get("more"), LOW_WATER, get("protect"))
+                chosen = twin.oldest_drop(get("need"), get("more"), LOW_WATER)
                 assert set(np.flatnonzero(drop[t, 2, row])) == chosen
                 if on:
                     expected_cuts[2] = twin.remove(chosen)
@@ -259,7 +258,6 @@ def test_oldest_drop_frees_enough_with_the_fewest_messages():
     ctx = window(([1] * 4, 0, True), ([2] * 3, 1, False), ([3] * 3, 2, False), ([4] * 4, 3, False))  # 14 of 16
     for need, messages in ((0, []), (2, []), (3, [1]), (5, [1]), (6, [1, 2]), (9, [1, 2, 3]), (99, [1, 2, 3])):
         assert np.flatnonzero(context.oldest_drop(ctx, ints(need))[0]).tolist() == messages
-    assert np.flatnonzero(context.oldest_drop(ctx, ints(99), protect_round=ints(3))[0]).tolist() == [1, 2]
 
 
 def test_overflow_goes_down_to_the_low_water_mark():

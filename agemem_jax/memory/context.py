@@ -175,22 +175,16 @@ def newest(ctx: ContextWindow) -> jax.Array:
 
 
 def oldest_drop(
-    ctx: ContextWindow,
-    need: jax.Array,
-    slots: jax.Array | int = 0,
-    low_water: float | jax.Array = 1.0,
-    protect_round: jax.Array | None = None,
+    ctx: ContextWindow, need: jax.Array, slots: jax.Array | int = 0, low_water: float | jax.Array = 1.0
 ) -> jax.Array:
     """Which messages go when `need` `[B]` more tokens or `slots` (`[B]` or for all) more messages do not fit: `[B, M]`.
 
     The oldest go, and then not one by one: down to where the window with what is needed fills the share `low_water` of
     its capacity, or of its table, whichever overflowed. Every such edit costs a segment of the trajectory.
 
-    Pinned messages and those of `protect_round` `[B]` are left alone; if all others are not enough, all of them go.
+    Pinned messages are left alone; if all others are not enough, all of them go.
     """
     may_go = ctx.alive & ~ctx.pinned
-    if protect_round is not None:
-        may_go &= ctx.round != protect_round[:, None]
     older = may_go[:, None] & (ctx.born[:, None] < ctx.born[:, :, None])  # [B, M, M]: message, another that goes before
     before = lambda size: jnp.sum(jnp.where(older, size[:, None], 0), axis=2)  # noqa: E731
 
