@@ -296,6 +296,13 @@ def test_the_newest_is_stored_by_rule_and_shown_with_the_question():
     assert agent.rows[2].stats.success == 1 and agent.traces[2].store_hits.sum() == 0
 
 
+def test_what_is_stored_by_rule_has_the_turn_of_its_message():
+    """Counted over the trajectory, as what an agent stores: stage 2 begins with turn 3, whatever came before."""
+    (agent,) = play("paper", Script(facts=[RIVER]), method="store_recent")[:1]
+    store = agent.rows[2].store
+    assert store.created[store.valid].tolist() == store.updated[store.valid].tolist() == [0, 3]
+
+
 def test_who_only_answers_may_do_nothing_else():
     (agent,) = play("free", Script(three=[calls(add(ADA_HALDEN)), answer("Halden")]), method="no_memory")[:1]
     assert agent.rows[2].stats.malformed.sum() == 1 and not agent.store(3, 0)

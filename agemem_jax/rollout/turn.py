@@ -159,7 +159,7 @@ def observe(rows: Rows, world: World, task: Task, spec: RolloutSpec, stage: int,
     as_entry, as_query = (given(world, vectors) for vectors in read or (None, None))
     store = rows.store
     if stage < 3:
-        store = store_by_rule(store, rows, present, body, task, world, stage, as_entry)
+        store = store_by_rule(store, rows, present, body, task, world, spec, stage, as_entry)
     shows, top_k, min_score = retrievals(rows, world, spec, stage, present)
     if top_k:
         wanted = jnp.full((spec.batch,), top_k, jnp.int32)
@@ -240,6 +240,7 @@ def store_by_rule(
     body: Text,
     task: Task,
     world: World,
+    spec: RolloutSpec,
     stage: int,
     encode: Encoder,
 ) -> store_lib.MemoryStore:
@@ -248,12 +249,11 @@ def store_by_rule(
     A full store gives up its oldest entry for it.
     """
     owner, session = speaker(task, stage, rows.turn)
+    now = spec.turns_before(stage) + rows.turn
 
     def add(store):
         store = store_lib.drop_oldest(store, on & store.valid.all(1))
-        return store_lib.add(
-            store, on, body, no_tags(rows), owner, session, rows.round, encode, world.equality, "add"
-        )[0]
+        return store_lib.add(store, on, body, no_tags(rows), owner, session, now, encode, world.equality, "add")[0]
 
     return jax.lax.cond(world.rules.stores, add, lambda store: store, store)
 
