@@ -4,14 +4,14 @@
 
 Each record gets a store of its own, filled with its sentences as stage 1 tells them, and is asked its question.
 Recall@k is the share of the supporting sentences among the first k retrieved, the mean over records. As in training,
-words are weighted by their rarity in the messages of the training records. Beside the store's encoders: BM25, by words.
+words are weighted by their rarity in the messages of the training records. Beside the store's encoders: BM25, as the
+method of that name ranks.
 A decoder's time is that of a batch of texts, printed with that of a decoding step of as many rows: a turn is a message
 or two, a call or two, and some hundred such steps.
 """
 
 import functools
 import time
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ from agemem_jax.config import CHOICES
 from agemem_jax.data.batches import TaskSource
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
-from agemem_jax.memory import encoder, store
-from agemem_jax.memory.encoder import word_of
+from agemem_jax.memory import bm25, encoder, store
 from agemem_jax.memory.equality import equality_table
 from agemem_jax.models import kv_cache, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
@@ -91,7 +90,8 @@ def measure(
     check_vocabulary(config.policy, len(pieces), len(embedding))
     tables = [("lexical", encoder.lexical_table(pieces, counts, size, ENCODER_SEED)) for size in LEXICAL_SIZES]
     tables.append(("policy", encoder.policy_table(embedding[: len(pieces)], counts)))
-    rows = [{"encoder": "bm25", "size": 0} | found_of(bm25(sentences, queries, pieces), gold)]
+    by_words = ranked_by_words(bm25.word_table(pieces), sentences, queries)
+    rows = [{"encoder": "bm25", "size": 0} | found_of(np.asarray(by_words), gold)]
     rows += [{"encoder": name, "size": t.shape[1]} | recall(t, sentences, queries, gold) for name, t in tables]
     model, params = weights.load(config.policy.weights)
     mesh = run_mesh(config)
@@ -175,30 +175,6 @@ def decode_step_s(params: dict, model: ModelConfig, tries: int = 5) -> float:
     return float(np.median(seconds))
 
 
-def bm25(sentences: Text, queries: Text, pieces: list[bytes | None], k1: float = 1.2, b: float = 0.75) -> np.ndarray:
-    """As `ranked`, by Okapi BM25 (Robertson and Zaragoza 2009) over the words that tokens stand for, on the host.
-
-    A record's sentences are the collection: what is rare among them counts most. Equal scores: the earlier sentence.
-    """
-    words = [word_of(piece) for piece in pieces]
-    bag = lambda tokens, length: Counter(word for t in tokens[:length] if (word := words[t]))  # noqa: E731
-    best = np.full((len(queries.length), max(TOP)), -1)
-    for record, places in enumerate(best):
-        count = int((sentences.length[record] > 0).sum())
-        told = [bag(sentences.tokens[record, i], sentences.length[record, i]) for i in range(count)]
-        holding = Counter(word for one in told for word in one)
-        usual = sum(map(Counter.total, told)) / count
-        scores = np.zeros(count)
-        for word in bag(queries.tokens[record], queries.length[record]):
-            idf = np.log(1 + (count - holding[word] + 0.5) / (holding[word] + 0.5))
-            times = np.array([one[word] for one in told])
-            sizes = np.array([one.total() for one in told])
-            scores += idf * times * (k1 + 1) / (times + k1 * (1 - b + b * sizes / usual))
-        order = np.argsort(-scores, kind="stable")[: max(TOP)]
-        places[: len(order)] = order
-    return best
-
-
 def texts(records: list[dict], source: TaskSource) -> tuple[Text, Text, np.ndarray]:
     """Sentences [R, N, L], questions [R, W], and which sentences are supporting facts [R, N] bool."""
     told, gold = [], []
@@ -230,23 +206,46 @@ def ranked(
 
     made: vectors of sentences [R, N, E] and questions [R, E], in place of the table's.
     """
+    rows = len(queries.length)
+    zeros, no_tags = jnp.zeros((rows,), jnp.int32), tags_of(rows)
+    vectors, asked = made or (None, None)
+    memory = filled(table, sentences, vectors)
+    encode = encoder.TokenTable(table) if made is None else encoder.Known(asked)
+    _, found, _ = store.retrieve(memory, zeros == 0, queries, zeros + max(TOP), no_tags, zeros, encode, max(TOP))
+    return numbers(found)
+
+
+@jax.jit
+def ranked_by_words(words: jax.Array, sentences: Text, queries: Text) -> jax.Array:
+    """As `ranked`, by BM25 (memory/bm25.py); words [V] of its `word_table`. Equal scores: the earlier sentence."""
+    memory, zeros = filled(jnp.zeros((1, 1)), sentences), jnp.zeros((len(queries.length),), jnp.int32)
+    score = bm25.scores(memory, queries, zeros, words)
+    return numbers(store.best(memory, score, memory.valid, zeros + max(TOP), max(TOP)))
+
+
+def filled(table: jax.Array, sentences: Text, vectors: jax.Array | None = None) -> store.MemoryStore:
+    """A store for each record with its sentences [R, N, L], in their order."""
     rows, places, width = sentences.tokens.shape
-    zeros = jnp.zeros((rows,), jnp.int32)
-    no_tags = Text(jnp.zeros((rows, 1, 2, 1), jnp.int32), jnp.zeros((rows, 1, 2), jnp.int32))
+    zeros, no_tags = jnp.zeros((rows,), jnp.int32), tags_of(rows)
     equality = equality_table([b""])  # no duplicate is refused: it does not matter what is equal
 
     def add(memory, told: tuple[Text, jax.Array | None]):
-        text, encode = told[0], given(told[1])
+        text, vector = told
+        encode = encoder.TokenTable(table) if vector is None else encoder.Known(vector)
         return store.add(memory, text.length > 0, text, no_tags, zeros, zeros, zeros, encode, equality, "add")[0], None
 
-    def given(vectors: jax.Array | None) -> encoder.Encoder:
-        return encoder.TokenTable(table) if made is None else encoder.Known(vectors)
-
-    vectors, asked = made or (None, None)
     by_place = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (sentences, vectors))
-    memory, _ = jax.lax.scan(add, store.empty(rows, places, width, table.shape[1], 1, 1), by_place)
-    _, found, _ = store.retrieve(memory, zeros == 0, queries, zeros + max(TOP), no_tags, zeros, given(asked), max(TOP))
-    return jnp.where(found.found, found.id - 1, -1)  # ids count from 1 in the order of adding
+    return jax.lax.scan(add, store.empty(rows, places, width, table.shape[1], 1, 1), by_place)[0]
+
+
+def tags_of(rows: int) -> Text:
+    """No tags, for so many rows."""
+    return Text(jnp.zeros((rows, 1, 2, 1), jnp.int32), jnp.zeros((rows, 1, 2), jnp.int32))
+
+
+def numbers(found: store.Retrieved) -> jax.Array:
+    """Numbers of the sentences found, -1 where none: ids count from 1 in the order of adding."""
+    return jnp.where(found.found, found.id - 1, -1)
 
 
 def recall(

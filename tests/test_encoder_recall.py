@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from agemem_jax.benchmarks.hotpotqa.questions import KINDS, Sizes, generate
+from agemem_jax.memory.bm25 import word_table
 from agemem_jax.types import Text
 from configs import tiny
 from experiments import encoder_recall
@@ -27,7 +28,9 @@ def test_bm25_of_a_collection_known_by_hand():
     rows = [[1, 4], [3, 4, 4], [4, 5, 3, 3], []]  # oak the; hill the the; the hill hill
     sentences = encoder_recall.padded(rows)
     sentences = Text(sentences.tokens[None], sentences.length[None])
-    best = lambda words: encoder_recall.bm25(sentences, encoder_recall.padded([words]), pieces)[0].tolist()  # noqa: E731
+    words = word_table(pieces)
+    ranked = lambda query: encoder_recall.ranked_by_words(words, sentences, encoder_recall.padded([query]))  # noqa: E731
+    best = lambda query: np.asarray(ranked(query))[0].tolist()  # noqa: E731
     assert best([2]) == [0, 1, 2, -1, -1]  # the same word in other signs; the others in their order
     assert best([3]) == [2, 1, 0, -1, -1]
     # The rarer word counts more, once, than the other twice; a query without words finds all in their order.
