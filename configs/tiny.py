@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     c.context.low_water = 0.85
     c.context.filter_threshold = 0.5
     c.rollout.action_tokens = 16
-    c.rollout.summary_tokens = 12
+    c.rollout.summary_tokens = 6  # the best bid, and hardly a whole fact: to keep these takes a filter
     c.rollout.stage3_turns = 4
     c.rollout.stage1_answer_ends = False
     c.rollout.summary_slots = 2

@@ -130,12 +130,17 @@ def test_stale_values_are_wrong_answers():
 
 
 def test_closed_records_need_the_places_back_and_keep_people_apart():
-    records = of_kind("closed")
+    records, quiet = of_kind("closed"), 0
     for record in records:
         own = [text for speaker, text in record["told"] if speaker == 0 and not text.startswith(("forget", "never"))]
         others = [text for speaker, text in record["told"] if speaker == 1]
-        assert len(own) == SIZES.places and len(others) == REVISIONS
-        assert len(own) + len(others) > SIZES.places == len(record["keep"])
+        assert len(own) == SIZES.places == len(record["keep"]) and len(others) == len(record["revisions"])
+        assert len(others) in (0, REVISIONS)
+        quiet += not others
+        # Nothing tells beforehand whether places will be needed: where they are not, stage 1 ends with the facts.
+        assert [text for _, text in record["told"][: len(own)]] == own
+        assert len(record["told"]) == len(own) + 2 * len(others)
+    assert 0.3 < quiet / len(records) < 0.5
     answers = Counter(record["answer"] == questions.UNKNOWN for record in records)
     assert 0.2 < answers[True] / len(records) < 0.5
     asked_of_others = [r for r in records if r["answer"] == questions.UNKNOWN and solve(r["question"], r["keep"])]
@@ -148,6 +153,8 @@ def test_stage_two_is_long_where_it_has_to_be():
         subject = Counter(" ".join(text.split()[:2]) for text in texts).most_common(1)[0]
         assert len(texts) == SIZES.distractors and subject[1] == SIZES.distractors - questions.TRUE_FACTS
         assert subject[0] not in record["question"]
+        facts = [i for i, text in enumerate(texts) if not text.startswith(subject[0])]
+        assert facts[-1] == 2 * questions.TRUE_FACTS - 2  # as much talk before the last fact as facts
     for record in of_kind("bids"):
         texts = [text for _, text in record["later"]]
         assert len(texts) == SIZES.distractors and all(" bid " in text for text in texts)

@@ -2,6 +2,9 @@
 
 An oracle knows the rules of the world (questions.py), not the future: what it writes in a turn follows from the
 messages so far. Its answer is read off what is in view at the end (`read_answer`), never off the record.
+
+What it has written itself it does not read: a note in the arguments of any call (an ADD that a full store refuses, say)
+keeps the highest bid as well as a summary does, as long as it is written again before it falls out.
 """
 
 from dataclasses import dataclass
@@ -23,7 +26,9 @@ class Strategy:
     name: str
     without: Op = Op.NONE  # the tool that it does not use
     skip: int = 0  # facts of stage 1 that are not stored, to keep places free
+    rewrite: bool = False  # over an entry that is closed goes a fact that is open and was not stored
     summarise: bool = False  # at the brim, whatever the messages are
+    sum_up_talk: bool = False  # at the brim, of the last rounds alone what a summary can hold in whole
     store_later: bool = False  # facts of stage 2 are stored too
     track_bids: bool = False  # the best bid is kept in the store
     filter_bids: bool = False  # lower bids are filtered out as they come
@@ -37,7 +42,10 @@ FULL = Strategy("all tools")
 WITHOUT = {
     Op.ADD: (Strategy("nothing is stored", Op.ADD),),
     Op.UPDATE: tuple(Strategy(f"delete, then add; {k} facts not stored", Op.UPDATE, skip=k) for k in range(3)),
-    Op.DELETE: tuple(Strategy(f"write over what is closed; {k} facts not stored", Op.DELETE, skip=k) for k in range(3)),
+    Op.DELETE: tuple(
+        Strategy(f"write {what} over what is closed; {k} facts not stored", Op.DELETE, skip=k, rewrite=rewrite)
+        for what, rewrite in (("it", False), ("an open fact", True)) for k in range(3)
+    ),
     Op.RETRIEVE: (Strategy("only what is in view", Op.RETRIEVE),),
     Op.SUMMARY: (
         Strategy("old bids fall out", Op.SUMMARY),
@@ -47,6 +55,7 @@ WITHOUT = {
     Op.FILTER: (
         Strategy("old facts fall out", Op.FILTER),
         Strategy("a summary at the brim", Op.FILTER, summarise=True),
+        Strategy("a summary of the last talk", Op.FILTER, sum_up_talk=True),
         *(Strategy(f"{k} facts of stage 2 in place of those of stage 1", Op.FILTER, skip=k, store_later=True)
           for k in (1, 2, 3)),
     ),
@@ -64,10 +73,18 @@ class Oracle:
         lines, shadow = Lines(([], [], [])), Shadow(self.config)
         waiting: list[tuple[int, str]] = []  # what could not be stored in its own turn
         stored = 0
+        still_open: list[tuple[int, str]] = []  # facts told, and by whom
         for text, who in zip(staged.facts, staged.fact_speakers, strict=True):
             call, related = None, shadow.related(who, text)
             if is_closing(text):
-                call = (Op.DELETE, related) if strategy.has(Op.DELETE) else (Op.UPDATE, related)
+                still_open = [told for told in still_open if subject(told[1]) not in text]
+                left = [told for told in still_open if told[0] == who and told not in shadow.entries.values()]
+                if strategy.has(Op.DELETE):
+                    call = (Op.DELETE, related)
+                elif strategy.rewrite:
+                    call = (Op.UPDATE, related, left[0][1]) if left else None
+                else:
+                    call = (Op.UPDATE, related)
                 call = call if related is not None else None
             elif is_revision(text) and related is not None:
                 if strategy.has(Op.UPDATE):
@@ -76,6 +93,7 @@ class Oracle:
                     waiting.append((who, text))
                     call = (Op.DELETE, related) if len(shadow.entries) == shadow.places else (Op.ADD, waiting.pop(0)[1])
             elif len(names(text)) >= 3:
+                still_open.append((who, text))
                 stored += 1
                 # Places are kept free of the first speaker's first facts.
                 call = (Op.ADD, text) if stored > strategy.skip or who else None
@@ -98,8 +116,9 @@ class Oracle:
         for i, (text, who) in enumerate(zip(staged.distractors, staged.distractor_speakers, strict=True)):
             seen.append(text)
             call, brim = None, False
+            following = staged.distractors[i + 1] if i + 1 < len(staged.distractors) else staged.query
             if i + 1 < len(staged.distractors):
-                brim = self._brim(shadow, text, staged.distractors[i + 1])
+                brim = self._brim(shadow, text, following)
             bids = " bid " in text
             wrong = subject_of_talk(seen)
             talk = next((told for told in reversed(seen) if wrong and told.startswith(wrong)), "")
@@ -119,13 +138,28 @@ class Oracle:
                 call = (Op.FILTER, named(talk))
             elif not bids and brim and strategy.summarise:
                 call = (Op.SUMMARY, "all")
+            elif not bids and strategy.sum_up_talk and wrong and self._brim(shadow, text, following, last=True):
+                rounds, kept = self._last_rounds(shadow, text, wrong)
+                if rounds and len(lines.summaries[1]) < self.config.rollout.summary_slots:
+                    call = (Op.SUMMARY, rounds, kept or wrong)
             self._do(call, text, who, shadow, lines.stages[1], strategy, lines.summaries[1])
 
-    def _brim(self, shadow: Shadow, text: str, following: str) -> bool:
-        """Whether the turn after the next message would push something out, or the one after that."""
+    def _brim(self, shadow: Shadow, text: str, following: str, last: bool = False) -> bool:
+        """Whether one of the next two messages would push something out with the turn after it; `last`: the next."""
         room = shadow.capacity - shadow.reserve - shadow.used()
-        two = len((text + " " + following).split()) + len(following.split()) + 3 * QUIET_TOKENS
-        return two + SLACK > room
+        one = len((text + " " + following).split()) + QUIET_TOKENS
+        two = one + len(following.split()) + 2 * QUIET_TOKENS
+        return (one if last else two) + SLACK > room
+
+    def _last_rounds(self, shadow: Shadow, text: str, wrong: str) -> tuple[int, str]:
+        """How many of the last rounds can be summed up with this one and no fact be lost, and what a summary keeps."""
+        rounds, kept, fits = 0, [], ""
+        for told in reversed([*shadow.texts(), text]):
+            kept = kept if told.startswith(wrong) else [told, *kept]
+            if len(" and ".join(kept).split()) >= self.config.rollout.summary_tokens:
+                break
+            rounds, fits = rounds + 1, " and ".join(kept)
+        return max(0, rounds - 1), fits
 
     def _do(self, call, text: str, who: int, shadow: Shadow, turns: list[str], strategy: Strategy, summaries=None):
         """Writes a turn and carries it out; an empty one where the strategy lacks the tool."""
@@ -135,18 +169,21 @@ class Oracle:
             turns.append(write_turn(self.config.tools, []))
             return
         shadow.see(text, 10)
-        summary = digest_facts(shadow.texts()) if op == Op.SUMMARY else ""
+        summary = ""
         if op == Op.SUMMARY:
+            summary = digest_facts(shadow.texts()) if call[1] == "all" else call[2]
             summaries.append(summary)
         arguments = {
             Op.ADD: lambda: {"content": f" {call[1]}"},
             Op.UPDATE: lambda: {"memory_id": str(call[1]), "content": f" {call[2] if len(call) > 2 else text}"},
             Op.DELETE: lambda: {"memory_id": str(call[1]), "confirmation": True},
             Op.RETRIEVE: lambda: {"query": f" {call[1]}"},
-            Op.SUMMARY: lambda: {"span": "all"},
+            Op.SUMMARY: lambda: {"span": str(call[1])},
             Op.FILTER: lambda: {"criteria": f" {call[1]}"},
         }[op]()
         shadow.carry_out(who, op, arguments, summary)
+        if op == Op.SUMMARY and call[1] != "all":
+            shadow.view[-call[1] - 1 :] = [(summary, len(summary.split()) + 2)]
         turns.append(write_turn(self.config.tools, [(op, arguments)]))
 
     def answered(self, lines: Lines, staged: StagedRecord, view: list[str]) -> Lines:

@@ -9,9 +9,11 @@ record mean nothing in another, so an answer cannot be learnt by heart. With n p
                  Do Ada Keller and Hugo Novak share a birthplace
     changed  n facts, some of which change (moved, changed employers, a year is corrected)
                  Where does Ada Keller live / ... live before      the stale value is a plausible wrong answer
-    closed   n facts of one speaker, who takes some back ("forget Ada Keller"); another speaker tells as many new ones
+    closed   n facts of one speaker, who may take some back ("forget Ada Keller"); another speaker then tells as many
+             new ones
                  asked by either speaker; what was taken back, or told by the other one, is `unknown`
-    misled   n facts in stage 1; in stage 2 a few more, and long talk about one wrong subject, more than a context holds
+    misled   n facts in stage 1; in stage 2 a few more, and between and after them long talk about one wrong subject,
+             more than a context holds
                  asks for any of the facts
     bids     n facts in stage 1; in stage 2 bids of many people, more than a context holds
                  asks for one of the facts, or for whoever bid most
@@ -26,9 +28,10 @@ A record has these fields beside the published ones: `kind`; `told` and `later`,
 in view when the question comes, in as few words as tell it.
 
 Why each tool is needed, one call a turn: a revision by DELETE and ADD takes a turn more than there is. UPDATE gives no
-place back, and an entry belongs to its speaker: only DELETE makes room for the other's facts. What stage 2 tells is
-more than a context holds, and the store is full: FILTER keeps the facts in view, which are more than a summary holds;
-SUMMARY keeps the highest bid, whatever falls out of the context.
+place back, and an entry belongs to its speaker: only DELETE makes room for the other's facts, and whether any will come
+nobody knows before. What stage 2 tells is more than a context holds, and the store is full: FILTER takes out talk from
+between the facts, which are more than a summary holds; SUMMARY keeps the highest bid, whatever falls out of the
+context.
 """
 
 import hashlib
@@ -72,6 +75,7 @@ LEAST = {
 }
 SHARES = 10  # so many parts of all entity pairs: two are the test split's, one is the validation split's
 TRUE_FACTS = 4  # of stage 2 in "misled"
+TAKEN_BACK = 0.6  # share of "closed" in which something is
 
 Pair = tuple[str, str]
 
@@ -367,10 +371,12 @@ def _changed(world: World, sizes: Sizes) -> _Scene:
 def _closed(world: World, sizes: Sizes) -> _Scene:
     rng = world.rng
     facts = _facts(world, min(sizes.places, sizes.facts - 2 * REVISIONS))
-    new = _facts(world, REVISIONS)
+    # Who does not know whether anything will be taken back can keep no place free for what others tell then.
+    count = REVISIONS if rng.random() < TAKEN_BACK else 0
+    new = _facts(world, count)
     order = list(facts)
     rng.shuffle(order)
-    shut, kept = order[:REVISIONS], order[REVISIONS:]
+    shut, kept = order[:count], order[count:]
     closing = [(0, rng.choice(CLOSINGS).format(s=fact.subject)) for fact in shut]
     fresh = [(1, fact.text) for fact in new]
     told = [(0, fact.text) for fact in facts]
@@ -388,12 +394,12 @@ def _closed(world: World, sizes: Sizes) -> _Scene:
 
     chance = rng.random()
     if chance < 0.35 or not kept:
-        return scene(rng.choice(new), 1)
+        return scene(rng.choice(new), 1) if new else scene(rng.choice(kept), 0)
     if chance < 0.5:
-        return scene(rng.choice(shut), 0, known=False)
+        return scene(rng.choice(shut), 0, known=False) if shut else scene(rng.choice(kept), 0)
     if chance < 0.85:
         return scene(rng.choice(kept), 0)
-    fact, asker = rng.choice([(rng.choice(kept), 1), (rng.choice(new), 0)])
+    fact, asker = rng.choice([(rng.choice(kept), 1), (rng.choice(new), 0)] if new else [(rng.choice(kept), 1)])
     return scene(fact, asker, known=False)
 
 
@@ -402,10 +408,12 @@ def _misled(world: World, sizes: Sizes) -> _Scene:
     facts, true = _facts(world, count), _facts(world, min(TRUE_FACTS, sizes.distractors - 1))
     subject, place = world.draw("person", rng.choice(true).subject.split()[0]), world.value("place")
     talk = [doings(world, subject, place) for _ in range(sizes.distractors - len(true))]
-    early = _shuffled(world, [fact.text for fact in true] + talk[:1])
+    # Talk between the facts too: what comes in one piece could be summed up in a word, and the facts be left.
+    *first, final = [fact.text for fact in true]
+    early = _shuffled(world, first + talk[: len(first)]) + [(0, final)]
     told = _shuffled(world, [fact.text for fact in facts] + _talk(world, min(1, sizes.facts - count)))
     fact = rng.choice(facts) if rng.random() < 0.3 else rng.choice(true)
-    later, view = early + [(0, text) for text in talk[1:]], [fact.text for fact in true]
+    later, view = early + [(0, text) for text in talk[len(first) :]], [fact.text for fact in true]
     return _Scene(fact.question, fact.object, [fact.text], told, later, [f.text for f in facts], [], view=view)
 
 
