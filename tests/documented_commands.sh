@@ -9,8 +9,9 @@ try() { printf '\n$ python %s\n' "$*"; "$python" "$@"; }
 
 try -m experiments.train --config=configs/tiny.py --workdir="$folder/tiny" \
     --config.rl.updates=3 --config.rl.stage1_updates=1 --config.rl.stage2_updates=1 --config.rl.tasks_per_update=4 \
-    --config.train.eval_tasks=32 --config.num_seeds=1
+    --config.train.eval_tasks=32 --config.train.eval_every=2 --config.num_seeds=1
 test -s "$folder/tiny/summary.json" && test -s "$folder/tiny/report.html"
+try -m experiments.time_to_score --run="$folder/tiny/seed_0" --score=0.01
 try -m experiments.report --workdir="$folder/tiny" --picture="$folder/tiny.png"
 test -s "$folder/tiny.png"
 try -m experiments.trace --run="$folder/tiny" --method=agemem --op=add_memory
