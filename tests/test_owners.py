@@ -158,7 +158,7 @@ def twin_step(memory: StoreTwin, window: ContextTwin, s: dict, at: tuple, found:
         status = Status.OK if found else Status.NOTHING_FOUND if asked else Status.EMPTY_TEXT
         ids = found
     if shown:
-        window.remove(window.oldest_drop(len(shown), 1, 1.0, None))
+        window.remove(window.oldest_drop(len(shown), 1, 1.0))
         window.append([(token, True) for token in shown], Role.TOOL, False, turn)
     if op == "filter":
         drop, status = window.filter_drop(content, 0.6)
