@@ -216,8 +216,10 @@ class Shadow:
         gone = [len(wanted) >= 2 and wanted <= names(text) for text, _ in self.view]
         self.view = [("", QUIET_TOKENS // 2) if g else item for g, item in zip(gone, self.view, strict=True)]
 
-    def summarise(self, text: str) -> None:
-        self.view = [(text, len(text.split()) + 2)]
+    def summarise(self, text: str, rounds: int | None = None) -> None:
+        """A summary takes the place of the last `rounds` messages and of the one that it answers; None: of all."""
+        gone = len(self.view) if rounds is None else rounds + 1
+        self.view[max(0, len(self.view) - gone) :] = [(text, len(text.split()) + 2)]
 
     def texts(self) -> list[str]:
         return [text for text, _ in self.view if text]

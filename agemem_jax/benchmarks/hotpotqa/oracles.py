@@ -183,7 +183,7 @@ class Oracle:
         }[op]()
         shadow.carry_out(who, op, arguments, summary)
         if op == Op.SUMMARY and call[1] != "all":
-            shadow.view[-call[1] - 1 :] = [(summary, len(summary.split()) + 2)]
+            shadow.summarise(summary, call[1])
         turns.append(write_turn(self.config.tools, [(op, arguments)]))
 
     def answered(self, lines: Lines, staged: StagedRecord, view: list[str]) -> Lines:

@@ -131,15 +131,13 @@ class PddlTasks:
 
     def slip(self, staged: StagedRecord, plan: list[str], step: int) -> str | None:
         """The next action but one, or the last one, if it cannot be taken."""
-        play = staged.play
-        by_name = {said(op): op for op in play.puzzle.grounded.operators}
-        state = set(play.start)
+        game, state = staged.play.puzzle.grounded, staged.play.start
+        planned = {said(op): op for op in game.operators if said(op) in plan}
         for action in plan[:step]:
-            op = by_name[action]
-            state = (state - set(op.delete)) | set(op.add)
+            state = telling.after(planned[action], state)
+        live = telling.applicable(game, state)
         near = plan[step + 1 : step + 2] + plan[max(0, step - 1) : step]
-        cannot = lambda op: not (set(op.positive) <= state and state.isdisjoint(op.negative))  # noqa: E731
-        return next((action for action in near if cannot(by_name[action])), None)
+        return next((action for action in near if planned[action] not in live), None)
 
     def _read(self) -> dict[str, list[tuple[str, Puzzle]]]:
         """(kind, problem) of each split."""
