@@ -132,6 +132,7 @@ AT_LEAST = {
     "warm.lesson_batch": 1,
     "warm.lesson_every": 0,
     "warm.steps": 0,
+    "warm.distractors": 0,
     "warm.batch": 1,
     "warm.warmup_steps": 1,
     "warm.final_learning_rate": 0,

@@ -71,6 +71,7 @@ def make(configs: list, folder: Path) -> None:
     for one in configs:
         one.policy = config.policy.copy_and_resolve_references()
         one.policy.weights, one.policy.tokenizer = begun
+        one.task.distractors = warm.distractors or one.task.distractors
         one.rl.tasks_per_update = -(-warm.batch // one.rl.group_size)
         check_precision(one.policy)
     runs = [build(one) for one in configs]

@@ -90,3 +90,21 @@ def test_progress_of_other_demonstrations_is_refused(tmp_path, monkeypatch):
         warm_start.make([config()], tmp_path)
     with pytest.raises(InputError, match="progress is of other configs in --also: name those, or delete it"):
         warm_start.make([config()], tmp_path)
+
+
+def test_demonstrations_of_every_config_have_as_many_distractors_as_the_first_asks_for(tmp_path, monkeypatch):
+    built = []
+
+    def build(config):
+        built.append(config.task.distractors)
+        if len(built) == 2:
+            raise Stopped
+
+    monkeypatch.setattr(warm_start, "build", build)
+    for asked, expected in ((4, [4, 4]), (0, [10, 7])):
+        first, second = config(), config()
+        first.warm.distractors, second.task.distractors = asked, 7
+        with pytest.raises(Stopped):
+            warm_start.make([first, second], tmp_path)
+        assert built == expected
+        built.clear()

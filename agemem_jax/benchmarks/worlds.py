@@ -15,7 +15,6 @@ from agemem_jax.types import Op, Task
 ALIKE = 0.4  # share of the words that a message and an entry about the same have in common
 LOOKED_UP = 0.9  # chance that a fact which is not in view is looked up
 SEEN_ANYWAY = 0.15  # chance that one in view is
-EPOCHS = 2  # after which the same demonstrations come again
 SLIP = 0.2  # chance before each action of a plan to try one that does nothing first
 
 
@@ -39,15 +38,17 @@ class Demonstrator(demos.Demonstrator):
     slip itself is not to be imitated. A policy that never saw one repeats it for ever after its own first mistake.
     """
 
+    epochs = 0  # after which the same demonstrations come again; 0: never
+
     def __init__(self, source: TaskSource, config, end_of_turn: str):
         super().__init__(source, config, end_of_turn)
-        self.told = functools.cache(self.tell)  # plans take long to find
+        self.told = functools.cache(self.tell) if self.epochs else self.tell
 
     def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
-        return self.writer.demonstrations(self.told, step, size, EPOCHS)
+        return self.writer.demonstrations(self.told, step, size, self.epochs)
 
     def period(self, size: int) -> int:
-        return math.lcm(self.source.num_train * EPOCHS, size) // size
+        return math.lcm(self.source.num_train * self.epochs, size) // size
 
     def related(self, shadow: Shadow, owner: int, text: str) -> int | None:
         """The owner's entry that has most words in common with a text, if they are ALIKE."""
