@@ -60,7 +60,7 @@ def small() -> ConfigDict:
     c.name = "scienceworld-tiny"
     c.tools.actions = "free"
     c.task.parts = ERRANDS
-    c.task.train_size = 240
+    c.task.train_size = 448
     c.task.validation_size = 32
     c.task.test_size = 128
     c.store.entries = 3
