@@ -82,6 +82,11 @@ class Layout:
         """Whether there is more than one device."""
         return self.mesh is not None and self.mesh.size > 1
 
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the mesh is of CPUs, whatever machine compiles for it."""
+        return self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
+
 
 LOCAL = Layout()
 

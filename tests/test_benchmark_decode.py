@@ -59,7 +59,8 @@ def test_a_small_run():
     assert set(figures["decoding"]) == {"1", "2", "4", "nothing proposed"}
     assert all(f["same_turns"] == 1 for f in figures["decoding"].values())
     assert figures["updates"]["1"]["generated_tokens"] == figures["updates"]["4"]["generated_tokens"]
-    told = benchmark_decode.steps_table(figures) + benchmark_decode.table(figures)
+    tables = benchmark_decode.steps_table, benchmark_decode.seconds_table, benchmark_decode.updates_table
+    told = "".join(table(figures) for table in tables)
     for words in ("steps a turn", "width 4, and copies", "nothing proposed costs", "whole updates"):
         assert words in told
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import transformers
 
 from agemem_jax.models import kv_cache, qwen, weights
 from agemem_jax.models.qwen import ModelConfig
+from agemem_jax.sharding import Layout
 from agemem_jax.training.setup import reference_params
 from configs import tiny
 
@@ -282,6 +284,15 @@ def test_split_layers_and_an_empty_prefix_give_the_same_decoding():
     state, _ = decode_step(split, config, prefix, history, zero + 5, slot, 0, tokens[:, 5])
     ours = qwen.logits(params, config, jnp.concatenate([hidden, state[:, None]], 1))
     assert_close(ours, np.stack(want))
+
+
+@pytest.mark.parametrize(("platform", "size", "split"), [("cpu", 1, True), ("gpu", 1, False), ("tpu", 4, True)])
+def test_layers_are_split_for_decoding_but_on_an_accelerator_alone(platform, size, split):
+    config, params = small_policy()
+    mesh = SimpleNamespace(size=size, devices=np.array([SimpleNamespace(platform=platform)] * size))
+    given = kv_cache.for_decoding(params, dataclasses.replace(config, layout=Layout(mesh)))["layers"]
+    assert (len(given) == config.num_layers and given[0]["mlp"]["up_proj"]["kernel"].ndim == 2) == split
+    assert (given is params["layers"]) != split
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])

@@ -184,9 +184,7 @@ def enter(
 ) -> tuple[Policy, World]:
     """The policy that acts, with the shared prompt read, and the world of the method that plays."""
     actor = dataclasses.replace(model, layout=sizes.layout)
-    params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
-    if actor.layout.is_spread:  # on one device these are the state's own arrays, and pieces of them a second copy
-        params = kv_cache.split_layers(params, actor)
+    params = kv_cache.for_decoding(qwen.to_layout(lora.policy_params(state.params, frozen), actor), actor)
     world = world.for_method(control.rules)
     if reader := sizes.reader:
         world = world.replace(reader=to_layout(frozen if reader.shares_frozen else world.reader, reader))

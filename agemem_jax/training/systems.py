@@ -33,9 +33,7 @@ def reading_program(stage: int, system: System, spec: RolloutSpec, model: ModelC
         tables: RoleTables,
     ):  # fmt: skip
         actor = dataclasses.replace(model, layout=spec.layout)
-        params = qwen.to_layout(lora.policy_params(state.params, frozen), actor)
-        if actor.layout.is_spread:
-            params = kv_cache.split_layers(params, actor)
+        params = kv_cache.for_decoding(qwen.to_layout(lora.policy_params(state.params, frozen), actor), actor)
         if stage == 1:
             rows, notes = new_rows(spec, actor), system.new_notes(spec)
         world = world.for_method(control.rules).replace(grammar=tables.grammar, pieces=tables.pieces)
