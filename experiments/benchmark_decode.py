@@ -9,7 +9,8 @@ Qwen2.5-Coder-0.5B-Instruct) configs/hotpotqa.py on those of --path. Then, of th
               what the row has read, and how many of the proposed copies held, by what the turn did
     seconds   of decoding them again one token a step, with as many as --width, and with that program while nothing is
               proposed. Decoding alone: what the contexts hold is cached before
-    updates   whole ones, at both widths (--whole_updates, 0 leaves them out: they need the memory of training)
+    updates   whole ones, at the width that decoded fastest and at 1 (--whole_updates, 0 leaves them out: they need the
+              memory of training)
 
 Leave the machine alone meanwhile. Decoding draws the same tokens at every width, up to rounding of logits; the share of
 the turns for which it did is among the figures.
@@ -101,7 +102,8 @@ def measure(config: ConfigDict, width: int, updates: int) -> dict:
     print(seconds_table(figures), flush=True)
     del params
     if updates:
-        figures["updates"] = {str(w): update_figures(run, w, updates) for w in (width, 1)}
+        fastest = min(map(str, widths_up_to(width)), key=lambda w: figures["decoding"][w]["seconds"])
+        figures["updates"] = {w: update_figures(run, int(w), updates) for w in (fastest, "1")}
         print(updates_table(figures), flush=True)
     return figures
 
@@ -351,7 +353,7 @@ def seconds_table(figures: dict) -> str:
 def updates_table(figures: dict) -> str:
     """The rates of whole updates, as a line to read."""
     rates = {width: f["tokens_per_s"] for width, f in figures["updates"].items()}
-    width = str(figures["width"])
+    width = next(iter(rates))
     return (
         f"whole updates: {rates['1']:,.1f} generated tokens/s at width 1, {rates[width]:,.1f} at width {width}: "
         f"{rates[width] / rates['1']:.2f} times (goal 1.4 with real weights)"

@@ -58,7 +58,8 @@ def test_a_small_run():
     assert sum(f["turns"] for f in wide["copies"].values()) == figures["turns"]
     assert set(figures["decoding"]) == {"1", "2", "4", "nothing proposed"}
     assert all(f["same_turns"] == 1 for f in figures["decoding"].values())
-    assert figures["updates"]["1"]["generated_tokens"] == figures["updates"]["4"]["generated_tokens"]
+    (wide, wide_update), (one, update) = figures["updates"].items()
+    assert one == "1" and wide in ("2", "4") and wide_update["generated_tokens"] == update["generated_tokens"]
     tables = benchmark_decode.steps_table, benchmark_decode.seconds_table, benchmark_decode.updates_table
     told = "".join(table(figures) for table in tables)
     for words in ("steps a turn", "width 4, and copies", "nothing proposed costs", "whole updates"):
