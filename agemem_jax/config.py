@@ -117,6 +117,7 @@ AT_LEAST = {
     "prices.generated": 0,
     "rl.stage1_updates": 0,
     "rl.stage2_updates": 0,
+    "rl.whole_every": 0,
     "rl.updates": 0,
     "rl.tasks_per_update": 1,
     "rl.dual_clip": 0,
@@ -573,7 +574,7 @@ def check_learning(config: ConfigDict) -> None:
             f'rl.schedule = "sequential" splits them evenly over three stages; set {r.updates // 3 * 3} or '
             f"{r.updates // 3 * 3 + 3}",
         )  # fmt: skip
-    for name in ("stage1_updates", "stage2_updates"):
+    for name in ("stage1_updates", "stage2_updates", "whole_every"):
         if r.schedule == "sequential" and r[name]:
             refuse(
                 f"rl.{name}", r[name],

@@ -238,6 +238,7 @@ def get_config() -> ConfigDict:
     # objective: storage and maintenance, then what is in view (rl/rewards.py: stage_objective).
     c.rl.stage1_updates = 0
     c.rl.stage2_updates = 0
+    c.rl.whole_every = 0  # each so many-th of these updates is of all three stages nevertheless; 0 = none
     c.rl.updates = 100  # all together; sequential: split evenly over the three stages
     c.rl.tasks_per_update = 4
     c.rl.group_size = 8

@@ -95,6 +95,9 @@ REFUSED = {
     "stage 2 in sequence": (
         {"rl.stage2_updates": 3, "rl.schedule": "sequential", "rl.updates": 99}, "set rl.stage2_updates = 0"
     ),
+    "whole ones in sequence": (
+        {"rl.whole_every": 3, "rl.schedule": "sequential", "rl.updates": 99}, "set rl.whole_every = 0"
+    ),
     "every entry": ({"reward.good_entry": 0.0}, "set it above 0"),
     "adapters of no weight": ({"policy.lora_alpha": 1e-9, "policy.lora_rank": 8}, "adapters would count"),
     "warm-up without end": ({"warm.warmup_steps": 500}, "below warm.steps = 500"),

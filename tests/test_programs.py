@@ -462,7 +462,9 @@ def test_updates_are_split_over_the_stages():
     config.rl.stage2_updates = 1
     assert [stages_of(config, update) for update in range(5)] == [1, 1, 2, 3, 3]
     assert stages_of(config, 0, "no_memory_rl") == 3  # it has nothing to learn in stage 1
-    config.rl.schedule, config.rl.updates = "sequential", 9
+    config.rl.whole_every = 2
+    assert [stages_of(config, update) for update in range(5)] == [1, 3, 2, 3, 3]
+    config.rl.schedule, config.rl.updates, config.rl.whole_every = "sequential", 9, 0
     assert [stages_of(config, update) for update in range(9)] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 

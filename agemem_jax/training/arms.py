@@ -43,8 +43,8 @@ METHOD = "agemem"
 MASKED = "masked"  # an arm's tools that it may not call; the prompt names them all the same
 WEIGHTS = ("task", "no_answer", "context", "memory", *CONTEXT_TERMS, *MEMORY_TERMS, *PENALTY_TERMS)
 FIELDS = (  # in which arms may differ
-    "rl.updates", "rl.stage1_updates", "rl.stage2_updates", "rl.schedule", "rl.credit", "reward.terms",
-    *(f"reward.{name}" for name in WEIGHTS),
+    "rl.updates", "rl.stage1_updates", "rl.stage2_updates", "rl.whole_every", "rl.schedule", "rl.credit",
+    "reward.terms", *(f"reward.{name}" for name in WEIGHTS),
 )  # fmt: skip
 NAME = re.compile(r"\w[\w '+()=-]*")  # names are folders too
 

@@ -58,14 +58,16 @@ GLANCE = 4096  # bytes of each tensor by which a process checks that its weights
 
 def stages_of(config, update: int, method: str = "agemem") -> int:
     """The last stage that runs, and trains, in an update: 3, in the first `rl.stage1_updates` 1 and in the next
-    `rl.stage2_updates` 2, or in the sequential schedule each stage for a third.
+    `rl.stage2_updates` 2 but for each `rl.whole_every`-th, or in the sequential schedule each stage for a third.
 
     A method that only answers has nothing to learn before stage 3.
     """
     if METHODS[method].rules.answers_only:
         return 3
     if config.rl.schedule == "chained":
-        first, second = config.rl.stage1_updates, config.rl.stage2_updates
+        first, second, every = config.rl.stage1_updates, config.rl.stage2_updates, config.rl.whole_every
+        if every and update % every == every - 1:
+            return 3
         return 1 if update < first else 2 if update < first + second else 3
     return min(3, 1 + update * 3 // config.rl.updates)
 
