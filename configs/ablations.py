@@ -33,6 +33,8 @@ ARMS = {
     # Schedules: whole trajectories from the first update on, and each stage trained for a third of the updates.
     "chained": {"rl.credit": "broadcast", **WHOLE},
     "sequential": {"rl.schedule": "sequential", "rl.credit": "broadcast", **WHOLE},
+    # Each fourth of the updates of stage 1 or 2 alone is of all three: reading goes on.
+    "whole ones between": {"rl.whole_every": 4},
     # Credit, where "all" has turn_to_go.
     **{credit: {"rl.credit": credit} for credit in ("broadcast", "per_stage", "return_to_go", "hindsight")},
 }
