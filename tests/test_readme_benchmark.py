@@ -52,3 +52,23 @@ def test_the_benchmark_of_the_readme_is_played(safe):
     last = int(segments.count[row]) - 1
     shown = run.tokenizer.decode(np.asarray(segments.tokens[row, last])[: int(segments.length[row, last])].tolist())
     assert "safe.\nA safe is before you." in shown and "<action>" in shown
+
+
+def test_what_the_player_cannot_know_is_played_and_not_imitated(safe):
+    """A code that was not looked up, is not kept, or is one of more than a retrieval shows, is no action to learn."""
+    safe.task.train_size, safe.tools.default_top_k = 200, 1
+    run = build(safe)
+    demos = run.source.tasks.demonstrator(run.source, safe, run.tokenizer.end_of_turn)
+    imitated, blind = 0, 0
+    for index in range(200):
+        (lines, held), staged = demos.tell(index, 0), run.source.staged(index)
+        turns = lines.stages[2]
+        acts = [turn for turn, said in enumerate(turns) if f"<action> {staged.play}" in said]
+        assert len(acts) == 1
+        looked_up = any("Retrieve_memory" in said for said in turns[: acts[0]])
+        kept = staged.gold[0] in [text for _, text in held]
+        if acts[0] not in lines.slips:
+            assert looked_up and kept, turns
+            imitated += 1
+        blind += not kept
+    assert imitated > 100 and blind > 10
