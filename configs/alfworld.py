@@ -8,11 +8,11 @@ policy of about a million parameters, for 2 CPU cores; without it `policy.weight
 (configs/hotpotqa.py).
 
 Stage 3 has 10 turns, which is where memory matters. Of 340 published games, told five times each as the variant tells
-them, so many are won within so many commands by one who knows what was told (5.4 on average) and by one who searches,
+them, so many are won within so many commands by one who knows what was told (5.6 on average) and by one who searches,
 first where such things fit and nothing has to be opened (12 on average):
 
     commands      6      7      8      9     10     12     16     20     30
-    told       78 %   88 %   99 %  100 %  100 %  100 %  100 %  100 %  100 %
+    told       77 %   83 %   99 %  100 %  100 %  100 %  100 %  100 %  100 %
     searching  16 %   25 %   35 %   45 %   54 %   69 %   83 %   89 %   97 %
 
 The benchmark's own protocol: --config.task.official=True --config.rollout.stage3_turns=50 (30 in AgentBoard).

@@ -71,7 +71,7 @@ def small() -> ConfigDict:
     c.task.message_tokens = 40
     c.task.seen_tokens = 96  # longer ones are cut: of a kitchen its first things
     c.rollout.action_tokens = 48  # an entry to be written, and the marks around it
-    c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 7 to 10, and a look into the store 1
+    c.rollout.stage3_turns = 7  # who was told needs 4 to 6 actions, who searches 8 or 9, and a look into the store 1
     # As in babyai.py.
     c.context.limit = c.context.capacity = 320
     c.reward.task_metric = "success"  # the walk has come by some of the engine's score already

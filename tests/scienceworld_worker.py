@@ -128,7 +128,7 @@ def main() -> None:
             answer |= {
                 "text": text, "progress": max(0.0, house.score), "success": house.score >= 1,
                 "terminated": house.score >= 1 or house.score < 0, "truncated": False,
-                "understood": not text.startswith("No known"),
+                "understood": not text.startswith(("No known", "It's not clear")),
             }  # fmt: skip
         print(json.dumps(answer), flush=True)
 

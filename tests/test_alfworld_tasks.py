@@ -212,6 +212,17 @@ def test_what_the_goal_is_about_is_only_where_it_was_told(told):
     assert elsewhere < 0.2 * len(told)
 
 
+def test_where_stage_3_begins_says_nothing_of_where_things_are(made):
+    """As often as of any other place, what is needed is where the agent stands."""
+    here, chance = [], []
+    for staged in all_staged(made[1], epochs=12):
+        game, now = staged.play.game, staged.play.now
+        places = set(game.place[(now.inside & wanted(game)).any(1) & game.reachable].tolist())
+        here.append(now.location in places)
+        chance.append(len(places) / len(set(game.place[game.reachable].tolist())))
+    assert abs(np.mean(here) - np.mean(chance)) < 0.05, (np.mean(here), np.mean(chance))
+
+
 def test_both_solvers_win_and_the_one_who_knows_sooner(made, told, tokenizer):
     bench, _ = made
     rows, length = [bench.tasks.game(staged) for staged in told], {}

@@ -446,6 +446,57 @@ def test_rows_of_text_that_are_off_stay_and_answers_are_cut(tokenizer, shared):
     np.testing.assert_array_equal(cut.truncated, on)
 
 
+def test_in_text_neither_a_failure_nor_the_limit_of_primitive_actions_ends_an_episode(tokenizer, shared):
+    """AgentBoard takes back that an episode is over, having said so, and never asks for minigrid's limit."""
+    game = room({(2, 1): BALL, (1, 2): KEY}, [(0, levels.PICK_UP, True, [(1, 2)])])
+    game = game.replace(max_steps=np.array([3], np.int32))
+    state, on = reset(MACROS, shared, game)[0], jnp.array([True])
+    said = ("pickup red ball 1", "drop", "turn right")
+    for turn, text in enumerate([*said, "pickup green key 1"]):
+        state, outcome = step(MACROS, shared, game, state, tokens(tokenizer, [text]), on)
+        told, is_last = strings(tokenizer, outcome.seen)[0], turn == len(said)
+        assert told.endswith("\n The task is completed.") == (turn == 0 or is_last), (text, told)
+        assert outcome.success.tolist() == outcome.terminated.tolist() == [is_last] and not outcome.truncated[0]
+
+
+def test_objects_are_announced_where_there_is_none_and_numbered_from_the_nearest(tokenizer, shared):
+    empty = "In front of you in this room, you can see several objects: The room has walls around you."
+    assert strings(tokenizer, reset(MACROS, shared, room({}, []))[1])[0].startswith(empty)
+    # Of two as near the one that comes first in the view, row by row from its far end and there from the left.
+    seen = strings(tokenizer, reset(MACROS, shared, room({(2, 4): BALL, (3, 3): BALL, (2, 3): BALL}, [], at=(1, 3)))[1])
+    assert seen[0].split("objects:")[1].startswith(
+        " There is a red ball 1 right in front of you 1 steps away. "
+        " There is a red ball 2 right in front of you 2 steps away. "
+        " There is a red ball 3 1 steps in front of you and 1 steps to your right. "
+    )
+
+
+@has_minigrid
+def test_the_goal_does_not_tell_the_order():
+    goals = {seed: levels.read("BabyAI-GoToSeqS5R2-v0", seed).goal for seed in (5, 9)}
+    assert goals == {  # "go to the red door after you go to the green door", and "..., then go to the red door"
+        5: "go to the red door and go to the green door",
+        9: "go to the green ball and go to a door, and go to the red door",
+    }
+
+
+def test_paths_go_behind_the_agent_where_it_looks_right_or_down(tokenizer, shared):
+    found = []
+    for direction, thing in enumerate([(5, 1), (5, 5), (1, 5), (1, 1)]):
+        # Between three balls only the cell behind is free.
+        beside = [(3 + a, 3 + b) for a, b in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        del beside[(direction + 2) % 4]
+        game = room(dict.fromkeys(beside, BALL) | {thing: KEY}, [], at=(3, 3))
+        game = game.replace(direction=np.array([direction], np.int32))
+        state, seen = reset(MACROS, shared, game)
+        assert "There is a green key 1" in strings(tokenizer, seen)[0]
+        said = tokens(tokenizer, ["go to green key 1"])
+        outcome = step(MACROS, shared, game, state, said, jnp.array([True]))[1]
+        found += outcome.understood.tolist()
+        assert ("as there is no path leading to it." in strings(tokenizer, outcome.seen)[0]) == (not found[-1])
+    assert found == [True, True, False, False]
+
+
 def test_commands_have_keys_of_their_own(shared):
     commands = wording.commands()
     assert len(commands) == 6 + wording.NUMBERS * (3 * len(wording.NAMES) + len(wording.CARRIED_NAMES))

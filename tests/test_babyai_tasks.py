@@ -2,6 +2,7 @@
 
 import importlib
 import random
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -241,6 +242,16 @@ def test_who_knows_the_level_wins_where_who_does_not_rarely_does(told, benchmark
         assert wins(benchmark, tokenizer, told, said).tolist() == [bool(row) for row in said]
         assert max(len(row) for row in said if row) <= TURNS
     assert sum(map(bool, known)) > 0.7 * len(told) > 2 * sum(map(bool, blind)) > 0
+
+
+def test_nobody_wins_in_more_actions_than_an_episode_has(tokenizer):
+    """Also where stage 3 has more turns."""
+    benchmark = load(config(task__train_size=12, rollout__stage3_turns=50), tokenizer)
+    benchmark.tasks.engine = replace(benchmark.tasks.engine, turns=2)
+    told = [benchmark.tasks.tell(r, random.Random(0), random.Random(0)) for r in benchmark.tasks.splits["train"]]
+    for knows in (True, False):
+        found = [benchmark.tasks.solve(staged, random.Random(0), knows) for staged in told]
+        assert all(len(plan) <= 2 for plan in found if plan is not None) and None in found
 
 
 def test_a_slip_changes_nothing(tokenizer):

@@ -21,6 +21,7 @@ from agemem_jax.envs.workers import WorkerError, Workers
 from agemem_jax.errors import InputError
 from agemem_jax.sharding import LOCAL, Layout
 from agemem_jax.types import Text
+from tests.readme import program
 from tests.text_games import WORKER, Corridor, byte_tokenizer
 
 W, A, TURNS = 64, 16, 5
@@ -432,14 +433,16 @@ def test_a_killed_trainer_leaves_no_worker_though_its_forked_child_lives_on(sign
 
 
 @pytest.mark.heavy
-def test_the_real_textworld_plays_through_the_bridge():
+def test_the_real_textworld_plays_through_the_bridge(tmp_path):
+    """By the README's worker program."""
     python, data = os.environ.get("AGEMEM_TEXTWORLD", ""), os.environ.get("AGEMEM_DATA", "")
     if not (python and data):
         pytest.skip("AGEMEM_TEXTWORLD names no Python that has alfworld, or AGEMEM_DATA no folder that has its games")
     files = sorted(Path(data).glob("alfworld/json_2.1.1/valid_seen/*/*/game.tw-pddl"))
     files = [str(file) for file in sorted(files, key=lambda file: (file.stat().st_size, file))[:2]]
-    command = [python, str(Path(__file__).parent / "textworld_worker.py")]
-    pool = Workers(command, files.__getitem__, 1, timeout=300.0, boot=300.0, name="textworld")
+    worker = tmp_path / "textworld_worker.py"
+    worker.write_text(program("from textworld import"))
+    pool = Workers([python, str(worker)], files.__getitem__, 1, timeout=300.0, boot=300.0, name="textworld")
     try:
         env = engine(pool.game, width=2048)
         for game in range(2):

@@ -306,6 +306,65 @@ def test_a_game_beyond_the_sizes_and_odd_folders_are_named(tokenizer, tmp_path):
     assert [Path(one.name).name for one in tasks.read(tmp_path)] == ["p10.pddl", "p2.pddl"]  # as their names sort
 
 
+# --- What is odd, by name ------------------------------------------------------------------------------------------
+
+
+def test_of_two_sentences_for_one_name_the_last_one_counts():
+    said = {
+        ("clear", "b1"): "The b1 is clear.",
+        ("holding", "right", "shot1"): "You are holding right. ",
+        ("used", "shot1", "ingredient3"): "Pour shot1 from a shot glass to a used shaker ingredient3",
+        ("handempty", "right"): "handempty right",  # it has none
+        ("shake", "hand"): "shake hand",  # of another domain: the format of that name says six
+    }
+    assert {atom: wording.sentence(atom) for atom in said} == said
+
+
+ODD = """(define (domain barman) (:predicates (up ?x) (free ?x) (shaked ?x))
+  (:action lower :parameters (?x) :precondition (up ?x) :effect (not (up ?x)))
+  (:action raise :parameters (?x) :precondition (free ?x) :effect (up ?x))
+  (:action shake :parameters (?x) :precondition (free ?x) :effect (shaked ?x)))"""
+ODD_PROBLEM = """(define (problem one) (:domain barman) (:objects a1 a2) (:init (up a1) (free a1))
+  (:goal (and (up a1) (shaked a1))))"""
+
+
+def test_what_is_new_is_told_alone_and_progress_is_the_best_after_an_action_that_does_something(tokenizer):
+    read = read_domain(ODD, "odd.pddl")
+    game = Table(tokenizer, [tasks.puzzle(read, read_problem(ODD_PROBLEM, read, "one.pddl"), "one.pddl")])
+
+    def answer(text: str) -> tuple[str, float]:
+        game.state, out = game.step(game.shared, game.game, game.state, game.write([text]))
+        return game.read(out.seen)[0], float(out.progress[0])
+
+    game.step = jax.jit(lambda *given: game.engine.step(*given, jnp.array([True])))
+    unknown = "The action is not valid and therefore takes no effect. Please check valid actions."
+    no_effect = (
+        "The action is not valid and therefore takes no effect. Please remember to satisfy the restriction of actions. "
+        "You can also check valid actions."
+    )
+    assert game.read(jax.jit(game.engine.reset)(game.shared, game.game)[1]) == ["A1 is free.  Up a1"]
+    assert answer("fly a1") == (unknown, 0.0)  # a condition that holds at the start is no progress yet
+    assert answer("lower a2") == (no_effect, 0.0)  # it could be done with another
+    assert answer("raise a1") == (no_effect, 0.0)  # nothing changes by it
+    assert answer("lower a1") == ("", 0.0)  # only taken away: nothing is told
+    assert answer("lower a1") == (unknown, 0.0)  # now it can be done with none
+    assert answer("raise a1") == ("Up a1", 0.5)
+    assert answer("lower a1") == ("", 0.5)  # the best so far
+    listed = "Valid actions are: raise a1, shake a1, check valid actions, look around"
+    assert answer("check valid actions") == (listed, 0.5)
+    assert answer("look around") == ("A1 is free. ", 0.5)
+
+
+def test_nothing_moves_to_where_it_is(tokenizer):
+    game = Table(tokenizer, [fresh("gripper", 1, 0)])
+    here = next(atom[1] for atom in game.twins[0].state if atom[0] == "at-robby")
+    for text in (f"move {here} {here}", "check valid actions"):
+        game.state, out = game.step(game.shared, game.game, game.state, game.write([text]), jnp.array([True]))
+        assert (game.read(out.seen)[0] == wording.NO_EFFECT) == text.startswith("move")
+    listed = game.read(out.seen)[0]
+    assert f"Move from {here} to " in listed and f"Move from {here} to {here}" not in listed
+
+
 # --- Generators and planner ----------------------------------------------------------------------------------------
 
 

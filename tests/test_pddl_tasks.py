@@ -1,5 +1,6 @@
 """PDDL's tasks: what is told of a problem, from where it is played, which problems are in which split."""
 
+import dataclasses
 import os
 import random
 import re
@@ -237,9 +238,11 @@ def test_a_guess_wins_less_often(source, table):
     assert all(out.success for guess, out in zip(guesses, last, strict=True) if guess)
 
 
-def test_nobody_solves_in_more_turns_than_there_are(tokenizer):
-    c = config(rollout__stage3_turns=2)
-    tasks = load(c, tokenizer).tasks
+@pytest.mark.parametrize(("turns", "limit"), [(2, 30), (50, 2)])
+def test_nobody_solves_in_more_turns_than_there_are(tokenizer, turns, limit):
+    """Neither in more than stage 3 has, nor in more actions than an episode."""
+    tasks = load(config(rollout__stage3_turns=turns), tokenizer).tasks
+    tasks.engine = dataclasses.replace(tasks.engine, limit=limit)
     told = [tasks.tell(record, random.Random(0), random.Random(0)) for record in tasks.splits["train"]]
     for knows in (True, False):
         found = [tasks.solve(one, random.Random(0), knows) for one in told]

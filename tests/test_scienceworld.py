@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agemem_jax.benchmarks.scienceworld import expert, pool, variations
+from agemem_jax.benchmarks.scienceworld import expert, pool, variations, worker
 from agemem_jax.benchmarks.scienceworld.environment import environment, report
 from agemem_jax.errors import InputError
 from tests.test_host_env import BYTES, lives, read, spelt, wait_for_end
@@ -97,6 +97,38 @@ def test_episodes_are_won_lost_and_counted(stand_in):
     assert report(env, made) | {"started": 0} == {
         "started": 0, "steps": 3, "lost": 0, "cut": 0, "unspelt": 0, "groups_alike": 1, "replaced": 0,
     }  # fmt: skip
+
+
+def test_what_the_engine_refuses_was_not_taken():
+    """All the ways in which it says so, by the texts of its actions."""
+    refused = """No known action matches that input.
+Unknown action.
+Ambiguous request: Please enter the number for the action you intended (or blank to cancel):
+It's not clear how to get there from here.
+ It's not clear how to read that.
+Its not clear how to go to/through a table.
+I'm not sure how to use those two things together.
+The door doesn't appear to go anywhere.
+That can't be moved there, because it's not a container.
+That object already appears to be in the inventory.
+You can't pick up a liquid directly.  Try pouring it from one container to another, or dunking empty containers.
+Something can't be connected to itself.
+The agent is not moveable.
+The drawer isn't open, so you can't see inside.
+The door is already open.
+The stove is not something that can be deactivated.
+The lighter appears broken, and can't be activated or deactivated.
+The anode in battery is already connected, and must be disconnected before it can be connected to something else.
+The water can't be poured out because it doesn't appear to be in a container."""
+    assert [text for text in refused.split("\n") if not worker.is_refusal(text)] == []
+    taken = [
+        "You move to the kitchen.", "You focus on the pea plant.", "The stove is now activated.", "a drawing",
+        "The door is now open.", "the thermometer measures a temperature of 10 degrees celsius",
+        "You decide to wait for 10 iterations.", "In your inventory, you see:\n\ta jug, which is not full",
+        "Your task is to boil water. If it is not there, go elsewhere.",
+        "This room is called the kitchen. In it, you see:\n\ta freezer. The freezer door is open.",
+    ]  # fmt: skip
+    assert [text for text in taken if worker.is_refusal(text)] == []
 
 
 def test_an_expert_is_tried(stand_in, tmp_path):
@@ -207,8 +239,10 @@ def test_what_is_not_understood_and_what_loses(machines):
     env = environment(machines(), BYTES, W, A)
     state, _ = env.reset(None, variations.games([of("boil"), of("melt")]))
     on = jnp.array([True, True])
+    # Which door is asked; the one that "0" means stands open.
     wanted = {
-        "dance": False, "open door": False, "0": True, "look around": True, " look around ": True, "": False,
+        "dance": False, "go to foundry": False, "open door": False, "0": False, "look around": True,
+        " look around ": True, "": False,
     }  # fmt: skip
     for action, understood in wanted.items():
         state, outcome = env.step(None, None, state, spelt([action] * 2, A), on)

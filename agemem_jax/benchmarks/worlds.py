@@ -36,6 +36,8 @@ class Demonstrator(demos.Demonstrator):
 
     At times it slips: an action is done too early or once more, nothing happens, and it goes on as planned. The
     slip itself is not to be imitated. A policy that never saw one repeats it for ever after its own first mistake.
+    Where a fact is missing and a search takes too long, what wins is played and not imitated either: it would teach to
+    act on what nobody has seen.
     """
 
     epochs = 0  # after which the same demonstrations come again; 0: never
@@ -74,14 +76,15 @@ class Demonstrator(demos.Demonstrator):
         in_view = {text: any(text in other for other in seen) for text in staged.gold}
         stored = {text: any(text in entry for entry in mine) for text in staged.gold}
         wanted = [text for text in staged.gold if rng.random() < (SEEN_ANYWAY if in_view[text] else LOOKED_UP)]
-        knows = all(in_view[text] or (text in wanted and stored[text]) for text in staged.gold)
-        asked = set()
-        for text in wanted:
-            query = asking(text, staged) if rng.random() < SENSE else demos.some_words(rng, text)
-            if query not in asked:
-                asked.add(query)
-                turns.append(self.turn([(Op.RETRIEVE, {"query": f" {query}"})]))
-        plan = self.source.tasks.solve(staged, rng, knows) or self.source.tasks.solve(staged, rng, True) or []
+        queries = [asking(text, staged) if rng.random() < SENSE else demos.some_words(rng, text) for text in wanted]
+        turns += [self.turn([(Op.RETRIEVE, {"query": f" {query}"})]) for query in dict.fromkeys(queries)]
+        # Of facts that are asked for alike no more are found than a retrieval shows.
+        few = [queries.count(query) <= self.config.tools.default_top_k for query in queries]
+        found = {text for text, is_shown in zip(wanted, few, strict=True) if is_shown and stored[text]}
+        knows = all(in_view[text] or text in found for text in staged.gold)
+        plan = self.source.tasks.solve(staged, rng, knows)
+        is_blind = plan is None and not knows
+        plan = plan or self.source.tasks.solve(staged, rng, True) or []
         spare = limit - len(turns) - len(plan)
         for step, action in enumerate(plan):
             slip = self.source.tasks.slip(staged, plan, step) if spare > 0 and rng.random() < SLIP else None
@@ -92,6 +95,7 @@ class Demonstrator(demos.Demonstrator):
             if rng.random() < OFF_PLAN / 3 and staged.facts:
                 op = rng.choice([Op.ADD, Op.UPDATE, Op.RETRIEVE, Op.FILTER])
                 turns.append(self.turn([self.call(rng, op, rng.choice(staged.facts), staged.asker, shadow)]))
+            lines.slips += [len(turns)] * is_blind
             turns.append(self.turn([], action))
         del turns[limit:]
         lines.slips = [turn for turn in lines.slips if turn < limit]

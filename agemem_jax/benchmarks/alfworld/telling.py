@@ -3,6 +3,7 @@
 First the agent carries what the goal is about to places that nobody can guess, all that would do in place of it too,
 and tells nothing of that. Then it looks into receptacles, and its sights are the messages. Where something told is to
 change, it carries what the goal is about from where it was seen to another place, and tells that it has put it there.
+In the end it goes to any place, and tells nothing of that.
 """
 
 import random
@@ -123,6 +124,7 @@ def stages(
             facts.append(is_closed(game, what))
         else:
             facts.append(sights.get(what) or told(game, what, [], walk.inside[what], size, most)[0])
+    walk.go(rng.choice(np.flatnonzero(game.reachable).tolist()))  # where it ends says nothing of where things are
     gold = [text for r, text in sights.items() if not move or r != move.origin]
     gold += [has_put(game, move.thing, move.target)] if move else []
     later = _later(walk, [sights[move.origin]] if move else [], task, rng, size, others)

@@ -111,11 +111,11 @@ class BabyAI:
         return {"sights": int(seen.length[0])}
 
     def solve(self, staged: StagedRecord, rng: random.Random, knows: bool) -> list[str] | None:
-        """Actions that win from where stage 3 begins, `rollout.stage3_turns` at most, or None.
+        """Actions that win from where stage 3 begins, no more than it and an episode have, or None.
 
         knows: the instruction and the whole level. Without that, things in view are tried.
         """
-        walk, most = staged.play, self.config.rollout.stage3_turns
+        walk, most = staged.play, min(self.config.rollout.stage3_turns, self.engine.turns)
         tables = self._host, self.shared, self.tokenizer
         if not knows:
             return expert.search(walk.level, rng, most, *tables)

@@ -113,12 +113,12 @@ class PddlTasks:
         return {"first observations": sum(len(self._spelt.encode(f" {text}")) for text in told)}
 
     def solve(self, staged: StagedRecord, rng: random.Random, knows: bool) -> list[str] | None:
-        """Actions that win from where play begins, no more than there are turns, or None.
+        """Actions that win from where play begins, no more than stage 3 and an episode have, or None.
 
         knows: as the expert does. Without, as one who brings about one after the other of what is commonly asked, and
         has luck; the recipes are known to both.
         """
-        play, turns = staged.play, self.config.rollout.stage3_turns
+        play, turns = staged.play, min(self.config.rollout.stage3_turns, self.engine.limit)
         game = play.puzzle.grounded
         if knows:
             path = expert.plan(game, play.start)

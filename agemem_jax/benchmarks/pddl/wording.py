@@ -100,8 +100,13 @@ HIDDEN = ("cocktail-part1", "cocktail-part2")
 
 
 def format_of(name: str, terms: int) -> str:
-    """The format of a predicate or an action of `terms` terms; surplus terms are not said."""
-    return FORMATS.get(name, " ".join([name, *["{}"] * terms]) if terms else f"{name} ")
+    """The format of a predicate or an action of `terms` terms; surplus terms are not said.
+
+    Another domain may have one of the names with fewer terms than its format says: it is told by its name too.
+    """
+    plain = " ".join([name, *["{}"] * terms]) if terms else f"{name} "
+    known = FORMATS.get(name, plain)
+    return known if known.count("{}") <= terms else plain
 
 
 def sentence(atom: Atom) -> str:

@@ -42,7 +42,7 @@ from agemem_jax.types import TOOL_NAMES
 
 FOLDER = "~/.cache/agemem_jax/scienceworld"
 PYTHON = "AGEMEM_SCIENCEWORLD"  # environment variable
-EDITION = 1  # of the walks and their words, in the name of the file that keeps them
+EDITION = 2  # of the walks and their words, in the name of the file that keeps them
 MACHINES = 4  # at most; each takes a core
 WORLD_MIB = 24  # of a machine's memory, for an episode
 SPARE_MIB = 384

@@ -11,6 +11,7 @@ where the engine's own solution holds.
 
 import functools
 import itertools
+import operator
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -171,20 +172,21 @@ def run(pool: Pool, number: int, errand: Errand, rng: random.Random) -> Walk:
 
 
 def places(errand: Errand, rng: random.Random) -> tuple[tuple[str, ...], str]:
-    """Rooms to which things are carried, and where the walk ends: near for who knows them, far for who does not.
+    """Rooms to which things are carried, and where the walk ends: a few moves for who knows them.
 
-    To look for several things is far wherever it begins. Raises Lost if there are none.
+    Home, where others like it are, is farther; and where the walk ends, and the box of the goal, leave as many rooms
+    open as can be. To look for several things is far wherever it begins. Raises Lost if there are no such rooms.
     """
-    homes, options = [stop.home for stop in errand.stops], []
-    for rooms in itertools.permutations(HOUSE, len(homes)):
-        if any(room == home for room, home in zip(rooms, homes, strict=True)):
-            continue
-        for end in HOUSE:
-            near, moves = length(end, *rooms, errand.room), length(end, *homes, errand.room)
-            if end != rooms[0] and near < NEAR + len(homes) and (near < moves or len(homes) > 1):
-                options.append((moves, rooms, end))
-    far = max(options)[0] if options else _lost("nothing is to be gained by knowing")
-    return rng.choice([(rooms, end) for moves, rooms, end in options if moves >= far - 1])
+    homes, most = [stop.home for stop in errand.stops], NEAR + len(errand.stops)
+    can = {
+        end: [
+            rooms for rooms in itertools.permutations(HOUSE, len(homes))
+            if end != rooms[0] and all(map(operator.ne, rooms, homes)) and length(end, *rooms, errand.room) < most
+        ] for end in HOUSE if len(homes) > 1 or length(end, *homes, errand.room) >= most
+    }  # fmt: skip
+    count = max(map(len, can.values()), default=0) or _lost("nothing is near the box")
+    end = rng.choice([end for end in can if len(can[end]) == count])
+    return rng.choice(can[end]), end
 
 
 def plan(start: str, stops: Sequence[tuple[str, Sequence[str], dict]], room: str, box: str) -> list[str]:

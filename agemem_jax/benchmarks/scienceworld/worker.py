@@ -16,19 +16,29 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 
 # What the engine says to what it does not take; to "Ambiguous request: ..." the number of a meaning is an answer.
-NOT_UNDERSTOOD = ("No known action matches that input.", "Unknown action.", "Ambiguous request:")
+NOT_TAKEN = re.compile(
+    r"No known action matches that input\.|Unknown action\.|Ambiguous request:|It'?s not clear how to |I'm not sure |"
+    r"(?:You|That|Something) can't |That (?:object )?(?:is )?already |The door doesn't |"
+    r"[^.\n]*(?: is not | isn't | is already |,? can't be )[^\n]*\Z"
+)
 SET_PDEATHSIG = 1
 
 
 def say(**message):
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
+
+
+def is_refusal(text):
+    """Whether an answer says that an action could not be taken."""
+    return bool(NOT_TAKEN.match(text.strip()))
 
 
 class Episode:
@@ -103,7 +113,7 @@ class Engine:
             "success": score >= 1,
             "terminated": done or score < 0,  # a wrong focus fails the task
             "truncated": False,
-            "understood": not text.startswith(NOT_UNDERSTOOD),
+            "understood": not is_refusal(text),
         }
 
     def sight(self, request):
