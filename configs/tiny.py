@@ -104,13 +104,15 @@ def get_config() -> ConfigDict:
 def world() -> ConfigDict:
     """What the small policies of worlds have in common (alfworld.py, pddl.py, babyai.py, scienceworld.py: tiny)."""
     c = get_config()
-    # Made of the policy above by demonstrations of the four of them, in two runs: 330 steps without ScienceWorld, and
-    # from what these gave 760 with it:
+    # Made of the policy above by demonstrations of the four of them, in four runs, each from what the one before gave:
     #   python -m experiments.warm_start --config=configs/alfworld.py:tiny --config.task.path=json_2.1.1/valid_train
     #     --config.task.test_path=json_2.1.1/valid_seen --also=configs/pddl.py:tiny,configs/babyai.py:tiny
-    #     --export=runs/worlds_330
-    #   the same with --also=...,configs/scienceworld.py:tiny --config.warm.weights=runs/worlds_330
-    #     --config.warm.steps=760 --export=agemem_jax/assets/worlds
+    #     --export=runs/worlds
+    #   the same with --also=...,configs/scienceworld.py:tiny --config.warm.weights=runs/worlds and
+    #     --config.warm.steps=760; --config.warm.steps=360 --config.warm.distractors=4; and
+    #     --config.warm.steps=120 --config.warm.learning_rate=1e-3
+    # Both long ones were made before demonstrations slipped and were told anew each time, and all four while a third of
+    # ALFWorld's went to what nobody had seen (experiments/LOG.md).
     c.policy.weights = str(WORLDS)
     c.policy.tokenizer = str(WORLDS / "tokenizer.model")
     c.tools.action_tag = "action"
