@@ -1,16 +1,13 @@
 """How tasks of worlds are played in demonstrations (benchmarks/demos.py): what was told is looked up, then acted on."""
 
-import functools
-import math
 import random
 from typing import Protocol
 
 from agemem_jax.benchmarks import demos
 from agemem_jax.benchmarks.demos import OFF_PLAN, SENSE
-from agemem_jax.data.batches import TaskSource
-from agemem_jax.data.scripts import Demonstration, Lines, Shadow
+from agemem_jax.data.scripts import Lines, Shadow
 from agemem_jax.data.staged import StagedRecord
-from agemem_jax.types import Op, Task
+from agemem_jax.types import Op
 
 ALIKE = 0.4  # share of the words that a message and an entry about the same have in common
 LOOKED_UP = 0.9  # chance that a fact which is not in view is looked up
@@ -39,18 +36,6 @@ class Demonstrator(demos.Demonstrator):
     Where a fact is missing and a search takes too long, what wins is played and not imitated either: it would teach to
     act on what nobody has seen.
     """
-
-    epochs = 0  # after which the same demonstrations come again; 0: never
-
-    def __init__(self, source: TaskSource, config, end_of_turn: str):
-        super().__init__(source, config, end_of_turn)
-        self.told = functools.cache(self.tell) if self.epochs else self.tell
-
-    def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
-        return self.writer.demonstrations(self.told, step, size, self.epochs)
-
-    def period(self, size: int) -> int:
-        return math.lcm(self.source.num_train * self.epochs, size) // size
 
     def related(self, shadow: Shadow, owner: int, text: str) -> int | None:
         """The owner's entry that has most words in common with a text, if they are ALIKE."""

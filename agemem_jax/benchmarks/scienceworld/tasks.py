@@ -33,16 +33,18 @@ from agemem_jax.benchmarks.scienceworld.pool import Pool
 from agemem_jax.benchmarks.scienceworld.variations import PLACES, TASKS, kept
 from agemem_jax.config import derive, refuse
 from agemem_jax.data.batches import encoded
+from agemem_jax.data.scripts import Demonstration
 from agemem_jax.data.staged import REVISIONS, SPLITS, StagedRecord
 from agemem_jax.data.tokenizer import Tokenizer, check_spelling
 from agemem_jax.envs.host import HostGame
 from agemem_jax.errors import InputError
 from agemem_jax.sharding import LOCAL, Layout
-from agemem_jax.types import TOOL_NAMES
+from agemem_jax.types import TOOL_NAMES, Task
 
 FOLDER = "~/.cache/agemem_jax/scienceworld"
 PYTHON = "AGEMEM_SCIENCEWORLD"  # environment variable
 EDITION = 2  # of the walks and their words, in the name of the file that keeps them
+EPOCHS = 2  # after which the same demonstrations come again
 MACHINES = 4  # at most; each takes a core
 WORLD_MIB = 24  # of a machine's memory, for an episode
 SPARE_MIB = 384
@@ -89,9 +91,13 @@ def check(config) -> None:
 
 
 class Demonstrator(worlds.Demonstrator):
-    """Plays a walk again only twice told: a batch takes the machines longer than learning from it."""
+    """Its demonstrations come again: the machines take longer to play a batch than it takes to learn from it."""
 
-    epochs = 2
+    def batch(self, step: int, size: int) -> tuple[Task, Demonstration]:
+        return self.writer.demonstrations(self.tell, step, size, EPOCHS)
+
+    def period(self, size: int) -> int:
+        return math.lcm(self.source.num_train * EPOCHS, size) // size
 
 
 class ScienceWorld:
