@@ -224,7 +224,7 @@ LORA_SCALES = (1e-6, 1e6)
 
 PATH_FIELDS = (
     "policy.weights", "policy.tokenizer", "store.encoder_weights", "warm.weights",
-    "task.path", "task.validation_path", "task.test_path",
+    "task.path", "task.validation_path", "task.test_path", "task.labels_path",
 )  # fmt: skip
 WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple of texts"}
 

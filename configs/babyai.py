@@ -4,7 +4,8 @@
     python -m experiments.train --config=configs/babyai.py:tiny --workdir=runs/babyai_tiny
 
 minigrid makes the levels (pip install 'agemem_jax[babyai]'): of the config AgentBoard's, of ":tiny" small ones, for a
-small policy on a laptop. AgentBoard's own 112 episodes, without anything told: --config.task.official=true.
+small policy on a laptop. AgentBoard's own 112 episodes, without anything told: --config.task.official=true. Their
+progress is success, or with AgentBoard's label file (--config.task.labels_path=data/babyai/test.jsonl) its subgoals.
 """
 
 from ml_collections import ConfigDict

@@ -127,6 +127,7 @@ def get_config() -> ConfigDict:
     c.task.benchmark = "hotpotqa"  # a folder of agemem_jax/benchmarks
     c.task.parts = ()  # of the benchmark: PDDL's domains, BabyAI's levels, ScienceWorld's tasks; () = all
     c.task.official = False  # True: nothing is told in stages 1 and 2, as the benchmark was published
+    c.task.labels_path = ""  # AgentBoard's label file of BabyAI, data/babyai/test.jsonl: with official, its progress
     # HotpotQA records in either published layout: a JSON or JSON lines file, also gzipped, or tfds:NAME:SPLIT@FOLDER, a
     # prepared tfds data set (data/files.py). "" = questions generated from `task.seed`.
     c.task.path = ""

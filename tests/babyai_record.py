@@ -1,10 +1,11 @@
 """Records what BabyAI's real engines do, for tests/test_babyai.py: python tests/babyai_record.py AGENTBOARD
 
 AGENTBOARD is a checkout of github.com/hkust-nlp/AgentBoard, whose class BabyAI is run as it is on minigrid 3.2.0.
-Writes tests/fixtures/babyai_minigrid.json and babyai_agentboard.json.
+Writes tests/fixtures/babyai_minigrid.json, babyai_agentboard.json and babyai_subgoals.json.
 """
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import io
@@ -36,6 +37,8 @@ LEVELS = (
     "BabyAI-BossLevel-v0",
 )
 STEPS = {"minigrid": 60, "agentboard": 24}
+TIMES = 4  # plays with labels, of each without
+BEGUN = ("steps", "fulfilled", "first_done", "carried")
 
 
 def digest(*arrays: Any) -> int:
@@ -65,8 +68,9 @@ class Walker:
         return action
 
 
-def agentboard(folder: str, name: str, seed: int) -> Any:
-    """AgentBoard's environment of a level; what it imports and does not use here is left out."""
+def agentboard(folder: str, name: str, seed: int, subgoals: list | None = None) -> Any:
+    """AgentBoard's environment of a level, with its labels if there are any; what it imports and does not use here is
+    left out."""
     for module, content in {
         "gym": {"Env": object},
         "matplotlib": {},
@@ -85,7 +89,7 @@ def agentboard(folder: str, name: str, seed: int) -> Any:
     module.gymnasium = types.SimpleNamespace(make=lambda level: levels.make(level, seed))
     module.np = types.SimpleNamespace(**{**vars(np), "cross": lambda a, b: a[0] * b[1] - a[1] * b[0]})
     with contextlib.redirect_stdout(io.StringIO()):
-        return module.BabyAI(game_name=name, seed=seed)
+        return module.BabyAI(game_name=name, seed=seed, obs_to_reward=copy.deepcopy(subgoals))
 
 
 def sentence(board: Any, rng: np.random.Generator) -> str:
@@ -106,7 +110,9 @@ def sentence(board: Any, rng: np.random.Generator) -> str:
 
 
 def as_lists(game: levels.Game) -> dict[str, Any]:
-    return {f.name: np.asarray(getattr(game, f.name)).tolist() for f in dataclasses.fields(game)}
+    """The arrays of a game but those that are alike in all that begin."""
+    names = [f.name for f in dataclasses.fields(game) if f.name not in BEGUN]
+    return {name: np.asarray(getattr(game, name)).tolist() for name in names}
 
 
 def record_minigrid() -> list[dict[str, Any]]:
@@ -142,7 +148,46 @@ def record_agentboard(folder: str) -> list[dict[str, Any]]:
     return records
 
 
+def pattern(text: str, rng: np.random.Generator) -> str:
+    """A subgoal that a text says: a sentence of it, some words of which are left out or not."""
+    said = [part.strip() for part in text.split(".") if len(part.split()) > 3]
+    words = said[rng.integers(len(said))].split(" ")
+    mark = ["*", " * ", "**"][rng.integers(3)]
+    begin, end = sorted(rng.integers(1, len(words), 2))
+    return f" {' '.join(words[:begin])}{mark}{' '.join(words[end:])}." if begin < end else " ".join(words)
+
+
+def subgoals(seen: list[str], rng: np.random.Generator) -> list:
+    """Labels of a play: what it says at some time, and what it never does."""
+    count, never = int(rng.integers(1, 5)), ["You see a dragon * ahead", "blue * sky. Yes", "The task is * completed"]
+
+    def one() -> str:
+        return never[rng.integers(3)] if rng.random() < 0.25 else pattern(seen[rng.integers(len(seen))], rng)
+
+    lists = [[one() for _ in range(count)] for _ in range(1 + int(rng.integers(3)))]
+    return lists[0] if len(lists) == 1 else lists
+
+
+def record_subgoals(folder: str, plays: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same plays with labels, several times, each until AgentBoard says that it is done."""
+    records, rng = [], np.random.default_rng(0)
+    for number, play in [*enumerate(plays)] * TIMES:
+        labels = subgoals(play["seen"][1:], rng)
+        board = agentboard(folder, play["name"], play["seed"], labels)
+        record = {"play": number, "subgoals": labels, "progress": [], "seen": []}
+        for action in play["actions"]:
+            seen, progress, done, _ = board.step(action)
+            record["progress"].append(round(progress, 6))
+            record["seen"].append(zlib.crc32(seen.encode()))
+            if done:
+                break
+        records.append(record | {"done": done})
+    return records
+
+
 if __name__ == "__main__":
-    for kind, found in {"minigrid": record_minigrid(), "agentboard": record_agentboard(sys.argv[1])}.items():
+    board = record_agentboard(sys.argv[1])
+    every = {"minigrid": record_minigrid(), "agentboard": board, "subgoals": record_subgoals(sys.argv[1], board)}
+    for kind, found in every.items():
         lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in found)
         (FOLDER / f"babyai_{kind}.json").write_text(f"[\n{lines}\n]\n")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import zlib
 from collections import deque
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from agemem_jax.benchmarks.babyai import environment as engine
-from agemem_jax.benchmarks.babyai import expert, levels, macros, search, wording
+from agemem_jax.benchmarks.babyai import expert, levels, macros, search, subgoals, wording
 from agemem_jax.benchmarks.babyai.levels import FIRST, Game, Sizes
 from agemem_jax.benchmarks.babyai.macros import Macros
+from agemem_jax.benchmarks.babyai.subgoals import Labelled
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.types import Text
@@ -36,6 +38,7 @@ BEGUN |= {"carried": np.full(4, -1, np.int8)}
 start, act, see = jax.jit(engine.start), jax.jit(engine.act), jax.jit(engine.see)
 first_view, look, image = jax.jit(engine.first_view), jax.jit(engine.look), jax.jit(engine.image)
 reset, step = (jax.jit(function, static_argnums=0) for function in (Macros.reset, Macros.step))
+labelled_reset, labelled_step = (jax.jit(f, static_argnums=0) for f in (Labelled.reset, Labelled.step))
 MACROS = Macros(seen_tokens=320, action_tokens=48)
 
 
@@ -364,6 +367,48 @@ def test_recorded_transcripts_are_agentboards(tokenizer, shared):
     np.testing.assert_array_equal(outcome.success, np.asarray(outcome.progress) == 1)
     assert not outcome.truncated.any()
     assert 0 < np.asarray(outcome.success).sum() < len(plays)
+
+
+def test_recorded_progress_is_agentboards(tokenizer, shared):
+    """With labels: what each action earns, when the episode is over, and what is said then."""
+    plays, labelled = records("agentboard"), records("subgoals")
+    lists = [r["subgoals"] if isinstance(r["subgoals"][0], list) else [r["subgoals"]] for r in labelled]
+    each, _ = subgoals.tables(lists)
+    board = Labelled(MACROS)
+    game = stacked([plays[r["play"]]["game"] for r in labelled]), jax.tree.map(lambda *x: np.stack(x), *each)
+    state, _ = labelled_reset(board, shared, game)
+    ends, taken_back = [len(r["seen"]) for r in labelled], 0
+    for i in range(max(ends)):
+        on = jnp.array([i < end for end in ends])
+        said = tokens(tokenizer, [plays[r["play"]]["actions"][i] for r in labelled])
+        state, outcome = labelled_step(board, shared, game, state, said, on)
+        texts = strings(tokenizer, outcome.seen)
+        progress, over = np.asarray(outcome.progress), np.asarray(outcome.terminated)
+        for row, r in enumerate(labelled):
+            if i < ends[row]:
+                where = r["subgoals"], i, texts[row]
+                assert zlib.crc32(texts[row].encode()) == r["seen"][i], where
+                assert progress[row] == pytest.approx(r["progress"][i], abs=1e-6), where
+                assert over[row] == (r["done"] and i + 1 == ends[row]), where
+                taken_back += bool(state.play.won[row] and not over[row])
+    np.testing.assert_array_equal(over, np.asarray(outcome.success))
+    final = np.array([r["progress"][-1] for r in labelled])
+    assert (final == 1).any() and ((final > 0) & (final < 1)).any() and taken_back
+    assert any(r["done"] and r["progress"][-1] < 1 for r in labelled)
+
+
+def test_without_labels_an_episode_with_them_is_as_before(tokenizer, shared):
+    plays = records("agentboard")
+    games = stacked([play["game"] for play in plays])
+    none = jax.tree.map(lambda x: np.stack([x] * len(plays)), subgoals.tables([[["never said"]]])[1])
+    board, on = Labelled(MACROS), jnp.ones(len(plays), bool)
+    alone, state = reset(MACROS, shared, games)[0], labelled_reset(board, shared, (games, none))[0]
+    for i in range(len(plays[0]["actions"])):
+        said = tokens(tokenizer, [play["actions"][i] for play in plays])
+        alone, wanted = step(MACROS, shared, games, alone, said, on)
+        state, outcome = labelled_step(board, shared, (games, none), state, said, on)
+        for one, other in zip(jax.tree.leaves((alone, wanted)), jax.tree.leaves((state.play, outcome)), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_few_rows_of_many_go_on_by_themselves(tokenizer, shared):

@@ -1,6 +1,7 @@
 """What is told of BabyAI's levels, where play begins after a walk, and whether it can then be won."""
 
 import importlib
+import json
 import random
 from dataclasses import replace
 
@@ -211,6 +212,61 @@ def test_agentboards_episodes_are_told_nothing(tokenizer):
         same(staged.play.level.game.position, level.game.position)
         assert staged.play.level.game.steps == 0
     assert not {1234, 1235, 1236, 1237} & {record.seed for record in benchmark.tasks.splits["train"]}
+
+
+def label_file(folder, lines: list) -> str:
+    (folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder / "labels.jsonl")
+
+
+def test_with_agentboards_label_file_its_episodes_have_its_subgoals(tokenizer, tmp_path):
+    lines = [{"goal": "", "subgoals": [f"episode {i}", "red * ball"], "difficulty": "easy"} for i in range(112)]
+    lines[111] = {"subgoals_1": ["You are"], "subgoals_2": ["There is", "never asked for"], "difficulty": "hard"}
+    asked = config(task__official=True, task__parts=of("KeyCorridorS6R3", "GoToRedBall"))
+    asked.task.labels_path = label_file(tmp_path, lines)
+    benchmark = load(asked, tokenizer)
+    source = TaskSource(asked, tokenizer, benchmark.tasks)
+    assert benchmark.tasks.scores == {"success": "success", "progress": "progress (AgentBoard's subgoals)"}
+    task, valid = source.split_batch("test", 0, 8)
+    assert valid.all()
+    subgoals = task.game[1]
+    np.testing.assert_array_equal(subgoals.count, [2, 2, 2, 1, 2, 2, 2, 2])  # AgentBoard's last level, and an early one
+    spelt = [x.tobytes().rstrip(b"\0").decode() for x in subgoals.parts[:, 0, 0, 0]]
+    assert spelt == ["episode 108", "episode 109", "episode 110", "You are", *(f"episode {i}" for i in range(4, 8))]
+    assert subgoals.parts[3, 0, 1, 0].tobytes().rstrip(b"\0") == b"There is" and subgoals.real[3].sum() == 2
+    assert not source.split_batch("validation", 0, 2)[0].game[1].count.any()
+    task = jax.tree.map(jnp.asarray, task.game)
+    state, _ = jax.jit(benchmark.env.reset)(benchmark.shared, task)
+    action = np.zeros((8, benchmark.env.action_tokens), np.int32)
+    ids = tokenizer.encode("turn left")
+    action[:, : len(ids)] = ids
+    turned = Text(jnp.asarray(action), jnp.full(8, len(ids)))
+    state, outcome = jax.jit(benchmark.env.step)(benchmark.shared, task, state, turned, jnp.arange(8) != 4)
+    assert np.asarray(outcome.progress)[:5].tolist() == [0, 0, 0, 1, 0] and outcome.success[3]
+    assert "The task is completed." in tokenizer.decode(np.asarray(outcome.seen.tokens)[3, : outcome.seen.length[3]])
+    assert benchmark.env.render(benchmark.shared, task, state, 0).endswith("subgoals left: 2")
+
+
+def test_a_label_file_that_is_not_agentboards_says_so(tokenizer, tmp_path):
+    good = [{"subgoals": ["a"]}] * 112
+
+    def refused(error, match: str, lines=None, **changes):
+        changed = config(**{"task__official": True, "task__parts": of("GoToRedBall"), **changes})
+        changed.task.labels_path = label_file(tmp_path, lines or good)
+        with pytest.raises(error, match=match):
+            load(changed, tokenizer)
+
+    refused(InputError, "task.labels_path: .* has 111 lines, and AgentBoard has 112 episodes", good[1:])
+    refused(InputError, "line 2 has no `subgoals`", [good[0], {"goal": "x"}, *good[2:]])
+    refused(InputError, "line 1 has no `subgoals`", [{"subgoals": []}, *good[1:]])
+    refused(InputError, "line 1: `subgoals` has .*not all texts", [{"subgoals": [3]}, *good[1:]])
+    refused(InputError, "line 112 is not an object", [*good[1:], ["a"]])
+    refused(ConfigError, "task.labels_path.*task.official", task__official=False)
+    refused(ConfigError, "no subgoals of BabyAI-FindObjS5-v0", task__parts=of("FindObjS5"))
+    refused(ConfigError, "pddl reads no label file", task__benchmark="pddl")
+    missing = config(task__official=True, task__parts=of("GoToRedBall"), task__labels_path=str(tmp_path / "none.jsonl"))
+    with pytest.raises(InputError, match="task.labels_path.*none.jsonl"):
+        load(missing, tokenizer)
 
 
 # ----------------------------------------------------------------------------------------------------------- playing

@@ -1,7 +1,7 @@
 """One folder a benchmark (envs/base.py says what is in it); nothing outside knows their names.
 
 Its module `tasks` has `load(config, tokenizer)`, which gives a Benchmark and raises InputError or ConfigError for what
-cannot be used.
+cannot be used. READS_LABELS is True there if it does with `task.labels_path`.
 """
 
 import importlib
@@ -34,6 +34,8 @@ def load(config, tokenizer: Tokenizer) -> Benchmark:
     tasks = importlib.import_module(f"{__name__}.{name}.tasks")
     if not hasattr(tasks, "load"):
         refuse("task.benchmark", name, "has an engine and no tasks to train and evaluate on yet; hotpotqa has")
+    if config.task.labels_path and not getattr(tasks, "READS_LABELS", False):
+        refuse("task.labels_path", config.task.labels_path, f"{name} reads no label file; set it to ''")
     return tasks.load(config, tokenizer)
 
 

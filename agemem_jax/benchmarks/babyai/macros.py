@@ -9,7 +9,8 @@ What it does that one would not expect:
 - After a failure, too, it says that the task is completed, and goes on.
 - "pickup" and "go to" number the objects that can be reached, the rest numbers all.
 
-AgentBoard without labels takes a late success back (a reward of minigrid's of at most one half); that is left out.
+AgentBoard without labels takes a late success back (a reward of minigrid's of at most one half); that is left out. With
+them progress is another: subgoals.py.
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ class State:
 
 
 @struct.dataclass
+class Turn:
+    """What an action has led to."""
+
+    pieces: jax.Array  # [B, P] int32 what is said, by numbers of wording.PIECES
+    acts: jax.Array  # [B] bool: primitive actions were taken
+    finished: jax.Array  # [B] bool: minigrid called the episode over, won or lost, after the last one
+    understood: jax.Array  # [B] bool
+
+
+@struct.dataclass
 class Scene:
     """What is in view, nearest first; K objects at most, all but the agent's own cell."""
 
@@ -91,11 +102,23 @@ class Macros:
         play = engine.start(game)
         view = engine.first_view(game, play)
         off = jnp.zeros(len(view), bool)
-        seen = say.write(shared, _observation(self._look(game, play, view), off), self.seen_tokens)
+        seen = say.write(shared.pieces, _observation(self._look(game, play, view), off), self.seen_tokens)
         return State(play, view, jnp.zeros(len(view), jnp.int32), off), seen
 
     def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
         """One action a row, of any number of primitive ones."""
+        state, turn = self.turn(shared, game, state, action, on)
+        return state, Outcome(
+            seen=say.write(shared.pieces, turn.pieces, self.seen_tokens),
+            progress=state.won.astype(jnp.float32),
+            success=state.won,
+            terminated=state.won,
+            truncated=(state.turns >= self.turns) & ~state.won,
+            understood=turn.understood,
+        )
+
+    def turn(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Turn]:
+        """The same, neither written nor judged."""
         play, view = state.play, state.view
         scene = self._look(game, play, view)
         ways = _ways(scene, view, play.direction)
@@ -105,21 +128,14 @@ class Macros:
         play, view, finished, success, idle = _play(game, play, view, ways, verb, target, on & can)
         acts = can & ~idle
 
-        after = _observation(self._look(game, play, view), finished)
+        seen = _observation(self._look(game, play, view), finished)
         told = jnp.where((verb == say.CHECK)[:, None], _actions(scene, ways), 0)
         refused = _refusal(scene, ways, verb, name, number)
         refused = _fit(jnp.where(idle, AT["no change"], 0)[:, None], refused, idle)
-        pieces = _fit(after, _fit(told, refused, verb == say.CHECK), acts)
+        pieces = _fit(seen, _fit(told, refused, verb == say.CHECK), acts)
         pieces = jnp.where(on[:, None], pieces, 0)
-        won, turns = state.won | (on & success), state.turns + on
-        return State(play, view, turns, won), Outcome(
-            seen=say.write(shared, pieces, self.seen_tokens),
-            progress=won.astype(jnp.float32),
-            success=won,
-            terminated=won,
-            truncated=(turns >= self.turns) & ~won,
-            understood=on & (can | (verb == say.CHECK)),
-        )
+        after = State(play, view, state.turns + on, state.won | (on & success))
+        return after, Turn(pieces, on & acts, on & finished, on & (can | (verb == say.CHECK)))
 
     def render(self, shared: Shared, game: Game, state: State, row: int) -> str:
         """The whole grid as minigrid's pprint_grid prints it, and what the agent carries."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from agemem_jax.benchmarks import Benchmark
-from agemem_jax.benchmarks.babyai import expert, levels, telling, walks, wording
+from agemem_jax.benchmarks.babyai import expert, levels, subgoals, telling, walks, wording
 from agemem_jax.benchmarks.babyai.levels import Game, Sizes
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.worlds import Demonstrator
@@ -28,6 +28,8 @@ AGENTBOARD = tuple(
     """.split()
 )
 AGENTBOARD_SEEDS = range(1234, 1238)  # of each level
+READS_LABELS = True
+PROGRESS = ("progress (success alone)", "progress (AgentBoard's subgoals)")  # without its label file, and with it
 FIRST_SEED = 9_999  # of levels that are made; modulo 3 seeds are their split's place
 SEEDS = 3_000_000  # of a task.seed
 KEPT = 8192  # levels that are not made again
@@ -44,12 +46,14 @@ def load(config: ConfigDict, tokenizer: Tokenizer) -> Benchmark:
     """Levels, and the engine that plays them.
 
     Raises:
-      InputError: minigrid is missing, or a level of `task.parts` cannot be played.
+      InputError: minigrid is missing, a level of `task.parts` cannot be played, or `task.labels_path` is not
+        AgentBoard's file.
       ConfigError: a field of `task` asks for what there is not.
     """
     check(config)
     tasks = BabyAI(config, tokenizer)
-    return Benchmark(tasks, tasks.engine, tasks.shared, wording.language())
+    engine = subgoals.Labelled(tasks.engine) if config.task.labels_path else tasks.engine
+    return Benchmark(tasks, engine, tasks.shared, wording.language())
 
 
 def check(config: ConfigDict) -> None:
@@ -60,18 +64,22 @@ def check(config: ConfigDict) -> None:
             refuse(f"task.{field}", task[field], "minigrid makes BabyAI's levels from task.seed; leave it empty")
     if not task.seen_tokens:
         refuse("task.seen_tokens", 0, "what is seen after an action is told in up to 200 tokens; set it to 96 or more")
+    others = [name for name in task.parts if name not in AGENTBOARD]
+    if task.labels_path and (others or not task.official):
+        why = f"has no subgoals of {others[0]}" if others else "is of the episodes of task.official"
+        refuse("task.labels_path", task.labels_path, f"AgentBoard's file {why}; set it to ''")
 
 
 class BabyAI:
     """Levels of minigrid (data/batches.py: Tasks), those of `config.task.parts` in turn, or AgentBoard's.
 
     Training, validation and test levels have seeds of their own, and none has AgentBoard's, which are the test split
-    with `config.task.official`. Raises InputError and ConfigError as `load`.
+    with `config.task.official`. Progress is success, or with AgentBoard's label file the subgoals of these levels.
+    Raises InputError and ConfigError as `load`.
     """
 
     kinds = telling.KINDS
     made_for = dict.fromkeys(TOOL_NAMES, ())
-    scores = {"success": "success", "progress": "progress"}
     demonstrator, lessons = Demonstrator, None
     limits = {"sights": ("task.seen_tokens", True)}
     most_gold = 1 + telling.PLACES
@@ -87,6 +95,12 @@ class BabyAI:
             self.splits["test"] = [Record(name, seed) for name in names for seed in AGENTBOARD_SEEDS]
         self.engine = Macros(seen_tokens=task.seen_tokens, action_tokens=config.rollout.action_tokens)
         self.shared = wording.shared(tokenizer)
+        self._subgoals, self._without = {}, None
+        if task.labels_path:
+            every = [Record(name, seed) for name in AGENTBOARD for seed in AGENTBOARD_SEEDS]
+            each, self._without = subgoals.tables(subgoals.read(task.labels_path, len(every)))
+            self._subgoals = dict(zip(every, each, strict=True))
+        self.scores = {"success": "success", "progress": PROGRESS[bool(self._subgoals)]}
         # Of what is played here: as long as any list of actions, and room for any of them.
         self._host = replace(self.engine, seen_tokens=1024, action_tokens=64)
         self._read = lru_cache(KEPT)(lambda record: levels.read(record.name, record.seed, self.level_sizes))
@@ -101,9 +115,12 @@ class BabyAI:
         counts = telling.Counts(task.facts, task.distractors)
         return telling.tell(level, walk, counts, task.revised, rng, always)
 
-    def game(self, staged: StagedRecord) -> Game:
-        """The level as the walk has left it."""
-        return staged.play.level.game
+    def game(self, staged: StagedRecord) -> Game | tuple[Game, subgoals.Subgoals]:
+        """The level as the walk has left it, and with a label file its subgoals."""
+        level = staged.play.level
+        if not self._subgoals:
+            return level.game
+        return level.game, self._subgoals.get(Record(level.name, level.seed), self._without)
 
     def sizes(self, record: Record, staged: StagedRecord) -> dict[str, int]:
         """What `limits` are about."""

@@ -1,5 +1,6 @@
 """AgentBoard's wording of BabyAI, tokenised on the host: the pieces of its answers, and the language of its actions."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -106,30 +107,67 @@ def vocabulary() -> list[str]:
 
 
 @struct.dataclass
-class Shared:
-    """Tables of a vocabulary of V tokens; nothing in them is of one game."""
+class Spelling:
+    """M pieces in tokens, or in letters."""
 
     tokens: Any  # [T] int32 all pieces, one behind the other
     begins: Any  # [M] int32 where a piece begins there
     length: Any  # [M] int32 its tokens
+
+
+@struct.dataclass
+class Shared:
+    """Tables of a vocabulary of V tokens; nothing in them is of one game."""
+
+    pieces: Spelling
     lower: ByteTable  # of the vocabulary in lower case
     keys: Any  # [C, 2] uint32 of the actions, in ascending order
     means: Any  # [C, 3] int32 verb, name and number
     check: Any  # [V, len("check") + 1] uint8 phrase_table of "check"
 
 
+def spelling(pieces: list[Sequence[int]]) -> Spelling:
+    """The table of pieces, on the host."""
+    length = np.array([len(piece) for piece in pieces], np.int32)
+    begins = (np.cumsum(length) - length).astype(np.int32)
+    return Spelling(np.concatenate([np.array(piece, np.int32) for piece in pieces]), begins, length)
+
+
+LETTERS = spelling([list(text.encode()) for group in PIECES.values() for text in group])
+
+
+def _most(count: Callable[[str], int], objects: int) -> int:
+    """The most of something that what is seen holds, of so many objects."""
+    most = {group: max(map(count, texts)) for group, texts in PIECES.items()}
+    ends = max(most["carrying, completed"], most["empty-handed, completed"])
+    each = most["there is"] + most["number"] + most["place"]
+    return max(most["sees"] + objects * each + most["room"], most["blind"]) + most["facing"] + ends
+
+
+def most_letters(objects: int) -> int:
+    """Letters of the longest text of what is seen."""
+    return _most(len, objects)
+
+
+def most_sentences(objects: int) -> int:
+    """Its sentences, and what is behind the last full stop."""
+    return _most(lambda text: text.count("."), objects) + 1
+
+
+def completed(pieces: jax.Array) -> jax.Array:
+    """What is seen, [B, P] pieces, with the words at its end that the task is completed."""
+    is_end = (pieces >= AT["carrying"]) & (pieces < AT["carrying, completed"])
+    return pieces + is_end * (AT["carrying, completed"] - AT["carrying"])
+
+
 def shared(tokenizer: Tokenizer) -> Shared:
     """The tables of a tokenizer, on the host. Raises InputError if it cannot spell the texts."""
-    pieces = [tokenizer.encode(text) if text else [] for group in PIECES.values() for text in group]
-    length = np.array([len(piece) for piece in pieces], np.int32)
     small = [None if text is None else text.lower() for text in tokenizer.token_bytes()]
     said = commands()
     keys = np.stack([key_of(text) for text in said])
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     return Shared(
-        tokens=np.concatenate([np.array(piece, np.int32) for piece in pieces]),
-        begins=(np.cumsum(length) - length).astype(np.int32),
-        length=length,
+        pieces=spelling([tokenizer.encode(text) if text else [] for group in PIECES.values() for text in group]),
         lower=byte_table(small),
         keys=keys[order],
         means=np.array(list(said.values()), np.int32)[order],
@@ -163,7 +201,7 @@ def meaning(tables: Shared, key: jax.Array) -> jax.Array:
     return jnp.where((keys[place] == key).all(1, keepdims=True), jnp.asarray(tables.means)[place], UNKNOWN)
 
 
-def write(tables: Shared, pieces: jax.Array, width: int) -> Text:
+def write(tables: Spelling, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
     pieces = lax.optimization_barrier(pieces)  # fused with what makes them, a gather takes a CPU much longer
     length = jnp.asarray(tables.length)[pieces]
