@@ -271,7 +271,7 @@ def seconds(run: Run, params: dict, slots: list[Slot], width: int) -> dict:
     ways["nothing proposed"] = (ahead, 0)
     spent, same, compile_s = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0), {}
     for slot in slots:
-        cache = read(params, prefix, slot.tokens, slot.length, slot.on)
+        cache = jax.block_until_ready(read(params, prefix, slot.tokens, slot.length, slot.on))
         for way, (write, most) in ways.items():
             args = (params, run.world.grammar, prefix, cache, slot.tokens, slot.on, slot.start, slot.ops, slot.budget)
             call = lambda write=write, most=most, args=args: write(*args, slot.key, np.int32(most))  # noqa: B023, E731

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import build_small
 
 from agemem_jax.models import qwen
 from agemem_jax.training.learn import log_probs
@@ -136,6 +137,19 @@ def test_summary_has_the_documented_keys():
     alone = benchmark_loop.summarise(ours, {})
     assert alone["ratio"] == dict(host_driven=3.0)
     assert "single-turn" in benchmark_loop.table(alone)
+
+
+def test_the_host_driven_agent_knows_all_that_the_measured_config_has(tmp_path):
+    run = parts.agent(tmp_path)
+    host_loop.HostLoop(run)
+    assert run.frozen  # rl.kl_coef: both agents have a policy to stay near
+
+
+@pytest.mark.heavy
+def test_the_host_driven_agent_plays_what_the_programs_play():
+    run = build_small(rl__credit="broadcast", rl__kl_coef=0.1)
+    fused, host = parts.fused_agent(run, 1), parts.host_agent(run, 1)
+    assert host["same_trajectories"] == 1 and fused["trained_tokens"][0] == host["trained_tokens"][0] > 0
 
 
 def test_unknown_peers_are_refused():

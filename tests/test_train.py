@@ -45,10 +45,10 @@ def get_config():
 
 
 def tiny_run():
-    """The config of the runs below: one layer, two tasks, a checkpoint after each update."""
+    """The config of the runs below: one layer, two tasks, two tokens a step, a checkpoint after each update."""
     return small_config(
-        policy__num_layers=1, rollout__history_widths=1, rl__updates=UPDATES, rl__group_size=2, rl__micro_batch=4,
-        train__checkpoint_every=1, train__traces=2, train__eval_tasks=6, tools__min_calls=1, **ROOMY,
+        policy__num_layers=1, rollout__history_widths=1, rollout__decode_width=2, rl__updates=UPDATES, rl__group_size=2,
+        rl__micro_batch=4, train__checkpoint_every=1, train__traces=2, train__eval_tasks=6, tools__min_calls=1, **ROOMY,
     )  # fmt: skip
 
 

@@ -553,7 +553,7 @@ class HostLoop:
         policy, none = Policy(model, params, prefix), jnp.zeros_like(length)
         return generate(policy, history, none, tokens, length, turns, spec.chunk)[2]
 
-    def _learn(self, state, world, segments: Segments, stats):
+    def _learn(self, state, frozen, world, segments: Segments, stats):
         rl, reward = self.run.config.rl, self.run.config.reward
         factors = rewards.factors(reward)
         earned = rewards.earned(stats, reward, factors, self.spec.limit)
@@ -563,7 +563,7 @@ class HostLoop:
         weight = losses.token_weights(segments.trainable, rl.loss_average, budget)
         batch = learner_batch(segments, advantage, weight, self.run.spec.learn.micro_batch)
         return update(
-            state, {}, self.run.optimizer, self.run.model, world.grammar, world.pieces.prefix, batch,
+            state, frozen, self.run.optimizer, self.run.model, world.grammar, world.pieces.prefix, batch,
             self.run.spec.learn, rl, jnp.bool_(True),
         )  # fmt: skip
 
@@ -630,7 +630,7 @@ class HostLoop:
     def update(self, state, task: Task, control: Control):
         """One whole update: (state, metrics of the learner, rows)."""
         rows = self.rollouts(state.params, task, control)
-        state, metrics = self.learn(state, self.run.world, *self.batch(rows))
+        state, metrics = self.learn(state, self.run.frozen, self.run.world, *self.batch(rows))
         return state, jax.device_get(metrics), rows
 
 
@@ -642,7 +642,7 @@ def agreement(run: Run, loop: HostLoop, state, task: Task) -> tuple[float, objec
     """
     control = control_of(run, run.config.seed, 0, "agemem", 0.0, update=False)
     rows = loop.rollouts(state.params, task, control)
-    state, outcome, _ = trajectory(run.programs, state, {}, jax.device_put(task), run.world, control)
+    state, outcome, _ = trajectory(run.programs, state, run.frozen, jax.device_put(task), run.world, control)
     by_row = jax.device_get(outcome["rows"])
     _, stats = loop.batch(rows)
     reward = run.config.reward

@@ -92,8 +92,11 @@ def token_grpo(model: ModelConfig, sizes: Sizes, updates: int = UPDATES) -> dict
 
 
 def agent(folder: Path, doubled: str = "") -> Run:
-    """The run of configs/tiny.py with the warm-started policy; random weights where that is not shipped."""
+    """The run of configs/tiny.py with the warm-started policy (random weights where that is not shipped), whose updates
+    are of whole trajectories, with one credit for all turns of each: the host-driven agent keeps no more."""
     config = tiny.get_config()
+    config.rl.credit = "broadcast"
+    config.rl.stage1_updates = config.rl.stage2_updates = 0
     if not Path(config.policy.weights).exists():
         config.policy.weights, config.policy.tokenizer = "", str(folder / "tokenizer.model")
         vocabulary.build(config.policy.tokenizer, config.tools)
@@ -110,7 +113,7 @@ def fused_agent(run: Run, updates: int = UPDATES) -> dict:
     seconds, made, trained = [], [], []
     for i in range(updates + 1):
         task = jax.device_put(run.source.batch(i))
-        spent, (state, outcome) = timed(train_update, run, state, {}, i, task)
+        spent, (state, outcome) = timed(train_update, run, state, run.frozen, i, task)
         seconds.append(spent)
         made.append(int(outcome["rows"]["generated_tokens"].sum()))
         trained.append(int(outcome["metrics"]["trained_tokens"]))
