@@ -259,6 +259,7 @@ def test_a_label_file_that_is_not_agentboards_says_so(tokenizer, tmp_path):
     refused(InputError, "task.labels_path: .* has 111 lines, and AgentBoard has 112 episodes", good[1:])
     refused(InputError, "line 2 has no `subgoals`", [good[0], {"goal": "x"}, *good[2:]])
     refused(InputError, "line 1 has no `subgoals`", [{"subgoals": []}, *good[1:]])
+    refused(InputError, "line 1 has no `subgoals`", [{"subgoals": [[]]}, *good[1:]])
     refused(InputError, "line 1: `subgoals` has .*not all texts", [{"subgoals": [3]}, *good[1:]])
     refused(InputError, "line 112 is not an object", [*good[1:], ["a"]])
     refused(ConfigError, "task.labels_path.*task.official", task__official=False)

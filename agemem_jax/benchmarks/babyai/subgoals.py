@@ -71,10 +71,10 @@ def read(path: str, episodes: int) -> list[Lists]:
             raise InputError(f"{where} is not an object; give AgentBoard's data/babyai/test.jsonl")
         alone = "subgoals" in row and "subgoals_1" not in row
         lists = [row["subgoals"]] if alone else [row[key] for key in row if "subgoals" in key]
+        if alone and isinstance(lists[0], list) and lists[0] and isinstance(lists[0][0], list):  # lists in one field
+            lists = lists[0]
         if not lists or not all(isinstance(one, list) and one for one in lists):
             raise InputError(f"{where} has no `subgoals`, a list of texts; give AgentBoard's data/babyai/test.jsonl")
-        if alone and isinstance(lists[0][0], list):  # lists in one field
-            lists = lists[0]
         if not all(isinstance(text, str) for one in lists for text in one):
             raise InputError(f"{where}: `subgoals` has {json.dumps(lists)[:80]}, which are not all texts")
         found.append(lists)
