@@ -38,7 +38,9 @@ LEVELS = (
 )
 STEPS = {"minigrid": 60, "agentboard": 24}
 TIMES = 4  # plays with labels, of each without
-BEGUN = ("steps", "fulfilled", "first_done", "carried")
+# Of a level as it begins: not recorded.
+BEGUN = {"steps": np.int32(0), "fulfilled": np.zeros(4, bool), "first_done": np.bool_(False)}
+BEGUN |= {"carried": np.full(4, -1, np.int8)}
 
 
 def digest(*arrays: Any) -> int:

@@ -21,7 +21,7 @@ from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.errors import InputError
 from agemem_jax.types import Text
 from tests import babyai_record
-from tests.babyai_record import LEVELS, Walker, digest
+from tests.babyai_record import BEGUN, LEVELS, Walker, digest
 from tests.vocabularies import write_bpe
 
 has_minigrid = pytest.mark.skipif(
@@ -31,9 +31,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 DTYPES = dict.fromkeys(("cells", "kind", "colour", "doors", "contains", "atom", "order"), np.int8)
 DTYPES |= dict.fromkeys(("position", "direction", "carrying", "max_steps"), np.int32)
 DTYPES |= {"known": np.int16, "named": np.uint32} | dict.fromkeys(("strict", "order_strict"), bool)
-# Of a level as it begins.
-BEGUN = {"steps": np.int32(0), "fulfilled": np.zeros(4, bool), "first_done": np.bool_(False)}
-BEGUN |= {"carried": np.full(4, -1, np.int8)}
 
 start, act, see = jax.jit(engine.start), jax.jit(engine.act), jax.jit(engine.see)
 first_view, look, image = jax.jit(engine.first_view), jax.jit(engine.look), jax.jit(engine.image)

@@ -43,11 +43,15 @@ Lists = list[list[str]]  # the subgoals of an episode: [alternatives][subgoals]
 
 @struct.dataclass
 class Subgoals:
-    """What games ask for: G subgoals of A alternatives of P parts of M letters; all 0 of a game without."""
+    """What games ask for: G subgoals of A alternatives of P parts of M words; all 0 of a game without."""
 
-    count: Any  # [B] int32 subgoals
     real: Any  # [B, G, A] bool
     parts: Any  # [B, G, A, P, M] uint32, four letters of UTF-8 each, 0 behind their ends; nothing is in every sentence
+
+    @property
+    def count(self) -> Any:
+        """[B] int subgoals."""
+        return self.real.any(-1).sum(-1)
 
 
 @struct.dataclass
@@ -110,7 +114,7 @@ def _table(lists: list[list[list[bytes]]], sizes: tuple[int, ...]) -> Subgoals:
             real[g, a] = True
             for p, part in enumerate(parts):
                 letters[g, a, p].reshape(-1)[: len(part)] = list(part)
-    return Subgoals(np.int32(count), real, np.asarray(_words(*np.moveaxis(letters.astype(np.uint32), -1, 0))))
+    return Subgoals(real, np.asarray(_words(*np.moveaxis(letters.astype(np.uint32), -1, 0))))
 
 
 def _words(*letters):
