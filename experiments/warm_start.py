@@ -224,7 +224,8 @@ def role_kind(run: Run, name: str) -> Kind:
     spec = reading.spec.rollout
     teacher = Teacher(reading.system, run.source, run.config, spec.entries, spec.entry_tokens)
     step = functools.partial(role_step, reading, reading.spec.learn)
-    return Kind(step, run, lambda i: (*teacher.batch(i, size=spec.batch), {}), name)
+    tables = sharding.put(reading.tables, sharding.replicated(run.mesh))
+    return Kind(step, run, lambda i: ((*teacher.batch(i, size=spec.batch), tables), {}), name)
 
 
 def demonstrated(i: int, share: float, watch: list[Kind], play: list[Kind]) -> tuple[Kind, int]:

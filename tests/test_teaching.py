@@ -14,10 +14,11 @@ from agemem_jax.data.staged import StagedRecord
 from agemem_jax.methods.tables import SYSTEMS
 from agemem_jax.methods.teaching import Answers, Teacher, decide, fact_in, right_store, texts_of
 from agemem_jax.training.setup import Run, build
-from agemem_jax.training.warm import role_segments
+from agemem_jax.training.state import new_state
+from agemem_jax.training.warm import role_segments, warm_optimizer
 from agemem_jax.types import Op
-from configs import tiny
-from experiments.warm_start import Kind, demonstrated
+from configs import base, tiny
+from experiments.warm_start import Kind, demonstrated, role_kind
 
 OLD, NEW = "Ada Keller lives in Halden", "Ada Keller moved from Halden to Marnby"
 GONE, CLOSING = "Hugo Novak works for Ada Keller", "forget Hugo Novak"
@@ -95,6 +96,18 @@ def test_every_right_answer_is_in_its_form_and_is_all_that_is_learnt(name):
         assert text.startswith(f"<|im_start|>user {system.roles[told.role[b]].name}:")
         assert text.endswith(f"<|im_start|>assistant{answer}") and segments.trainable[b].any()
         assert not segments.trainable[b, 0, : segments.length[b, 0] - told.answer.length[b]].any()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_step_on_roles_is_made_of_what_its_kind_gives(name):
+    """Traced, not compiled: as experiments.warm_start jits it."""
+    kind, optimizer = role_kind(run(), name), warm_optimizer(base.get_config().warm, 0.1, 100, 1.0)
+    learn = jax.jit(kind.step(run().model, optimizer, run().config.rl.logit_chunk))
+    state = new_state(run().start(), optimizer)
+    material, seen = kind.material(0)
+    after, metrics = learn.eval_shape(state, {}, material, run().world)
+    jax.tree.map(lambda x, y: np.testing.assert_equal((x.shape, x.dtype), (y.shape, y.dtype)), state, after)
+    assert set(metrics) == {"loss", "malformed", "segments"} and not seen
 
 
 def test_agreement_is_counted_by_role():

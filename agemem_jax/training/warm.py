@@ -184,13 +184,15 @@ def role_segments(
 
 
 def role_step(reading, learn: LearnSpec, model, optimizer: Optimizer, logit_chunk: int):
-    """One step on calls of a memory system's roles, to be jitted with `state` donated; as `watch_step`.
+    """One step on calls of a memory system's roles, to be jitted with `state` donated: (state, frozen, (moments,
+    tables), world) -> (state, metrics); `frozen` as in `imitate`.
 
     reading: setup.Reading.
     """
-    system, tables, spec = reading
+    system, _, spec = reading
 
-    def step(state: TrainState, frozen: dict, told: Moments, world: World):
+    def step(state: TrainState, frozen: dict, told: tuple[Moments, RoleTables], world: World):
+        told, tables = told
         world = world.replace(grammar=tables.grammar, pieces=tables.pieces)
         segments, valid = role_segments(system, tables, spec.rollout, world, told)
         short = dataclasses.replace(learn, widths=(segments.tokens.shape[-1],))
