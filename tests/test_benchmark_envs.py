@@ -1,6 +1,7 @@
 """experiments/benchmark_envs.py: how walks are drawn and timed, and the figures made of them. No real engine."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,41 @@ def test_peers_replay_walks_and_print_one_line():
     told = json.loads(line)
     assert told["steps"] == 2 and len(told["seconds"]) == len(told["cpu_seconds"]) == 3
     assert told["states"] == [[["a", 1], ["ab", 2], ["abc", 3]], [["d", 1]]]
+
+
+GROUNDING = """
+import pddlgym
+class PDDL:
+    def __init__(self, problem_index, game_name):
+        pddlgym.make("")
+        self.states, self.infos, self.reward, self.won, self.actions = [game_name], {}, 0, False, []
+    def _get_action_space(self):
+        self.actions = ["b", "a"]
+        return self.actions
+    def step(self, text):
+        assert self.actions, "grounded in a step"
+        return text + "!", 0, False, {}
+"""
+
+
+def test_agentboards_pddl_grounds_before_the_clock_runs(tmp_path):
+    """In a stand-in for AgentBoard and nltk. Grounding takes it about as long as 17 steps; ours is done before too."""
+    agentboard = tmp_path / "agentboard" / "environment" / "pddl_env"
+    files = {
+        agentboard / "pddl_env.py": GROUNDING,
+        agentboard / "pddlgym" / "core.py": "PDDLEnv = lambda *_, **__: None",
+        tmp_path / "nltk" / "__init__.py": "",
+        tmp_path / "nltk" / "tokenize" / "destructive.py": "class NLTKWordTokenizer: tokenize = None",
+        tmp_path / "p.pddl": "",
+    }
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    game = {"kind": "gripper", "domain": "d.pddl", "problem": str(tmp_path / "p.pddl")}
+    done = subprocess.run(
+        [sys.executable, PEERS / "agentboard_pddl.py", tmp_path], input=json.dumps([{"game": game, "actions": ["a"]}]),
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    states = [["gripper", 0, False, True, ["a", "b"]], ["a!", 0, False, True, ["a", "b"]]]
+    assert json.loads(done.stdout)["states"] == [states]

@@ -54,6 +54,7 @@ def main(checkout: Path, scratch: Path) -> None:
             game["domain"], str(folder), operators_as_actions=True, dynamic_action_space=True
         )
         engine = environment.PDDL(problem_index=0, game_name=game["kind"])
+        engine._get_action_space()  # grounds the operators, else its first step does; ours are when a problem is read
         return engine, engine.states[-1]
 
     replay(begin, step, look)
