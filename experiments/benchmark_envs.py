@@ -27,7 +27,10 @@ from experiments.paths import define_path
 DATA = define_path("data", None, "folder with alfworld/ and pddl/, the published games", required=True)
 AGENTBOARD = define_path("agentboard", None, "checkout of AgentBoard, for pddl and babyai")
 PYTHON = flags.DEFINE_multi_string("python", [], "NAME=PYTHON that has a benchmark's real engine; may be repeated")
-PART = flags.DEFINE_enum("engine", None, [*envs.PARTS, "scienceworld"], "measure this part alone, in this process")
+PART = flags.DEFINE_enum(
+    "engine", None, [*envs.PARTS, "scienceworld"],
+    "measure this part alone, in this process; scienceworld takes its walks from standard input",
+)  # fmt: skip
 
 SCRIPTS = Path(envs.__file__).parent / "peers"
 # The real engine of each part: its name, the benchmark whose Python runs it, its script, whether it needs AgentBoard.
@@ -60,6 +63,8 @@ def main() -> None:
     data, checkout = Path(DATA.value), AGENTBOARD.value
     pythons = named_pythons(PYTHON.value)
     if PART.value:
+        if PART.value == "scienceworld" and (reason := missing("scienceworld", pythons, checkout)):
+            raise InputError(f"--engine=scienceworld: {reason}; it measures the bridge to the engine there")
         with tempfile.TemporaryDirectory() as folder:
             if PART.value == "scienceworld":
                 done = bridge.play(pythons["scienceworld"], json.load(sys.stdin), Path(folder))
@@ -144,6 +149,7 @@ def run(title: str, command: list[str], given: list[dict] | None) -> dict:
     """Runs a program to its end, with JSON on its input, and reads the JSON object in its last line."""
     print(f"{title} ...", end=" ", flush=True)
     settings = os.environ | {"JAX_PLATFORMS": "cpu"}
+    settings.pop("JAX_COMPILATION_CACHE_DIR", None)  # compiling is measured
     done = subprocess.run(command, input=json.dumps(given or []), env=settings, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

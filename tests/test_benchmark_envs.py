@@ -204,3 +204,12 @@ def test_agentboards_pddl_grounds_before_the_clock_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     states = [["gripper", 0, False, True, ["a", "b"]], ["a!", 0, False, True, ["a", "b"]]]
     assert json.loads(done.stdout)["states"] == [states]
+
+
+def test_programs_find_nothing_compiled(monkeypatch):
+    """Compiling is measured."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/cache")
+    say = "import json, os, sys; keys = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PLATFORMS')\n"
+    say += "print(json.dumps({'told': json.load(sys.stdin), 'settings': [os.environ.get(key) for key in keys]}))"
+    done = benchmark_envs.run("settings", [sys.executable, "-c", say], [{"game": 1}])
+    assert done == {"told": [{"game": 1}], "settings": [None, "cpu"]}

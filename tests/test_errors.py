@@ -169,6 +169,10 @@ CASES = {
     "recall: vocabulary": (("encoder_recall", ["--path={}/a_file"]), ["--path needs --weights"]),
     "recall: weights": (("encoder_recall", ["--weights={}/nowhere"]), ["nowhere", "do not exist"]),
     "engines: data": (("benchmark_envs", ["--data={}"]), ["there is no folder alfworld in it"]),
+    "engines: no python": (
+        ("benchmark_envs", ["--data={}", "--engine=scienceworld"]),
+        ["--engine=scienceworld: no --python=scienceworld=PYTHON"],
+    ),
     "engines: python": (("benchmark_envs", ["--data={}", "--python=doom=p"]), ["--python=doom=p", "one of alfworld"]),
     "benchmark: peers": (("benchmark_loop", ["--peers=torch"]), ["--peers=torch: 'torch' is unknown"]),
     "memory: part": (("benchmark_memory", ["--of_ours=all"]), ["--of_ours=all: give a size, or writers"]),
