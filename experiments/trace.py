@@ -22,6 +22,7 @@ RUN, PAGE = shared_flags.run(), shared_flags.page()
 FAILED = flags.DEFINE_bool("failed", None, "only tasks that failed; --nofailed: only those that were solved")
 MOST = flags.DEFINE_integer("most", 20, "most tasks shown", lower_bound=1)
 OPEN = flags.DEFINE_bool("open", False, "open the page in a browser")
+KIND = flags.DEFINE_list("kind", [], "only tasks of these kinds, such as recall; the table names them")
 STATUS = flags.DEFINE_list("status", [], "only with a call that met one of these, such as STORE_FULL")
 NAMES = {"method": (shared_flags.methods(), tuple(name for name, *_ in METHODS))} | {
     flag: (flags.DEFINE_list(flag, [], f"only with {what}: of {', '.join(known)}"), known)
@@ -45,6 +46,7 @@ def main() -> None:
         statuses=known_names("status", STATUS.value, traces.statuses(found)),
         stops=asked["stop"],
         endings=asked["ending"],
+        kinds=known_names("kind", KIND.value, traces.kinds(found)),
     )
     paths.file_to_write("page", str(path))
     found = traces.chosen(found, wanted)

@@ -93,7 +93,7 @@ class TraceWriter:
         exact = float(self.action == ANSWER)
         return {
             "method": self.method, "when": "after" if self.method == "agemem" else "before", "task": self.task,
-            "question": QUESTION, "answer": ANSWER, "gold": list(GOLD), "action": self.action,
+            "kind": "recall", "question": QUESTION, "answer": ANSWER, "gold": list(GOLD), "action": self.action,
             "reward": exact + 0.4, "terms": dict.fromkeys(TERMS, 0.0) | {"task": exact, "malformed": self.malformed},
             "success": exact, "progress": exact, "turns": self.turns, "diagnosis": "",
             "stops": {"1": "turns", "2": "turns", "3": self.stop},

@@ -20,9 +20,12 @@ def call(op: str, status: str = "OK") -> dict:
     return {"op": op, "status": status, "arguments": {}}
 
 
-def trace(*turns: list[dict], success: float = 0.0, method: str = "agemem", stop: str = "turns") -> dict:
+def trace(
+    *turns: list[dict], success: float = 0.0, method: str = "agemem", stop: str = "turns", kind: str = ""
+) -> dict:
     made = [{"stage": 1, "turn": i, "saw": [], "said": "", "calls": calls} for i, calls in enumerate(turns)]
-    return {"method": method, "success": success, "stops": {"1": "turns", "3": stop}, "turns": made, "gold": [GOLD[0]]}
+    about = {"method": method, "kind": kind, "success": success, "gold": [GOLD[0]]}
+    return about | {"stops": {"1": "turns", "3": stop}, "turns": made}
 
 
 @pytest.mark.parametrize(
@@ -42,13 +45,15 @@ def trace(*turns: list[dict], success: float = 0.0, method: str = "agemem", stop
         (Wanted(stops=("segments",)), False),
         (Wanted(endings=("no_room",)), True),
         (Wanted(endings=("from_memory",)), False),
+        (Wanted(kinds=("split", "recall")), True),
+        (Wanted(kinds=("bids",)), False),
         (Wanted(correct=False, ops=("Add_memory",), stops=("finished",)), False),
     ],
     ids=str,
 )
 def test_all_that_is_asked_for_must_hold(wanted, held):
     calls = [call("Add_memory"), call("Add_memory", "DUPLICATE")], [call("Delete_memory", "UNKNOWN_ID")]
-    one = trace(*calls, stop="context")
+    one = trace(*calls, stop="context", kind="recall")
     assert wanted.holds(one) == held
 
 
@@ -58,15 +63,18 @@ def test_the_choice_in_words():
         "failed; method agemem; calls Delete_memory or pass; status UNKNOWN_ID; a stage ended because all turns made; "
         "Ran out of turns without an answer"
     )
+    assert str(Wanted(kinds=("recall", "split"))) == "kind recall or split"
     assert str(Wanted()) == ""
 
 
 def test_the_table_has_a_line_a_trace_and_no_more_than_asked_for():
-    found = {3: [trace([call("Add_memory"), call("Add_memory"), call("act")], success=1.0), trace(), trace()]}
+    one = trace([call("Add_memory"), call("Add_memory"), call("act")], success=1.0, kind="bids")
+    found = {3: [one, trace(), trace()]}
     lines = traces.table(found, most=2).splitlines()
     assert len(lines) == 3
-    assert lines[1].split()[:6] == ["3", "0", "agemem", "+", "Add:2", "act:1"]
-    assert lines[2].split()[:4] == ["3", "0", "agemem", "-"]
+    assert lines[1].split()[:7] == ["3", "0", "bids", "agemem", "+", "Add:2", "act:1"]
+    assert lines[2].split()[:5] == ["3", "0", "-", "agemem", "-"]
+    assert traces.kinds(found) == ["bids"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +107,8 @@ def test_a_folder_without_traces_is_refused(tmp_path):
 
 def test_the_command_makes_a_page_of_what_was_chosen(run, tmp_path):
     page, figures = tmp_path / "page.html", tmp_path / "figures.json"
-    command = [sys.executable, "-m", "experiments.trace", f"--run={run}", "--failed", "--method=AGEMEM"]
+    flags = ["--failed", "--method=AGEMEM", "--kind=recall"]
+    command = [sys.executable, "-m", "experiments.trace", f"--run={run}", *flags]
     done = subprocess.run(
         [*command, f"--page={page}", f"--out={figures}", "--most=1"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -109,9 +118,12 @@ def test_the_command_makes_a_page_of_what_was_chosen(run, tmp_path):
     assert failed and json.loads(figures.read_text()) == {"trajectories": len(failed), "tasks": 1, "page": str(page)}
     assert done.stdout.splitlines()[-1] == f"{len(failed)} trajectories; 1 tasks in {page}"
     html = page.read_text()
-    assert html.count('class="task"') == 1 and "Chosen: failed; method agemem." in html
+    assert html.count('class="task"') == 1 and "· recall, task " in html
+    assert "Chosen: failed; kind recall; method agemem." in html
     assert "src=" not in html and "href=" not in html  # it loads nothing
 
     wrong = subprocess.run([*command, "--status=LOST"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: --status=LOST: is none of ")
+    wrong = subprocess.run([*command[:-1], "--kind=split"], cwd=ROOT, capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "error: --kind=split: is none of recall\n")

@@ -3,9 +3,9 @@
 An answer needs every supporting (gold) fact to pass the same chain of links: told in stage 1, stored, kept, brought
 back into the context of stage 3, still there when the answer is written. The first broken link is the diagnosis.
 
-A trace is one element of a run's traces.json: {"method", "question", "answer", "gold": [text], "action": text or
-null, "success", "progress", "terms": {name: value}, "turns": [turn]}, and a turn is {"stage", "turn", "saw": [message],
-"said", "calls": [{"op", "arguments", "status", "status_text"}], "store": [{"id", "text", "tags", "hits"}],
+A trace is one element of a run's traces.json: {"method", "kind", "question", "answer", "gold": [text], "action": text
+or null, "success", "progress", "terms": {name: value}, "turns": [turn]}, and a turn is {"stage", "turn", "saw":
+[message], "said", "calls": [{"op", "arguments", "status", "status_text"}], "store": [{"id", "text", "tags", "hits"}],
 "context": [message], "context_tokens"}, store and context as they are after the turn. "stops" is {stage: why it ended}.
 """
 

@@ -124,6 +124,7 @@ class TaskView:
 
     seed: int
     task: int
+    kind: str  # "" where the benchmark has none
     question: str
     answer: str
     gold: list[str]
@@ -185,7 +186,8 @@ def count_endings(traces: dict[int, list[dict]]) -> tuple[list[str], list[int], 
 def _task(key: tuple, found: dict[str, dict], weights: dict[str, float]) -> TaskView:
     seed, task, question = key
     one = found.get("agemem") or next(iter(found.values()))
-    view = TaskView(seed, task, question, str(one.get("answer", "")), list(one.get("gold") or ()))
+    answer, gold = str(one.get("answer", "")), list(one.get("gold") or ())
+    view = TaskView(seed, task, one.get("kind") or "", question, answer, gold)
     if "agemem" in found and "agemem_norl" in found:
         view.outcome = OUTCOMES[is_correct(found["agemem_norl"]), is_correct(found["agemem"])]
     view.variants = [_variant(found[method], label, weights) for method, label in VARIANTS if method in found]

@@ -22,6 +22,7 @@ class Wanted:
     statuses: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()  # why a stage ended (diagnosis.STOPS)
     endings: tuple[str, ...] = ()  # what became of the task (diagnosis.KINDS)
+    kinds: tuple[str, ...] = ()  # of task, as the benchmark names them
 
     def holds(self, trace: dict) -> bool:
         calls = [call for turn in trace["turns"] for call in turn.get("calls") or ()]
@@ -35,12 +36,13 @@ class Wanted:
             and (met or not (self.ops or self.statuses))
             and (not self.stops or not {*self.stops}.isdisjoint((trace.get("stops") or {}).values()))
             and (not self.endings or examine(trace).kind in self.endings)
+            and (not self.kinds or trace.get("kind") in self.kinds)
         )
 
     def __str__(self) -> str:
         """In words: "failed; calls Delete_memory; status NOT_FOUND"."""
         outcome = {None: [], True: ["solved"], False: ["failed"]}[self.correct]
-        named = {"method": self.methods, "calls": self.ops, "status": self.statuses}
+        named = {"kind": self.kinds, "method": self.methods, "calls": self.ops, "status": self.statuses}
         words = [f"{what} {' or '.join(names)}" for what, names in named.items() if names]
         words += [f"a stage ended because {STOPS.get(name, name)}" for name in self.stops]
         words += [KINDS.get(name, name) for name in self.endings]
@@ -64,6 +66,11 @@ def read(folder: Path) -> tuple[dict[int, list[dict]], dict]:
     return traces, config_of(folder) or config_of(next(iter(seeds.values())))
 
 
+def kinds(traces: dict[int, list[dict]]) -> list[str]:
+    """Of which kinds the tasks of the traces are."""
+    return sorted({trace["kind"] for rows in traces.values() for trace in rows if trace.get("kind")})
+
+
 def statuses(traces: dict[int, list[dict]]) -> list[str]:
     """What calls have met in any of the traces."""
     turns = (turn for rows in traces.values() for trace in rows for turn in trace["turns"])
@@ -77,14 +84,14 @@ def chosen(traces: dict[int, list[dict]], wanted: Wanted) -> dict[int, list[dict
 
 def table(traces: dict[int, list[dict]], most: int) -> str:
     """A line a trace, at most `most`, as aligned text."""
-    lines = [f"{'seed':>4}{'task':>7}  {'method':13}{'ok':3}{'calls':34}{'ended':9}what became of it"]
+    lines = [f"{'seed':>4}{'task':>7}  {'kind':10}{'method':13}{'ok':3}{'calls':34}{'ended':9}what became of it"]
     rows = [(seed, trace) for seed, found in traces.items() for trace in found]
     for seed, trace in rows[:most]:
         calls = Counter(call.get("op", "") for turn in trace["turns"] for call in turn.get("calls") or ())
         listed = " ".join(f"{name.split('_')[0]}:{count}" for name, count in calls.items() if name)
         last = list((trace.get("stops") or {"": ""}).values())[-1]
-        head = f"{seed:>4}{trace.get('task', 0):>7}  {trace.get('method', ''):13}{'+' if is_correct(trace) else '-':3}"
-        lines.append(f"{head}{listed:34}{last:9}{KINDS[examine(trace).kind]}")
+        head = f"{seed:>4}{trace.get('task', 0):>7}  {trace.get('kind') or '-':10}{trace.get('method', ''):13}"
+        lines.append(f"{head}{'+' if is_correct(trace) else '-':3}{listed:34}{last:9}{KINDS[examine(trace).kind]}")
     return "\n".join(lines)
 
 

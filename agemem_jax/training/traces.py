@@ -50,6 +50,7 @@ def render_row(run, traces: dict, numbers: dict, task, row: int, roles: tuple[st
             action = actions[-1] if actions and stage == 3 else action
     return {
         "task": index,
+        "kind": staged.kind,
         "question": staged.query,
         "answer": staged.answer,
         "gold": [decode(gold.tokens[row, i], gold.length[row, i]).strip() for i in range(int(task.num_gold[row]))],
