@@ -132,7 +132,8 @@ def test_everything_else_is_written(whole):
             traces = json.loads((workdir / seed / f"traces_{method}.json").read_text())
             assert len(traces) == 2
             for trace in traces:
-                assert trace["method"] == method and trace["question"] and trace["gold"] and trace["turns"]
+                assert (trace["method"], trace["kind"]) == (method, "recall")
+                assert trace["question"] and trace["gold"] and trace["turns"]
                 assert {turn["stage"] for turn in trace["turns"]} == {1, 2, 3}
                 silent = [turn for turn in trace["turns"] if turn["stage"] < 3 and not METHODS[method].tools]
                 assert all(turn["context"] and bool(turn["said"]) == (turn not in silent) for turn in trace["turns"])
