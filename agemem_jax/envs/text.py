@@ -18,13 +18,16 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from agemem_jax.memory.equality import join as join_value
-from agemem_jax.memory.equality import join_pieces, polynomial
+from agemem_jax.memory.equality import extend, polynomial
 from agemem_jax.types import PAD_ID, Text
 
 BLANKS = b" \t\n\r\x0b\x0c"  # what is not compared at the ends of a text
 WORD = re.compile(r"""[^\s.,:;?!()\[\]{}<>"#$%&@`«»“”‘’„]+""")  # hyphens and apostrophes are in words
 WORDS_OF_TOKEN = 2  # of one token no more words are read
+# Of keys that follow from those of tokens the two bases are apart, and rows are the last axis: XLA makes vector
+# instructions of that, and of an axis of two it does not.
+BOTH = (0, 1)
+VALUE_AND_POWER = (0, 1)
 
 
 @struct.dataclass
@@ -115,29 +118,40 @@ def key_of(text: str | bytes) -> np.ndarray:
 
 
 def piece_of(text: str | bytes) -> np.ndarray:
-    """The piece [2, 2] uint32 of a text, blanks at its ends included: what `join_value` puts behind a key."""
+    """The piece [2, 2] uint32 of a text, blanks at its ends included: what `equality.join` puts behind a key."""
     return np.array(polynomial(text.encode("utf-8") if isinstance(text, str) else text), np.uint32)
 
 
 def text_key(table: ByteTable, text: Text) -> jax.Array:
     """Keys of texts: `[..., W]` -> `[..., 2]` uint32, equal where the bytes between the outer blanks are."""
-    real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
-    table = jax.tree.map(jnp.asarray, table)
-    nothing = jnp.broadcast_to(jnp.array(polynomial(b""), jnp.uint32), (*text.length.shape, 2, 2))
-    wide = lambda on: on[..., None, None]  # noqa: E731
+    there, tokens = _by_place(text)
+    body = [jnp.asarray(table.body)[:, 0, base][tokens] for base in BOTH]
+    opened, after = (
+        [tuple(jnp.asarray(x)[:, part, base][tokens] for part in VALUE_AND_POWER) for base in BOTH]
+        for x in (table.opened, table.after)
+    )
+    says = there & jnp.asarray(table.says)[tokens]
 
     def add(carry, token):
-        key, begun, blanks = carry  # up to the last byte that is no blank; the blanks after it
-        there, body, opened, after, says = token
-        longer = jnp.where(begun[..., None], join_value(join_value(key, blanks), opened), body[..., 0, :])
-        key = jnp.where((there & says)[..., None], longer, key)
-        waiting = jnp.where(wide(says), after, join_pieces(blanks, after))
-        begun = begun | (there & says)
-        return (key, begun, jnp.where(wide(there & begun), waiting, blanks)), None
+        key, whole, begun = carry  # up to the last byte that is no blank; with the blanks after it
+        there, says, body, opened, after = token
+        longer = [jnp.where(begun, extend(whole[b], *opened[b]), body[b]) for b in BOTH]
+        key = [jnp.where(says, longer[b], key[b]) for b in BOTH]
+        before = [jnp.where(says, longer[b], whole[b]) for b in BOTH]
+        whole = [jnp.where(there, extend(before[b], *after[b]), whole[b]) for b in BOTH]
+        return (key, whole, begun | says), None
 
-    tokens = real, *(x[text.tokens] for x in (table.body, table.opened, table.after, table.says))
-    by_place = jax.tree.map(lambda x: jnp.moveaxis(x, text.tokens.ndim - 1, 0), tokens)
-    return lax.scan(add, (nothing[..., 0, :], jnp.zeros(text.length.shape, bool), nothing), by_place)[0][0]
+    nothing = [jnp.zeros(text.length.shape, jnp.uint32) for _ in BOTH]
+    each = lax.optimization_barrier((there, says, body, opened, after))
+    begin = nothing, nothing, jnp.zeros(text.length.shape, bool)
+    return jnp.stack(lax.scan(add, begin, each)[0][0], -1)
+
+
+def _by_place(text: Text) -> tuple[jax.Array, jax.Array]:
+    """Whether there is a token, and which, by place: [W, ...] each."""
+    tokens = jnp.moveaxis(text.tokens, -1, 0)
+    place = jnp.arange(len(tokens)).reshape(-1, *[1] * text.length.ndim)
+    return place < text.length, tokens
 
 
 def words(table: WordTable, text: Text) -> tuple[jax.Array, jax.Array]:
@@ -145,33 +159,31 @@ def words(table: WordTable, text: Text) -> tuple[jax.Array, jax.Array]:
 
     The words are in their order, with gaps: n = W * WORDS_OF_TOKEN + 1. `key_of` is the key of a word.
     """
-    table = jax.tree.map(jnp.asarray, table)
-    shape, axis = text.length.shape, text.tokens.ndim - 1
-    real = jnp.arange(text.tokens.shape[-1]) < text.length[..., None]
-    count = jnp.where(real, table.count[text.tokens], 0)
-    opens, closes = real & table.opens[text.tokens], real & table.closes[text.tokens]
-    empty = jnp.broadcast_to(jnp.array(polynomial(b"")[0], jnp.uint32), (*shape, 2))
+    there, tokens = _by_place(text)
+    part = lambda k, what: [jnp.asarray(table.words)[:, k, what, base][tokens] for base in BOTH]  # noqa: E731
+    values = [part(k, 0) for k in range(WORDS_OF_TOKEN)]
+    count, opens, closes = (there * jnp.asarray(x)[tokens] for x in (table.count, table.opens, table.closes))
 
     def add(carry, token):
         key, is_word, closed = carry  # the word before this place, and whether it has ended
-        there, count, opens, closes, parts = token
-        found = []
-        for k in range(WORDS_OF_TOKEN):
-            # Every word of a token but its first begins there.
-            begins = (there & (opens | closed)) if k == 0 else k < count
+        there, count, opens, closes, values, powers = token
+        begins, found = there & (opens | closed), []
+        grown = [jnp.where(count > 0, extend(key[b], values[0][b], powers[b]), key[b]) for b in BOTH]
+        for k, value in enumerate(values):
             found.append((key, is_word & begins))
-            key = jnp.where(begins[..., None], empty, key)
-            key = jnp.where((k < count)[..., None], join_value(key, parts[..., k, :, :]), key)
-            is_word = (is_word & ~begins) | (k < count)
-        return (key, is_word, jnp.where(there, closes, closed)), jax.tree.map(lambda *x: jnp.stack(x, axis), *found)
+            key = [jnp.where(begins, value[b], key[b] if k else grown[b]) for b in BOTH]
+            is_word = (is_word & ~begins) | (count > k)
+            begins = count > k + 1  # every word of a token but its first begins there
+        return (key, is_word, jnp.where(there, closes, closed)), found
 
-    tokens = real, count, opens, closes, table.words[text.tokens]
-    by_place = jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), tokens)
-    never = jnp.zeros(shape, bool)
-    (key, is_word, _), found = lax.scan(add, (empty, never, never), by_place)
-    keys, ended = (jnp.moveaxis(x, 0, axis) for x in found)
-    keys, ended = keys.reshape(*shape, -1, 2), ended.reshape(*shape, -1)
-    return jnp.concatenate([keys, key[..., None, :]], -2), jnp.concatenate([ended, is_word[..., None]], -1)
+    never, empty = jnp.zeros(text.length.shape, bool), [jnp.zeros(text.length.shape, jnp.uint32) for _ in BOTH]
+    each = lax.optimization_barrier((there, count, opens, closes, values, part(0, 1)))
+    (key, is_word, _), found = lax.scan(add, (empty, never, never), each)
+    in_order = lambda last, *ends: jnp.moveaxis(  # noqa: E731
+        jnp.concatenate([jnp.stack(ends, 1).reshape(-1, *last.shape), last[None]]), 0, -1
+    )
+    keys = [in_order(key[b], *(ended[b] for ended, _ in found)) for b in BOTH]
+    return jnp.stack(keys, -1), in_order(is_word, *(is_end for _, is_end in found))
 
 
 def says(table: jax.Array, text: Text) -> jax.Array:

@@ -94,13 +94,12 @@ def _pick(on: jax.Array, one: jax.Array, other: jax.Array) -> jax.Array:
 
 def join(first: jax.Array, piece: jax.Array) -> jax.Array:
     """The polynomial `[..., 2]` of a text that a piece `[..., 2, 2]` is put behind."""
-    return _modulo(_times(first, piece[..., 1, :]) + piece[..., 0, :])
+    return extend(first, piece[..., 0, :], piece[..., 1, :])
 
 
-def join_pieces(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The piece `[..., 2, 2]` of two pieces, one behind the other."""
-    value = join(first[..., 0, :], second)
-    return jnp.stack([value, _times(first[..., 1, :], second[..., 1, :])], axis=-2)
+def extend(first: jax.Array, value: jax.Array, power: jax.Array) -> jax.Array:
+    """The same in one base, or in both: arrays of one shape."""
+    return _modulo(_times(first, power) + value)
 
 
 def _modulo(x: jax.Array) -> jax.Array:
