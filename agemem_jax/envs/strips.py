@@ -4,6 +4,7 @@ Arrays lead with games, so the rows of a batch may be games of different domains
 is left over is filled with facts that never hold and actions that can never be taken.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -26,6 +27,13 @@ class Sizes:
     words: int  # Fw: of 32 facts each
     operators: int  # A
     negative: bool  # whether an action may ask that something be false
+    conditions: int = 0  # of an action
+    changes: int = 0  # facts that an action changes
+
+    @property
+    def planes(self) -> int:
+        """P, the bits of how many conditions an action lacks; one that is not there lacks one."""
+        return max(self.conditions, 1).bit_length()
 
 
 @struct.dataclass
@@ -40,6 +48,8 @@ class Strips:
     add: jax.Array  # [B, A, Fw] uint32
     delete: jax.Array  # [B, A, Fw] uint32
     there: jax.Array  # [B, A] bool: it is an action
+    asking: jax.Array  # [B, Fw * 32, Aw] uint32 bits of the actions that ask for each fact
+    refusing: jax.Array  # [B, Fw * 32, Aw] uint32 of those that ask that it be false; [B, 0, Aw] if none does
 
 
 def sizes_for(games: list[Grounded]) -> Sizes:
@@ -48,6 +58,8 @@ def sizes_for(games: list[Grounded]) -> Sizes:
         words=max(-(-len(game.facts) // BITS) for game in games),
         operators=max(max(len(game.operators) for game in games), 1),
         negative=any(op.negative for game in games for op in game.operators),
+        conditions=max((len(op.positive) + len(op.negative) for game in games for op in game.operators), default=0),
+        changes=max((len(op.add | op.delete) for game in games for op in game.operators), default=0),
     )
 
 
@@ -62,11 +74,23 @@ def tables(game: Grounded, sizes: Sizes, where: str) -> Strips:
         ("facts", len(game.facts), sizes.words * BITS),
         ("actions", needs.operators, sizes.operators),
         ("actions that ask that something be false", int(needs.negative), int(sizes.negative)),
+        ("conditions of an action", needs.conditions, sizes.conditions),
+        ("facts that an action changes", needs.changes, sizes.changes),
     ):
         if has > most:
             raise InputError(f"{where} has {has} {what}, more than the {most} there is room for; enlarge the sizes")
     operators = game.operators
     rows = lambda sets: rows_of(sets, sizes.operators, sizes.words)  # noqa: E731
+    facts = sizes.words * BITS
+
+    def with_fact(sets: list[frozenset[int]], facts: int) -> np.ndarray:
+        """The actions in whose sets each fact is, as bits."""
+        actions = [set() for _ in range(facts)]
+        for i, one in enumerate(sets):
+            for fact in one:
+                actions[fact].add(i)
+        return rows_of(actions, facts, -(-sizes.operators // BITS))
+
     return Strips(
         init=rows_of([game.init], 1, sizes.words)[0],
         goal=rows_of([game.goal], 1, sizes.words)[0],
@@ -76,6 +100,8 @@ def tables(game: Grounded, sizes: Sizes, where: str) -> Strips:
         add=rows([op.add for op in operators]),
         delete=rows([op.delete for op in operators]),
         there=np.arange(sizes.operators) < len(operators),
+        asking=with_fact([op.positive for op in operators], facts),
+        refusing=with_fact([op.negative for op in operators], facts if sizes.negative else 0),
     )
 
 
@@ -88,6 +114,38 @@ def applicable(game: Strips, facts: jax.Array) -> jax.Array:
     return can
 
 
+def lacking(game: Strips, facts: jax.Array, planes: int) -> jax.Array:
+    """How many conditions each action lacks in states [B, Fw], bit by bit: [B, P, Aw] uint32, the lowest bits first."""
+    ones = lambda x: lax.population_count(x).astype(jnp.int32).sum(-1)  # noqa: E731
+    count = ones(game.pre & ~facts[:, None]) + ~game.there
+    if game.neg.shape[1]:
+        count += ones(game.neg & facts[:, None])
+    return jnp.stack([pack(count >> plane & 1 > 0) for plane in range(planes)], 1)
+
+
+def lacking_after(game: Strips, lacks: jax.Array, before: jax.Array, after: jax.Array, changes: int) -> jax.Array:
+    """`lacking` in states after [B, Fw], from that in those before them; so many facts differ at most."""
+    fact, there = first(before ^ after, changes)
+    rows = lambda x: jnp.where(there[..., None], jnp.take_along_axis(x, fact[..., None], 1, mode="clip"), 0)  # noqa: E731
+    came = holds(after, fact)
+    counts = [(rows(game.asking), came)]
+    if game.refusing.shape[1]:
+        counts.append((rows(game.refusing), ~came))
+    planes = [lacks[:, i] for i in range(lacks.shape[1])]
+    for actions, less in lax.optimization_barrier(counts):
+        for i in range(changes):
+            carry, flips = actions[:, i], less[:, i, None]
+            for k, plane in enumerate(planes):
+                planes[k] = plane ^ carry
+                carry &= jnp.where(flips, ~plane, plane)
+    return jnp.stack(planes, 1)
+
+
+def can_be_taken(lacks: jax.Array) -> jax.Array:
+    """The actions that lack nothing: [B, P, Aw] -> [B, Aw] uint32."""
+    return ~lax.reduce(lacks, np.uint32(0), lax.bitwise_or, (1,))
+
+
 def apply(game: Strips, facts: jax.Array, operator: jax.Array, on: jax.Array) -> jax.Array:
     """States [B, Fw] after the actions [B] int32 of rows `on` [B], whether or not they can be taken."""
     pick = lambda masks: jnp.take_along_axis(masks, operator[:, None, None], 1)[:, 0]  # noqa: E731
@@ -97,6 +155,13 @@ def apply(game: Strips, facts: jax.Array, operator: jax.Array, on: jax.Array) ->
 def met(game: Strips, facts: jax.Array) -> jax.Array:
     """Conditions of the goal that hold in states [B, Fw]: [B] int32. The goal is reached if they are `goals`."""
     return lax.population_count(game.goal & facts).astype(jnp.int32).sum(-1)
+
+
+def holds(bits: jax.Array, number: jax.Array) -> jax.Array:
+    """Whether bits [B, w] uint32 hold the numbers [B, ...]: bool of their shape."""
+    at = number.reshape(len(bits), -1)
+    word = jnp.take_along_axis(bits, at // BITS, 1, mode="clip")
+    return (word >> (at % BITS).astype(jnp.uint32) & 1 > 0).reshape(number.shape)
 
 
 def unpack(facts: jax.Array) -> jax.Array:
@@ -129,7 +194,7 @@ def first(bits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return word * BITS + place, wanted < ends[:, -1:]
 
 
-def rows_of(sets: list[frozenset[int]], rows: int, words: int) -> np.ndarray:
+def rows_of(sets: Sequence[Collection[int]], rows: int, words: int) -> np.ndarray:
     """Sets of numbers as bits [rows, words] uint32, on the host; rows without a set are empty."""
     out = np.zeros((rows, words * BITS), bool)
     for row, numbers in zip(out, sets, strict=False):

@@ -216,7 +216,7 @@ def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
     ids = lax.optimization_barrier(ids)  # fused with what makes them, a gather takes a CPU several times as long
     begin = pick(pool.start, ids)
     length = pick(pool.start, ids + 1) - begin
-    ends = jnp.cumsum(length, axis=1)
+    ends = lax.optimization_barrier(running_sum(length.astype(jnp.float32)).astype(jnp.int32))
     # How far a text's place in the pool is from that in what is spelt: each text adds what it changes, where it begins.
     apart = jnp.diff(begin - (ends - length), axis=1, prepend=0)
     put = lambda row, at, change: row.at[at].add(change, mode="drop")  # noqa: E731
@@ -231,12 +231,12 @@ def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
 
 def running_sum(x: jax.Array) -> jax.Array:
     """Sums [B, n] up to each place of whole numbers x [B, n] float32; exact where all sums stay below 2^24."""
-    block, n = 32, x.shape[1]
+    block, n = 16, x.shape[1]
     x = jnp.pad(x, [(0, 0), (0, -n % block)]).reshape(len(x), -1, block)
     # By products with a triangle: several times as fast as cumsum.
-    within = jnp.matmul(x, jnp.triu(jnp.ones((block, block))), precision="highest")
-    before = jnp.cumsum(within[..., -1], axis=1) - within[..., -1]
-    return (within + before[..., None]).reshape(len(x), -1)[:, :n]
+    up_to = lambda x, first: jnp.matmul(x, jnp.triu(jnp.ones([x.shape[-1]] * 2), first), precision="highest")  # noqa: E731
+    within = up_to(x, 0)
+    return (within + up_to(within[..., -1], 1)[..., None]).reshape(len(x), -1)[:, :n]
 
 
 def compose(tokens: jax.Array, lengths: jax.Array, width: int) -> Text:

@@ -12,7 +12,7 @@ from jax import lax
 from agemem_jax.envs import strips
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.strips import Strips
-from agemem_jax.envs.text import Pool, WordTable, says, spell_pool, words
+from agemem_jax.envs.text import Pool, WordTable, running_sum, says, spell_pool, words
 from agemem_jax.types import Text
 
 MOST_TERMS = 7  # of an action: its code has a byte for each, and one for the verb
@@ -49,7 +49,8 @@ class Game:
     # behind it (in a list it is always followed by something).
     texts: Pool
     letters: jax.Array  # [B, a, n] uint8 UTF-8 of the pool's alphabet, for people
-    code: jax.Array  # [B, 2, A] uint32 an action as its verb and its objects
+    code: jax.Array  # [B, A, 2] uint32 actions as their verbs and objects, in ascending order
+    coded: jax.Array  # [B, A] int32 which action each code is
     verb_key: jax.Array  # [B, Vb, 2] uint32 keys of its actions' names
     verb_terms: jax.Array  # [B, Vb] int32 how many objects they have
     verb_actions: jax.Array  # [B, Vb, Aw] uint32 bits of its actions
@@ -63,6 +64,7 @@ class State:
     """What play changes."""
 
     facts: jax.Array  # [B, Fw] uint32
+    lacks: jax.Array  # [B, P, Aw] uint32 how many conditions each action lacks (strips.lacking)
     best: jax.Array  # [B] int32 most conditions of the goal that held after an action
     steps: jax.Array  # [B] int32 actions, those without effect included
 
@@ -85,25 +87,24 @@ class Pddl:
     def reset(self, shared: Shared, game: Game) -> tuple[State, Text]:
         facts = jnp.asarray(game.strips.init)
         zero = jnp.zeros(len(facts), jnp.int32)
-        none = strips.pack(jnp.zeros(game.strips.there.shape, bool))
-        seen = self._tell(game, facts & game.told, none, zero, zero)
-        return State(facts, zero, zero), seen
+        lacks = strips.lacking(game.strips, facts, self.sizes.planes)
+        seen = self._tell(game, facts & game.told, jnp.zeros_like(lacks[:, 0]), zero, zero)
+        return State(facts, lacks, zero, zero), seen
 
     def step(self, shared: Shared, game: Game, state: State, action: Text, on: jax.Array) -> tuple[State, Outcome]:
-        live = strips.applicable(game.strips, state.facts)
+        live = strips.can_be_taken(state.lacks)
         asks = says(shared.check, action)
         looks = ~asks & says(shared.look, action)
-        live_bits = strips.pack(live)
-        parsed, code = self._parse(shared, game, action, live_bits)
-        acts = on & parsed & ~asks & ~looks
-        meant = live & (game.code[:, 0] == code[:, :1]) & (game.code[:, 1] == code[:, 1:])
-        number = jnp.where(meant, jnp.arange(meant.shape[1]), -1).max(1)  # there is one at most
-        after = strips.apply(game.strips, state.facts, jnp.maximum(number, 0), acts & (number >= 0))
+        parsed, code = self._parse(shared, game, action, live)
+        number, known = _action(game, code)
+        known &= strips.holds(live, number)
+        after = strips.apply(game.strips, state.facts, number, on & parsed & ~asks & ~looks & known)
+        lacks = strips.lacking_after(game.strips, state.lacks, state.facts, after, self.sizes.changes)
         moved = (after != state.facts).any(1)
         met = strips.met(game.strips, after)
         won = met == game.strips.goals
         best = jnp.where(moved, jnp.maximum(state.best, met), state.best)
-        new = State(after, best, state.steps + on)
+        new = State(after, lacks, best, state.steps + on)
 
         shown = jnp.where((moved & game.tells_new)[:, None], after & ~state.facts, after)
         shown = jnp.where((on & (moved | looks))[:, None], shown & game.told, 0)
@@ -112,7 +113,7 @@ class Pddl:
         checks = jnp.where(game.tells_new, Piece.CHECK_OR_LOOK, Piece.CHECK)
         tail = jnp.where(asks, checks, jnp.where(moved & won, Piece.SATISFIED, Piece.NOTHING))
         head, tail = (jnp.where(on, piece, Piece.NOTHING) for piece in (head, tail))
-        seen = self._tell(game, shown, jnp.where((asks & on)[:, None], live_bits, 0), head, tail)
+        seen = self._tell(game, shown, jnp.where((asks & on)[:, None], live, 0), head, tail)
         return new, Outcome(
             seen=seen,
             progress=best / jnp.maximum(game.strips.goals, 1).astype(jnp.float32),
@@ -159,16 +160,25 @@ class Pddl:
         terms = jnp.take_along_axis(jnp.asarray(game.verb_terms), jnp.maximum(verb, 0), 1)
 
         named = which(game.name_key, jnp.ones(game.name_key.shape[:2], bool))
-        rank = jnp.where(named >= 0, jnp.cumsum(named >= 0, 1) - 1, MOST_TERMS)  # which object this word is
-        slot = jnp.arange(MOST_TERMS)
-        objects = jnp.where(rank[:, :, None] == slot, named[:, :, None], 0).sum(1)
-        parsed = (verb[:, 0] >= 0) & ((named >= 0).sum(1) >= terms[:, 0])
-        return parsed, code_of(verb[:, 0], jnp.where(slot < terms, objects, NO_OBJECT))
+        rank = running_sum((named >= 0).astype(jnp.float32)).astype(jnp.int32)  # which object this word is, from 1 on
+        parsed = (verb[:, 0] >= 0) & (rank[:, -1:] >= terms)[:, 0]
+        # Of the code: the verb's byte, those of the objects, and NO_OBJECT behind them.
+        counts = (named >= 0) & (rank <= terms)
+        byte = jnp.arange(4)
+
+        def word(first_byte: int) -> jax.Array:
+            at = rank - first_byte
+            objects = jnp.where(counts & (at >= 0) & (at < 4), named << 8 * jnp.clip(at, 0, 3), 0).sum(1)
+            rest = jnp.where(first_byte + byte > terms, NO_OBJECT << 8 * byte, 0).sum(1)
+            return (objects + rest).astype(jnp.uint32)
+
+        verb_byte = (verb[:, 0] & 0xFF).astype(jnp.uint32)
+        return parsed, jnp.stack([word(0) | verb_byte, word(4)], 1)
 
     def _tell(self, game: Game, facts: jax.Array, actions: jax.Array, head: jax.Array, tail: jax.Array) -> Text:
         """Sentences of facts [B, Fw] uint32 or of actions [B, Aw], in their order, between two pieces [B]."""
         room = facts.shape[1] * strips.BITS
-        number, there = strips.first(jnp.concatenate([facts, actions], 1), self.listed)
+        number, there = lax.optimization_barrier(strips.first(jnp.concatenate([facts, actions], 1), self.listed))
         opens = (jnp.arange(self.listed) == 0) & (head == Piece.NOTHING)[:, None]
         number += jnp.where(opens | (number >= room), room, 0)  # the pool has facts twice
         items = jnp.where(there, len(Piece) + number, Piece.NOTHING)
@@ -176,8 +186,24 @@ class Pddl:
         return spell_pool(game.texts, ids, self.seen_tokens)
 
 
-def code_of(verb, objects):
-    """Codes [..., 2] uint32 of actions: verbs [...] and objects [..., MOST_TERMS]."""
-    array = jnp if isinstance(verb, jax.Array) else np
-    each = array.concatenate([verb[..., None], objects], -1).astype(array.uint32).reshape(*verb.shape, 2, 4)
-    return (each << array.arange(0, 32, 8, dtype=array.uint32)).sum(-1, dtype=array.uint32)
+def _action(game: Game, code: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The actions [B] int32 with codes [B, 2], and whether there is one."""
+    codes, most = jnp.asarray(game.code), game.code.shape[1]
+    pick = lambda at: jnp.take_along_axis(codes, at[:, None, None], 1, mode="clip")[:, 0]  # noqa: E731
+    steps = most.bit_length()
+
+    def one(i, less):  # codes that are less than this one, by halves
+        at = less + (1 << steps - 1 - i)
+        that = pick(at - 1)
+        is_less = (that[:, 0] < code[:, 0]) | ((that[:, 0] == code[:, 0]) & (that[:, 1] < code[:, 1]))
+        return jnp.where((at <= most) & is_less, at, less)
+
+    place = lax.fori_loop(0, steps, one, jnp.zeros(len(code), jnp.int32))
+    number = jnp.take_along_axis(jnp.asarray(game.coded), place[:, None], 1, mode="clip")[:, 0]
+    return number, (pick(place) == code).all(1)
+
+
+def code_of(verb: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Codes [n, 2] uint32 of actions, on the host: verbs [n] and objects [n, MOST_TERMS]."""
+    each = np.concatenate([verb[:, None], objects], 1).astype(np.uint32).reshape(-1, 2, 4)
+    return (each << np.arange(0, 32, 8, dtype=np.uint32)).sum(-1, dtype=np.uint32)

@@ -342,6 +342,9 @@ def _game(engine: Pddl, one: Puzzle, spelt: Spelling, hidden: Collection[str] = 
     objects = np.full((len(verb), MOST_TERMS), NO_OBJECT)
     for row, op in zip(objects, grounded.operators, strict=True):
         row[: len(op.arguments)] = [place[name] for name in op.arguments]
+    codes = np.full((actions, 2), 0xFFFFFFFF, np.uint32)  # no action's: its verb would be the last of 256
+    codes[: len(verb)] = code_of(verb, objects)
+    order = np.lexsort((codes[:, 1], codes[:, 0])).astype(np.int32)
     fill = lambda values, size, dtype: np.pad(  # noqa: E731
         np.array(values, dtype), [(0, size - len(values))] + [(0, 0)] * (np.ndim(values) - 1)
     )
@@ -349,7 +352,8 @@ def _game(engine: Pddl, one: Puzzle, spelt: Spelling, hidden: Collection[str] = 
         strips=table,
         texts=pool(texts, len(Piece) + 2 * facts + actions, engine.text_tokens, engine.alphabet),
         letters=fill([list(text.ljust(engine.letters, b"\0")) for text in letters], engine.alphabet, np.uint8),
-        code=fill(code_of(verb, objects), actions, np.uint32).T,
+        code=codes[order],
+        coded=order,
         verb_key=fill([key_of(name) for name, _ in verbs], engine.verbs, np.uint32),
         verb_terms=fill([number for _, number in verbs], engine.verbs, np.int32),
         verb_actions=strips.rows_of(
