@@ -177,21 +177,26 @@ def pack(facts: jax.Array) -> jax.Array:
     return (bits << jnp.arange(BITS, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
 
 
-def first(bits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The first `count` ones of bits [B, w] uint32: their numbers [B, count], and whether there are so many."""
+def first(bits: jax.Array, count: int, free: int = 0) -> tuple[jax.Array, jax.Array]:
+    """The first ones of bits [B, w] uint32: their numbers [B, count], and whether there are so many.
+
+    The first `free` places are left free.
+    """
     bits = lax.optimization_barrier(bits)  # else XLA makes them again for each of their uses
     ones = lax.population_count(bits).astype(jnp.int32)
     ends = jnp.cumsum(ones, axis=1)
-    wanted = jnp.arange(count)
-    word = jnp.minimum(covering(ends, count), bits.shape[1] - 1)
+    wanted = jnp.arange(count) - free
+    word = jnp.minimum(covering(ends + free, count), bits.shape[1] - 1)
     pick = lambda x: jnp.take_along_axis(x, word, 1, mode="promise_in_bounds")  # noqa: E731
-    left, rest, place = wanted - pick(ends - ones), pick(bits), jnp.zeros_like(word)
-    for half in (16, 8, 4, 2, 1):  # the `left`-th one of a word: is it in its lower half?
-        lower = lax.population_count(rest & np.uint32(2**half - 1)).astype(jnp.int32)
-        above = left >= lower
-        left, place = jnp.where(above, left - lower, left), jnp.where(above, place + half, place)
-        rest = jnp.where(above, rest >> half, rest)
-    return word * BITS + place, wanted < ends[:, -1:]
+    left, rest = wanted - pick(ends - ones), pick(bits)
+
+    def half(i, place):  # of the word's bits from `place` on: is the `left`-th one beyond their lower half?
+        higher = place + (BITS // 2 >> i)
+        below = lax.population_count(rest & ((jnp.uint32(1) << higher.astype(jnp.uint32)) - 1)).astype(jnp.int32)
+        return jnp.where(left >= below, higher, place)
+
+    place = lax.fori_loop(0, BITS.bit_length() - 1, half, jnp.zeros_like(word))
+    return word * BITS + place, (wanted >= 0) & (wanted < ends[:, -1:])
 
 
 def rows_of(sets: Sequence[Collection[int]], rows: int, words: int) -> np.ndarray:

@@ -10,7 +10,8 @@ So do those of its words, in lower case (`words`), and whether it says a phrase 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,20 +214,33 @@ def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> 
 def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
     """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
     pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
-    ids = lax.optimization_barrier(ids)  # fused with what makes them, a gather takes a CPU several times as long
-    begin = pick(pool.start, ids)
-    length = pick(pool.start, ids + 1) - begin
-    ends = lax.optimization_barrier(running_sum(length.astype(jnp.float32)).astype(jnp.int32))
+    begin, end = pick(pool.start, ids), pick(pool.start, ids + 1)
+    ends = running_sum((end - begin).astype(jnp.float32)).astype(jnp.int32)
+    before = lambda x: jnp.pad(x, [(0, 0), (1, 0)])[:, :-1]  # noqa: E731
     # How far a text's place in the pool is from that in what is spelt: each text adds what it changes, where it begins.
-    apart = jnp.diff(begin - (ends - length), axis=1, prepend=0)
-    put = lambda row, at, change: row.at[at].add(change, mode="drop")  # noqa: E731
-    apart = jax.vmap(put)(jnp.zeros((len(ids), width)), ends - length, apart.astype(jnp.float32))
+    apart = running_sum(put(before(ends), (begin - before(end)).astype(jnp.float32), width)).astype(jnp.int32)
     place = jnp.arange(width)
-    total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
+    total = jnp.minimum(ends[:, -1], width)
     real = place < total[:, None]
-    source = jnp.where(real, place + running_sum(apart).astype(jnp.int32), 0)
-    letters = pick(pool.tokens, lax.optimization_barrier(source)).astype(jnp.int32)
+    letters = pick(pool.tokens, jnp.where(real, place + apart, 0)).astype(jnp.int32)
     return Text(jnp.where(real, pick(pool.alphabet, letters), PAD_ID), total)
+
+
+def put(at: jax.Array, values: jax.Array, width: int) -> jax.Array:
+    """Sums [B, width] of the values [B, n] at each place [B, n]; those beyond the last one are dropped."""
+    rows = len(at)
+    flat = jnp.where(at < width, jnp.arange(rows)[:, None] * width + at, rows * width)
+    return jnp.zeros(rows * width, values.dtype).at[flat].add(values, mode="drop").reshape(rows, width)
+
+
+def alone(rows: jax.Array, made: Callable[..., Any], *of: Any) -> Any:
+    """made(*of), or zeros in its place if there is none of the rows [B] bool.
+
+    XLA fuses nothing across a condition. Without it, what is found once a row is found again on a CPU for each element
+    of the wide arrays that are made of it.
+    """
+    shapes = jax.eval_shape(made, *of)
+    return lax.cond(rows.any(), made, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *of)
 
 
 def running_sum(x: jax.Array) -> jax.Array:
@@ -260,8 +274,7 @@ def covering(ends: jax.Array, width: int) -> jax.Array:
 
     ends: [B, P] int32, where each part ends: not a place of its own any more. P, behind the last of them.
     """
-    one = lambda row: jnp.zeros(width).at[row].add(1, mode="drop")  # noqa: E731
-    return running_sum(jax.vmap(one)(ends)).astype(jnp.int32)
+    return running_sum(put(ends, jnp.ones(ends.shape), width)).astype(jnp.int32)
 
 
 def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:

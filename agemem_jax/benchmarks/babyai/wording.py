@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
 from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
 from agemem_jax.benchmarks.babyai.levels import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import cut
-from agemem_jax.envs.text import ByteTable, byte_table, key_of, phrase_table, running_sum
+from agemem_jax.envs.text import ByteTable, alone, byte_table, key_of, phrase_table, put, running_sum
 from agemem_jax.tools.layout import Language
 from agemem_jax.types import PAD_ID, Text
 
@@ -203,15 +202,17 @@ def meaning(tables: Shared, key: jax.Array) -> jax.Array:
 
 def write(tables: Spelling, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
-    pieces = lax.optimization_barrier(pieces)  # fused with what makes them, a gather takes a CPU much longer
-    length = jnp.asarray(tables.length)[pieces]
-    ends = jnp.cumsum(length, 1)
-    rows, starts = jnp.arange(len(pieces))[:, None], ends - length
-    # How far a piece's place in the table is from that in the text; each piece adds what it changes, where it begins.
-    apart = jnp.asarray(tables.begins)[pieces] - starts
-    change = jnp.diff(apart, axis=1, prepend=0).astype(jnp.float32)
-    offset = running_sum(jnp.zeros((len(pieces), width)).at[rows, starts].add(change, mode="drop")).astype(jnp.int32)
-    place = jnp.arange(width)
-    total = jnp.minimum(ends[:, -1], width)
-    tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]
-    return Text(jnp.where(place < total[:, None], tokens, PAD_ID), total)
+
+    def text(pieces: jax.Array) -> Text:
+        length = jnp.asarray(tables.length)[pieces]
+        ends = running_sum(length.astype(jnp.float32)).astype(jnp.int32)
+        # How far a piece's place in the table is from that in the text; each adds what it changes, where it begins.
+        apart = jnp.asarray(tables.begins)[pieces] - (ends - length)
+        change = jnp.diff(apart, axis=1, prepend=0).astype(jnp.float32)
+        offset = running_sum(put(ends - length, change, width)).astype(jnp.int32)
+        place = jnp.arange(width)
+        total = jnp.minimum(ends[:, -1], width)
+        tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]
+        return Text(jnp.where(place < total[:, None], tokens, PAD_ID), total)
+
+    return alone(pieces > 0, text, pieces)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 from agemem_jax.envs import strips
 from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.strips import Strips
-from agemem_jax.envs.text import Pool, WordTable, running_sum, says, spell_pool, words
+from agemem_jax.envs.text import Pool, WordTable, alone, running_sum, says, spell_pool, words
 from agemem_jax.types import Text
 
 MOST_TERMS = 7  # of an action: its code has a byte for each, and one for the verb
@@ -95,11 +96,12 @@ class Pddl:
         live = strips.can_be_taken(state.lacks)
         asks = says(shared.check, action)
         looks = ~asks & says(shared.look, action)
-        parsed, code = self._parse(shared, game, action, live)
-        number, known = _action(game, code)
-        known &= strips.holds(live, number)
-        after = strips.apply(game.strips, state.facts, number, on & parsed & ~asks & ~looks & known)
-        lacks = strips.lacking_after(game.strips, state.lacks, state.facts, after, self.sizes.changes)
+        keys, is_word = words(shared.words, action)
+        parsed, number = alone(on, self._parse, game, keys[..., 0], keys[..., 1], is_word, live)
+        acts = on & parsed & ~asks & ~looks & (number >= 0)
+        stay = lambda _, facts, lacks, *__: (facts, lacks)  # noqa: E731
+        given = game.strips, state.facts, state.lacks, number, acts
+        after, lacks = lax.cond(acts.any(), self._after, stay, *given)
         moved = (after != state.facts).any(1)
         met = strips.met(game.strips, after)
         won = met == game.strips.goals
@@ -113,7 +115,8 @@ class Pddl:
         checks = jnp.where(game.tells_new, Piece.CHECK_OR_LOOK, Piece.CHECK)
         tail = jnp.where(asks, checks, jnp.where(moved & won, Piece.SATISFIED, Piece.NOTHING))
         head, tail = (jnp.where(on, piece, Piece.NOTHING) for piece in (head, tail))
-        seen = self._tell(game, shown, jnp.where((asks & on)[:, None], live, 0), head, tail)
+        listed = jnp.where((asks & on)[:, None], live, 0)
+        seen = alone(on, self._tell, game, shown, listed, head, tail)
         return new, Outcome(
             seen=seen,
             progress=best / jnp.maximum(game.strips.goals, 1).astype(jnp.float32),
@@ -137,20 +140,20 @@ class Pddl:
         lines = [f"step {np.asarray(state.steps)[row]} of {self.limit}", *goal, ""]
         return "\n".join([*lines, *(told(i) for i in range(facts) if holds[i])])
 
-    def _parse(self, shared: Shared, game: Game, action: Text, live: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Whether texts [B, A] name an action and enough objects [B], and its code [B, 2]; live: [B, Aw] uint32.
+    def _parse(
+        self, game: Game, high: jax.Array, low: jax.Array, is_word: jax.Array, live: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Whether texts name an action and enough objects [B], and which one can be taken and is meant [B], or -1.
 
         The action is the first word that is one of those which can be taken now, and its objects are the first words
-        that name any, wherever they stand.
+        that name any, wherever they stand. Keys of words: the halves `high` and `low` [B, n]. live: [B, Aw] uint32.
         """
-        key, is_word = words(shared.words, action)
-        halves = lax.optimization_barrier((key[..., 0], key[..., 1]))
 
         def which(keys: jax.Array, open_: jax.Array) -> jax.Array:
             """Number of the one that each word names, -1 if none; of those that are open [B, n]."""
             found = jnp.full(is_word.shape, -1)
             for i in range(keys.shape[1]):  # a comparison of whole rows each
-                same = (halves[0] == keys[:, i, :1]) & (halves[1] == keys[:, i, 1:])
+                same = (high == keys[:, i, :1]) & (low == keys[:, i, 1:])
                 found = jnp.where(same & open_[:, i, None], i, found)
             return jnp.where(is_word, found, -1)
 
@@ -173,17 +176,24 @@ class Pddl:
             return (objects + rest).astype(jnp.uint32)
 
         verb_byte = (verb[:, 0] & 0xFF).astype(jnp.uint32)
-        return parsed, jnp.stack([word(0) | verb_byte, word(4)], 1)
+        number, known = _action(game, jnp.stack([word(0) | verb_byte, word(4)], 1))
+        return parsed, jnp.where(known & strips.holds(live, number), number, -1)
+
+    def _after(self, game: Strips, facts: jax.Array, lacks: jax.Array, number: jax.Array, on: jax.Array):
+        """Facts, and what actions lack, after the actions [B] of rows `on`."""
+        after = strips.apply(game, facts, jnp.maximum(number, 0), on)
+        return after, strips.lacking_after(game, lacks, facts, after, self.sizes.changes)
 
     def _tell(self, game: Game, facts: jax.Array, actions: jax.Array, head: jax.Array, tail: jax.Array) -> Text:
         """Sentences of facts [B, Fw] uint32 or of actions [B, Aw], in their order, between two pieces [B]."""
-        room = facts.shape[1] * strips.BITS
-        number, there = lax.optimization_barrier(strips.first(jnp.concatenate([facts, actions], 1), self.listed))
-        opens = (jnp.arange(self.listed) == 0) & (head == Piece.NOTHING)[:, None]
+        room, last = facts.shape[1] * strips.BITS, self.listed + 1
+        place = jnp.arange(last + 1)
+        number, there = strips.first(jnp.concatenate([facts, actions], 1), last + 1, free=1)
+        opens = (place == 1) & (head == Piece.NOTHING)[:, None]
         number += jnp.where(opens | (number >= room), room, 0)  # the pool has facts twice
         items = jnp.where(there, len(Piece) + number, Piece.NOTHING)
-        ids = jnp.concatenate([head[:, None], items, tail[:, None]], 1)
-        return spell_pool(game.texts, ids, self.seen_tokens)
+        ids = jnp.where(place == 0, head[:, None], jnp.where(place == last, tail[:, None], items))
+        return alone(ids != Piece.NOTHING, partial(spell_pool, width=self.seen_tokens), game.texts, ids)
 
 
 def _action(game: Game, code: jax.Array) -> tuple[jax.Array, jax.Array]:
