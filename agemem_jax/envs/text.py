@@ -25,6 +25,7 @@ from agemem_jax.types import PAD_ID, Text
 BLANKS = b" \t\n\r\x0b\x0c"  # what is not compared at the ends of a text
 WORD = re.compile(r"""[^\s.,:;?!()\[\]{}<>"#$%&@`«»“”‘’„]+""")  # hyphens and apostrophes are in words
 WORDS_OF_TOKEN = 2  # of one token no more words are read
+SUM_BLOCK = 16
 # Of keys that follow from those of tokens the two bases are apart, and rows are the last axis: XLA makes vector
 # instructions of that, and of an axis of two it does not.
 BOTH = (0, 1)
@@ -214,16 +215,27 @@ def pool(texts: Sequence[Sequence[int]], most: int, tokens: int, kinds: int) -> 
 def spell_pool(pool: Pool, ids: jax.Array, width: int) -> Text:
     """Texts of each row's pool by their numbers [B, P], one behind the other: [B, width]; what is longer is cut."""
     pick = lambda x, at: jnp.take_along_axis(jnp.asarray(x), at, 1, mode="clip")  # noqa: E731
-    begin, end = pick(pool.start, ids), pick(pool.start, ids + 1)
-    ends = running_sum((end - begin).astype(jnp.float32)).astype(jnp.int32)
-    before = lambda x: jnp.pad(x, [(0, 0), (1, 0)])[:, :-1]  # noqa: E731
-    # How far a text's place in the pool is from that in what is spelt: each text adds what it changes, where it begins.
-    apart = running_sum(put(before(ends), (begin - before(end)).astype(jnp.float32), width)).astype(jnp.int32)
+    source, total = laid_out(pick(pool.start, ids), pick(pool.start, ids + 1), width)
+    letters = pick(pool.tokens, source).astype(jnp.int32)
+    return Text(jnp.where(jnp.arange(width) < total[:, None], pick(pool.alphabet, letters), PAD_ID), total)
+
+
+def laid_out(begin: jax.Array, end: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Where the tokens of texts lie whose parts [B, P] are from `begin` up to `end` in a table, one behind the other.
+
+    Returns:
+      place in the table [B, width] int32, 0 behind a text's end, and lengths [B]; what is longer is cut at its end.
+    """
+    whole = [(0, 0), (0, -begin.shape[1] % SUM_BLOCK)]  # so that the sums need not be cut
+    begin, end = jnp.pad(begin, whole), jnp.pad(end, whole)
+    length = end - begin
+    ends = running_sum(length.astype(jnp.float32)).astype(jnp.int32)
+    # How far a part's place in the table is from that in the text: each adds what it changes, where it begins.
+    change = begin - jnp.pad(end, [(0, 0), (1, 0)])[:, :-1]
+    apart = running_sum(put(ends - length, change.astype(jnp.float32), width)).astype(jnp.int32)
     place = jnp.arange(width)
     total = jnp.minimum(ends[:, -1], width)
-    real = place < total[:, None]
-    letters = pick(pool.tokens, jnp.where(real, place + apart, 0)).astype(jnp.int32)
-    return Text(jnp.where(real, pick(pool.alphabet, letters), PAD_ID), total)
+    return jnp.where(place < total[:, None], place + apart, 0), total
 
 
 def put(at: jax.Array, values: jax.Array, width: int) -> jax.Array:
@@ -245,7 +257,7 @@ def alone(rows: jax.Array, made: Callable[..., Any], *of: Any) -> Any:
 
 def running_sum(x: jax.Array) -> jax.Array:
     """Sums [B, n] up to each place of whole numbers x [B, n] float32; exact where all sums stay below 2^24."""
-    block, n = 16, x.shape[1]
+    block, n = SUM_BLOCK, x.shape[1]
     x = jnp.pad(x, [(0, 0), (0, -n % block)]).reshape(len(x), -1, block)
     # By products with a triangle: several times as fast as cumsum.
     up_to = lambda x, first: jnp.matmul(x, jnp.triu(jnp.ones([x.shape[-1]] * 2), first), precision="highest")  # noqa: E731

@@ -12,7 +12,7 @@ from agemem_jax.benchmarks.babyai.environment import LAST, MIDDLE, VIEW
 from agemem_jax.benchmarks.babyai.levels import COLOURS
 from agemem_jax.data.tokenizer import Tokenizer
 from agemem_jax.data.words import cut
-from agemem_jax.envs.text import ByteTable, alone, byte_table, key_of, phrase_table, put, running_sum
+from agemem_jax.envs.text import ByteTable, alone, byte_table, key_of, laid_out, phrase_table
 from agemem_jax.tools.layout import Language
 from agemem_jax.types import PAD_ID, Text
 
@@ -204,15 +204,8 @@ def write(tables: Spelling, pieces: jax.Array, width: int) -> Text:
     """The text of pieces [B, P], by their numbers in the table; [B, width]. What is longer is cut at its end."""
 
     def text(pieces: jax.Array) -> Text:
-        length = jnp.asarray(tables.length)[pieces]
-        ends = running_sum(length.astype(jnp.float32)).astype(jnp.int32)
-        # How far a piece's place in the table is from that in the text; each adds what it changes, where it begins.
-        apart = jnp.asarray(tables.begins)[pieces] - (ends - length)
-        change = jnp.diff(apart, axis=1, prepend=0).astype(jnp.float32)
-        offset = running_sum(put(ends - length, change, width)).astype(jnp.int32)
-        place = jnp.arange(width)
-        total = jnp.minimum(ends[:, -1], width)
-        tokens = jnp.asarray(tables.tokens)[jnp.where(place < total[:, None], place + offset, 0)]
-        return Text(jnp.where(place < total[:, None], tokens, PAD_ID), total)
+        begin = jnp.asarray(tables.begins)[pieces]
+        source, total = laid_out(begin, begin + jnp.asarray(tables.length)[pieces], width)
+        return Text(jnp.where(jnp.arange(width) < total[:, None], jnp.asarray(tables.tokens)[source], PAD_ID), total)
 
     return alone(pieces > 0, text, pieces)
