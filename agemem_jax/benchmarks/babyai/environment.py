@@ -209,10 +209,12 @@ def _atoms(game: Game, state: State, action: jax.Array) -> jax.Array:
     tries = (action == TOGGLE) & (is_item & (game.kind == DOOR)).any(1, keepdims=True)
     opened = tries & (is_item & (state.doors & OPEN > 0)).any(1, keepdims=True) & _has(first, item)
     # What an atom remembers is what was in hand before this action: if it lies ahead now, it has been dropped there.
-    known = state.known.astype(jnp.int32)
-    apart = jnp.abs(front[:, :1] - known % side) + jnp.abs(front[:, 1:] - known // side)
+    across, known = front[:, :1], state.known.astype(jnp.int32)
+    place = known - front[:, 1:] * side  # counted from the row ahead
+    aside = (jnp.abs(place - across) == 1) & (place >= 0) & (place < side)
+    next_to = (known >= 0) & (aside | (jnp.abs(place - across) == side))
     lies = (action == DROP) & (item >= 0) & (state.carried == item) & _has(first, item)
-    put = lies & _any(second, (apart == 1) & (known >= 0))
+    put = lies & _any(second, next_to)
 
     kinds = [game.atom == kind for kind in (GO_TO, PICK_UP, OPEN_IT, PUT_NEXT)]
     success = jnp.select(kinds, [goes, picked, opened, put])

@@ -32,7 +32,7 @@ from agemem_jax.types import Text
 
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
-FEW = 8  # the share of rows that is few
+FEW = 4  # the share of rows that is few
 # The cell of the board (search.py) of each place in view.
 _CELL = (engine.VIEW - PLACES[:, 0]) * search.SIDE + PLACES[:, 1]
 _PRIMITIVE = np.array([engine.FORWARD, engine.LEFT, engine.RIGHT])  # by step of a path
@@ -295,7 +295,7 @@ def _play(game, play, view, ways, verb, target, on):
 def _until_few(one, fixed, carry, alive: int):
     """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
 
-    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own.
+    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own; and so do few of them.
     """
     rows = len(carry[alive])
     few = rows // FEW if rows >= 8 * FEW else 0
@@ -308,7 +308,7 @@ def _until_few(one, fixed, carry, alive: int):
         return carry
     which = jnp.nonzero(carry[alive], size=few, fill_value=rows)[0]  # rows beyond the last one: nobody
     pick = lambda x: jnp.asarray(x).at[which].get(mode="fill", fill_value=0)  # noqa: E731
-    left = loop(*jax.tree.map(pick, (fixed, carry)), 0)
+    left = _until_few(one, *jax.tree.map(pick, (fixed, carry)), alive)
     return jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop", unique_indices=True), carry, left)
 
 
