@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
 from agemem_jax.benchmarks.babyai import environment as engine
 from agemem_jax.benchmarks.babyai import search
@@ -30,9 +29,9 @@ from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import says, text_key
 from agemem_jax.types import Text
 
+FEW = search.FEW
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
-FEW = 4  # the share of rows that is few
 # The cell of the board (search.py) of each place in view.
 _CELL = (engine.VIEW - PLACES[:, 0]) * search.SIDE + PLACES[:, 1]
 _PRIMITIVE = np.array([engine.FORWARD, engine.LEFT, engine.RIGHT])  # by step of a path
@@ -288,28 +287,8 @@ def _play(game, play, view, ways, verb, target, on):
     never = jnp.zeros(rows, bool)
     carry = play, view, *begin, jnp.zeros(rows, jnp.int32), on & ~idle, never, never
     fixed = game, has_path, goals, way, ends
-    play, view, *_, finished, success = _until_few(one, fixed, carry, alive=5)
+    play, view, *_, finished, success = search.until_few(one, fixed, carry, alive=5)
     return play, view, finished, success, idle
-
-
-def _until_few(one, fixed, carry, alive: int):
-    """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
-
-    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own; and so do few of them.
-    """
-    rows = len(carry[alive])
-    few = rows // FEW if rows >= 8 * FEW else 0
-
-    def loop(fixed, carry, most):
-        return lax.while_loop(lambda carry: carry[alive].sum() > most, lambda carry: one(fixed, carry), carry)
-
-    carry = loop(fixed, carry, few)
-    if few == 0:
-        return carry
-    which = jnp.nonzero(carry[alive], size=few, fill_value=rows)[0]  # rows beyond the last one: nobody
-    pick = lambda x: jnp.asarray(x).at[which].get(mode="fill", fill_value=0)  # noqa: E731
-    left = _until_few(one, *jax.tree.map(pick, (fixed, carry)), alive)
-    return jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop", unique_indices=True), carry, left)
 
 
 def _fit(one: jax.Array, other: jax.Array, choice: jax.Array) -> jax.Array:

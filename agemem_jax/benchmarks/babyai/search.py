@@ -19,6 +19,7 @@ from jax import lax
 SIDE = 8
 START = 1 * SIDE + 3
 FORWARD, LEFT, RIGHT = 0, 1, 2  # steps of a path, in their lexicographic order
+FEW = 4  # the share of rows that is few
 _STEP = np.array([SIDE, 1, -SIDE, -1])  # to the cell ahead, by direction
 _FIRST_COLUMN, _LAST_COLUMN = 0x01010101, 0x80808080
 
@@ -140,7 +141,8 @@ def goal_of(goals: jax.Array, free: jax.Array, on: jax.Array) -> jax.Array:
     """The goal state at which AgentBoard's search ends, as a set [B, 4, 2]; the rows `on` must have a path."""
     to = distances(goals, free, on)
 
-    def walk(carry):
+    def walk(fixed, carry):
+        to, goals = fixed
         cell, direction, moving = carry
         _, new_cell, new_direction = next_step(to, cell, direction, last=False)
         cell, direction = jnp.where(moving, new_cell, cell), jnp.where(moving, new_direction, direction)
@@ -148,5 +150,25 @@ def goal_of(goals: jax.Array, free: jax.Array, on: jax.Array) -> jax.Array:
 
     begin = jnp.full(len(goals), START), jnp.zeros(len(goals), jnp.int32)
     begin = *begin, on & ~at_goal(goals, *begin)
-    cell, direction, _ = lax.while_loop(lambda carry: carry[2].any(), walk, begin)
+    cell, direction, _ = until_few(walk, (to, goals), begin, alive=2)
     return jnp.where((direction[:, None] == jnp.arange(4))[..., None], one(cell)[:, None], 0)
+
+
+def until_few(one, fixed, carry, alive: int):
+    """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
+
+    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own; and so do few of them.
+    """
+    rows = len(carry[alive])
+    few = rows // FEW if rows >= 8 * FEW else 0
+
+    def loop(fixed, carry, most):
+        return lax.while_loop(lambda carry: carry[alive].sum() > most, lambda carry: one(fixed, carry), carry)
+
+    carry = loop(fixed, carry, few)
+    if few == 0:
+        return carry
+    which = jnp.nonzero(carry[alive], size=few, fill_value=rows)[0]  # rows beyond the last one: nobody
+    pick = lambda x: jnp.asarray(x).at[which].get(mode="fill", fill_value=0)  # noqa: E731
+    left = until_few(one, *jax.tree.map(pick, (fixed, carry)), alive)
+    return jax.tree.map(lambda x, new: x.at[which].set(new, mode="drop", unique_indices=True), carry, left)
