@@ -157,7 +157,7 @@ def goal_of(goals: jax.Array, free: jax.Array, on: jax.Array) -> jax.Array:
 def until_few(one, fixed, carry, alive: int):
     """Repeats carry = one(fixed, carry) until no row is alive; `carry[alive]` [B] bool tells which rows are.
 
-    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own; and so do few of them.
+    Most rows are done soon. When few are left, these go on by themselves, in arrays of their own; so do few of them.
     """
     rows = len(carry[alive])
     few = rows // FEW if rows >= 8 * FEW else 0
