@@ -26,7 +26,7 @@ from agemem_jax.benchmarks.babyai import wording as say
 from agemem_jax.benchmarks.babyai.levels import EMPTY, FIRST, WALL, Game
 from agemem_jax.benchmarks.babyai.wording import AT, PLACES, Shared
 from agemem_jax.envs.base import Outcome
-from agemem_jax.envs.text import says, text_key
+from agemem_jax.envs.text import running_sum, says, text_key
 from agemem_jax.types import Text
 
 FEW = search.FEW
@@ -151,7 +151,7 @@ class Macros:
     def _look(self, game: Game, play: engine.State, view: jax.Array) -> Scene:
         shown = view[:, PLACES[:, 0], PLACES[:, 1]].astype(jnp.int32)  # [B, 48]
         there = shown >= engine.FIRST_LOOK
-        rank = jnp.where(there, jnp.cumsum(there, 1) - 1, self.objects)
+        rank = jnp.where(there, running_sum(there.astype(jnp.float32)).astype(jnp.int32) - 1, self.objects)
         rows = jnp.arange(len(view))[:, None]
         place = jnp.zeros((len(view), self.objects), jnp.int32)
         place = place.at[rows, rank].set(jnp.arange(len(PLACES)), mode="drop")
