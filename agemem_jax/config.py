@@ -132,6 +132,7 @@ AT_LEAST = {
     "warm.lesson_tokens": 64,
     "warm.lesson_batch": 1,
     "warm.lesson_every": 0,
+    "warm.acting": 0,
     "warm.steps": 0,
     "warm.distractors": 0,
     "warm.batch": 1,
@@ -604,8 +605,9 @@ def check_numbers(config: ConfigDict) -> None:
     for name in ("optim.b1", "optim.b2"):
         if not 0 <= np.float32(fields[name]) < 1:
             refuse(name, fields[name], "must be at least 0 and, in float32, below 1: Adam divides by 1 less this")
-    phases = ["steps"] + [name for name in ("lessons", "dealings") if config.warm[name]]
-    for name in ["optim.learning_rate", "warm.learning_rate"] + ["warm.lesson_rate"] * (len(phases) > 1):
+    phases = ["steps"] + [name for name in ("lessons", "dealings", "acting") if config.warm[name]]
+    reads = config.warm.lessons or config.warm.dealings
+    for name in ["optim.learning_rate", "warm.learning_rate"] + ["warm.lesson_rate"] * bool(reads):
         group, rate = name.split(".")[0], fields[name]
         decay = config[group].weight_decay
         if decay * rate >= 1:

@@ -278,6 +278,7 @@ def get_config() -> ConfigDict:
     c.warm.lesson_rate = 2.5e-3  # learning rate, of dealings too
     c.warm.dealings = 0  # steps after the lessons, half of whose pages are about calls (benchmarks/hotpotqa/lessons.py)
     c.warm.lesson_every = 0  # while it watches demonstrations, each so many-th step is a lesson; 0 = none
+    c.warm.acting = 0  # steps on demonstrations of tasks as `task.official` tells them: all of them is acting
     c.warm.steps = 500  # steps on demonstrations
     c.warm.distractors = 0  # stage-2 messages of a demonstration; 0 = task.distractors. Few: more of it is acting
     c.warm.roles = 0.0  # share of these steps that show the roles of memory systems, which take turns

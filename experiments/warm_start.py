@@ -92,10 +92,12 @@ def make(configs: list, folder: Path) -> None:
     read = Kind(functools.partial(lesson_step, run.spec.learn), run, pages)
     watch = [Kind(functools.partial(watch_step, one.spec.learn), one, demonstrations(one, size)) for one in runs]
     play = [role_kind(one, name) for one in runs for name in SYSTEMS] if warm.roles else []
+    acts = [acting_kind(one, size) for one in configs] if warm.acting else []
     every, after = warm.lesson_every, warm.lessons + warm.dealings
     phases = {
         "lessons": (warm.lesson_rate, [(read, i) for i in range(warm.lessons)]),
         "dealings": (warm.lesson_rate, [(read, warm.lessons + i) for i in range(warm.dealings)]),
+        "acting": (warm.learning_rate, [demonstrated(i, 0.0, acts, []) for i in range(warm.acting)]),
         # What it has learnt to read is kept up while it watches.
         "demonstrations": (
             warm.learning_rate,
@@ -105,7 +107,7 @@ def make(configs: list, folder: Path) -> None:
             ],
         ),
     }
-    kinds = list(dict.fromkeys((read, *watch, *play)))
+    kinds = [read, *watch, *play, *acts]
     with Checkpointer(folder / PROGRESS, config, config.train.keep_checkpoints) as checkpoints:
         params, curves = learn(model, params, phases, kinds, checkpoints, [to_json(one) for one in configs[1:]])
     if model.lora:  # merged into anything narrower, what was learnt would round away
@@ -216,6 +218,20 @@ def demonstrations(run: Run, size: int) -> Callable:
         return kept[i % period]
 
     return material
+
+
+def acting_kind(config: ConfigDict, size: int) -> Kind:
+    """Steps on demonstrations of a config's tasks with nothing told before: the goal comes with the task.
+
+    In those of all stages most turns are about what is told, and what a task asks for is not always known.
+    """
+    told_at_once = config.copy_and_resolve_references()
+    told_at_once.task.official = True
+    run = build(told_at_once)
+    if run.source.staged(0).facts:
+        why = f"{config.task.benchmark} always tells something before the task; set it to 0"
+        refuse("warm.acting", config.warm.acting, why)
+    return Kind(functools.partial(watch_step, run.spec.learn), run, demonstrations(run, size))
 
 
 def role_kind(run: Run, name: str) -> Kind:

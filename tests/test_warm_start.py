@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from agemem_jax.config import ConfigError
 from agemem_jax.errors import InputError
 from agemem_jax.training.checkpoint import Checkpointer
-from configs import tiny
+from configs import pddl, tiny
 from experiments import warm_start
 
 LESSONS, DEALINGS, STEPS = 5, 3, 2
@@ -108,3 +109,19 @@ def test_demonstrations_of_every_config_have_as_many_distractors_as_the_first_as
             warm_start.make([first, second], tmp_path)
         assert built == expected
         built.clear()
+
+
+def test_acting_is_shown_with_nothing_told_before():
+    c = pddl.get_config("tiny")
+    c.task.train_size, c.task.test_size, c.train.eval_tasks = 8, 4, 4
+    kind = warm_start.acting_kind(c, 4)
+    told = [kind.run.source.staged(i) for i in range(8)]
+    assert not any(one.facts or one.distractors for one in told) and not c.task.official
+    assert all("goal is to satisfy" in one.query for one in told)
+
+
+def test_questions_have_no_acting():
+    c = config()
+    c.warm.acting = 3
+    with pytest.raises(ConfigError, match="warm.acting = 3: hotpotqa always tells something before the task; set it"):
+        warm_start.acting_kind(c, 4)
