@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agemem_jax.benchmarks.babyai import environment as engine
-from agemem_jax.benchmarks.babyai import expert, levels, macros, search, subgoals, wording
+from agemem_jax.benchmarks.babyai import expert, levels, search, subgoals, wording
 from agemem_jax.benchmarks.babyai.levels import FIRST, Game, Sizes
 from agemem_jax.benchmarks.babyai.macros import Macros
 from agemem_jax.benchmarks.babyai.subgoals import Labelled
@@ -411,7 +411,7 @@ def test_without_labels_an_episode_with_them_is_as_before(tokenizer, shared):
 def test_few_rows_of_many_go_on_by_themselves(tokenizer, shared):
     """From 8 * FEW rows on: rows are what they are in a smaller batch."""
     plays, times = records("agentboard"), 6
-    assert len(plays) * times >= 8 * macros.FEW and times <= len(plays) * times // macros.FEW
+    assert len(plays) * times >= 8 * search.FEW and times <= len(plays) * times // search.FEW
     game, many = stacked([play["game"] for play in plays]), stacked([play["game"] for play in plays] * times)
     alone, _ = reset(MACROS, shared, game)
     state, _ = reset(MACROS, shared, many)

@@ -50,9 +50,11 @@ def test_states_are_those_of_sets():
     rng = random.Random(0)
     sets = [set(game.init) for game in several]
     facts = jnp.asarray(batch.init)
-    can, act = jax.jit(strips.applicable), jax.jit(strips.apply)
+    act, after = jax.jit(strips.apply), jax.jit(strips.lacking_after, static_argnums=4)
+    lacks = strips.lacking(batch, facts, sizes.planes)
     for _ in range(25):
-        live = np.asarray(can(batch, facts))
+        live = np.asarray(strips.unpack(strips.can_be_taken(lacks)))[:, : sizes.operators]
+        np.testing.assert_array_equal(lacks, strips.lacking(batch, facts, sizes.planes))
         held = np.asarray(strips.unpack(facts))
         met = np.asarray(strips.met(batch, facts))
         chosen, on = np.zeros(len(several), np.int32), np.array([rng.random() < 0.8 for _ in several])
@@ -69,7 +71,8 @@ def test_states_are_those_of_sets():
             if on[row]:
                 op = game.operators[chosen[row]]
                 sets[row] = (state - op.delete) | op.add
-        facts = act(batch, facts, jnp.asarray(chosen), jnp.asarray(on))
+        before, facts = facts, act(batch, facts, jnp.asarray(chosen), jnp.asarray(on))
+        lacks = after(batch, lacks, before, facts, sizes.changes)
 
 
 def test_the_first_ones_of_bits():

@@ -105,15 +105,6 @@ def tables(game: Grounded, sizes: Sizes, where: str) -> Strips:
     )
 
 
-def applicable(game: Strips, facts: jax.Array) -> jax.Array:
-    """Which actions can be taken in states [B, Fw]: [B, A] bool."""
-    lacks = (game.pre & ~facts[:, None]) != 0
-    can = game.there & ~lacks.any(-1)
-    if game.neg.shape[1]:
-        can &= ~((game.neg & facts[:, None]) != 0).any(-1)
-    return can
-
-
 def lacking(game: Strips, facts: jax.Array, planes: int) -> jax.Array:
     """How many conditions each action lacks in states [B, Fw], bit by bit: [B, P, Aw] uint32, the lowest bits first."""
     ones = lambda x: lax.population_count(x).astype(jnp.int32).sum(-1)  # noqa: E731

@@ -302,18 +302,18 @@ def spell(pieces: Text, own: Text, numbers: jax.Array, width: int) -> Text:
     """
     (n, w), (m, v) = pieces.tokens.shape, own.tokens.shape[1:]
     of_row = jax.vmap(lambda x, i: x[i])
-    alone = lax.optimization_barrier  # fused with what is around it, a gather takes a CPU several times as long
-    numbers = alone(numbers)
+    barrier = lax.optimization_barrier  # fused with what is around it, a gather takes a CPU several times as long
+    numbers = barrier(numbers)
     is_shared, mine = numbers < n, jnp.maximum(numbers - n, 0)
     length = jnp.where(is_shared, pieces.length[jnp.minimum(numbers, n - 1)], of_row(own.length, mine))
-    ends = alone(jnp.cumsum(alone(length), axis=1))
-    place = alone(jnp.minimum(covering(ends, width), numbers.shape[1] - 1))
+    ends = barrier(jnp.cumsum(barrier(length), axis=1))
+    place = barrier(jnp.minimum(covering(ends, width), numbers.shape[1] - 1))
     # Where each token lies in the tables, laid flat one behind the other.
     begin = jnp.where(is_shared, numbers * w, n * w + mine * v) - (ends - length)
-    source = alone(of_row(begin, place)) + jnp.arange(width)
-    is_shared = alone(of_row(numbers, place)) < n
-    shared = alone(pieces.tokens.reshape(-1)[jnp.clip(source, 0, n * w - 1)])
-    private = alone(of_row(own.tokens.reshape(len(numbers), -1), jnp.clip(source - n * w, 0, m * v - 1)))
+    source = barrier(of_row(begin, place)) + jnp.arange(width)
+    is_shared = barrier(of_row(numbers, place)) < n
+    shared = barrier(pieces.tokens.reshape(-1)[jnp.clip(source, 0, n * w - 1)])
+    private = barrier(of_row(own.tokens.reshape(len(numbers), -1), jnp.clip(source - n * w, 0, m * v - 1)))
     total = jnp.minimum(ends[:, -1], width).astype(jnp.int32)
     tokens = jnp.where(is_shared, shared, private).astype(jnp.int32)
     return Text(jnp.where(jnp.arange(width) < total[:, None], tokens, PAD_ID), total)

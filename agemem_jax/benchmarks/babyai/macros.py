@@ -29,7 +29,6 @@ from agemem_jax.envs.base import Outcome
 from agemem_jax.envs.text import running_sum, says, text_key
 from agemem_jax.types import Text
 
-FEW = search.FEW
 _BOX = 12  # looks from here to engine.CARRIED are boxes
 _NONE = -1
 # The cell of the board (search.py) of each place in view.
